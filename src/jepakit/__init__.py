@@ -1,0 +1,58 @@
+"""Building blocks for joint-embedding predictive architectures."""
+
+from jepakit._checks import TYPECHECK as _TYPECHECK
+
+__version__ = "0.1.0"
+
+if _TYPECHECK:
+    # Installed before anything else is imported, so that every annotation below is checked.
+    from jaxtyping import install_import_hook as _install_import_hook
+
+    _install_import_hook("jepakit", "beartype.beartype")
+
+from jepakit.diagnostics import effective_rank
+from jepakit.losses import (
+    masked_cosine,
+    masked_huber,
+    masked_l1,
+    masked_mse,
+    masked_smooth_l1,
+    normalize_targets,
+)
+from jepakit.masking import (
+    IndexedDataset,
+    InfeasibleMaskError,
+    MaskCollator,
+    MultiBlockMask,
+    RandomMask,
+)
+from jepakit.nn import MaskedPredictor, MaskedViT
+from jepakit.schedules import constant, cosine, linear, warmup_cosine
+from jepakit.teacher import EMATeacher
+from jepakit.tokens import Masks, TokenSet, put_tokens, take_tokens
+
+__all__ = [
+    "EMATeacher",
+    "IndexedDataset",
+    "InfeasibleMaskError",
+    "MaskCollator",
+    "MaskedPredictor",
+    "MaskedViT",
+    "Masks",
+    "MultiBlockMask",
+    "RandomMask",
+    "TokenSet",
+    "constant",
+    "cosine",
+    "effective_rank",
+    "linear",
+    "masked_cosine",
+    "masked_huber",
+    "masked_l1",
+    "masked_mse",
+    "masked_smooth_l1",
+    "normalize_targets",
+    "put_tokens",
+    "take_tokens",
+    "warmup_cosine",
+]

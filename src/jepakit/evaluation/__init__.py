@@ -1,0 +1,7 @@
+"""How good frozen features are: extraction, nearest neighbours, linear probe."""
+
+from jepakit.evaluation.features import Features, extract_features
+from jepakit.evaluation.knn import knn_accuracy
+from jepakit.evaluation.linear import linear_probe
+
+__all__ = ["Features", "extract_features", "knn_accuracy", "linear_probe"]

@@ -1,0 +1,98 @@
+"""The one place where masked losses check their input and are reduced."""
+
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from jepakit._checks import check_choice
+
+__all__ = ["Reduction", "check_masked", "float32_or_wider", "reduce_masked"]
+
+Reduction = Literal["mean", "sum", "sample", "none"]
+
+_REDUCTIONS = ("mean", "sum", "sample", "none")
+
+
+def check_masked(
+    pred: Tensor,
+    target: Tensor,
+    valid: Tensor,
+    reduction: str,
+    process_group: dist.ProcessGroup | None,
+) -> None:
+    """Raise unless the arguments of a masked loss fit together; reads no tensor's values."""
+    for name, tensor in (("pred", pred), ("target", target)):
+        if not tensor.is_floating_point():
+            raise TypeError(f"{name}: must be floating point, got {tensor.dtype}")
+    if not isinstance(valid, Tensor):
+        raise TypeError(
+            f"valid: must be a bool tensor, got {type(valid).__name__}; pass e.g. tokens.valid"
+        )
+    if valid.dtype != torch.bool:
+        raise TypeError(f"valid: must be a bool tensor, got {valid.dtype}; pass e.g. tokens.valid")
+    if pred.dim() < 2:
+        raise ValueError(f"pred {tuple(pred.shape)}: must have the shape [*batch, n, d]")
+    if target.shape != pred.shape:
+        raise ValueError(
+            f"target {tuple(target.shape)}: must have the shape of pred {tuple(pred.shape)}; "
+            "nothing is broadcast"
+        )
+    if valid.shape != pred.shape[:-1]:
+        raise ValueError(
+            f"valid {tuple(valid.shape)}: must have the shape of pred without its last axis, "
+            f"{tuple(pred.shape[:-1])}; nothing is broadcast"
+        )
+    if pred.shape[0] == 0 or pred.shape[-1] == 0:
+        raise ValueError(
+            f"pred {tuple(pred.shape)}: the batch is empty, "
+            "must have at least one sample and one feature"
+        )
+    check_choice("reduction", reduction, _REDUCTIONS)
+    if reduction == "sample" and pred.dim() < 3:
+        raise ValueError(
+            f"reduction='sample': pred {tuple(pred.shape)} has no batch axis, "
+            "must have the shape [b, ..., n, d]"
+        )
+    if process_group is not None and reduction != "mean":
+        raise ValueError(
+            f"process_group with reduction={reduction!r}: takes effect only with reduction='mean'"
+        )
+
+
+def float32_or_wider(tensor: Tensor) -> Tensor:
+    """The tensor in float32 if it is of a half type, else as it is."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def reduce_masked(
+    values: Tensor,
+    valid: Tensor,
+    reduction: str,
+    process_group: dist.ProcessGroup | None,
+    *,
+    values_per_token: int,
+) -> Tensor:
+    """Reduce `values`, which are already 0 where not valid.
+
+    Counts are clamped at 1, so that a sum over nothing stays 0 with a graph and finite gradients.
+    """
+    if reduction == "none":
+        return values
+    if reduction == "sum":
+        return values.sum()
+    if reduction == "sample":
+        counts = valid.flatten(1).sum(dim=1)
+        return values.flatten(1).sum(dim=1) / (counts.clamp(min=1) * values_per_token)
+    total, count = values.sum(), valid.sum()
+    if process_group is None:
+        return total / (count.clamp(min=1) * values_per_token)
+
+    sums = torch.stack([total.detach(), count.to(total.dtype)])
+    dist.all_reduce(sums, group=process_group)
+    denominator = sums[1].clamp(min=1) * values_per_token
+    # DDP divides the summed gradients by the number of ranks; multiplying here undoes that.
+    share = total * (dist.get_world_size(process_group) / denominator)
+    # The value is the same on every rank, the gradient is this rank's: the difference is exactly 0.
+    return sums[0] / denominator + (share - share.detach())

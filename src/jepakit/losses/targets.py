@@ -1,0 +1,61 @@
+"""What a teacher's features go through before they are predicted."""
+
+from typing import Literal
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from jepakit._checks import check_choice
+from jepakit.losses._reduction import float32_or_wider
+
+__all__ = ["normalize_targets"]
+
+
+def normalize_targets(
+    features: Float[Tensor, "*batch d"], kind: Literal["layer", "l2", "none"] = "layer"
+) -> Float[Tensor, "*batch d"]:
+    r"""Normalise each feature vector by itself, with nothing learned.
+
+    $$\mathrm{layer}: \frac{x - \bar x}{\sqrt{\mathrm{var}(x) + 10^{-5}}}, \qquad
+        \mathrm{l2}: \frac{x}{\max(\|x\|, 10^{-6})}, \qquad \mathrm{none}: x$$
+
+    Mean and (biased) variance are over the `d` entries of one vector. A zero vector stays zero, so
+    not-valid tokens may be normalised too. Half types are computed in float32 and handed back in
+    their own type.
+
+    Args:
+        features: Teacher features.
+        kind: `"layer"` for zero mean and unit variance, `"l2"` for unit length, `"none"` for no
+            change.
+
+    Raises:
+        TypeError: If `features` is not floating point.
+        ValueError: If `kind` is unknown, `features` has no axis, or `kind="layer"` is asked for
+            vectors of a single entry, which it would all turn into 0.
+
+    Example:
+        >>> import torch
+        >>> normalize_targets(torch.tensor([3.0, 4.0]), "l2")
+        tensor([0.6000, 0.8000])
+
+    Source:
+        The published code of I-JEPA (arXiv:2301.08243) applies `"layer"`; its paper mentions no
+        normalisation, which is `"none"`. No difference from that code's layer norm.
+    """
+    if not features.is_floating_point():
+        raise TypeError(f"features: must be floating point, got {features.dtype}")
+    if features.dim() < 1:
+        raise ValueError("features (): must have the shape [*batch, d]")
+    check_choice("kind", kind, ("layer", "l2", "none"))
+    if kind == "none":
+        return features
+    dim = features.shape[-1]
+    if kind == "l2":
+        return F.normalize(float32_or_wider(features), dim=-1, eps=1e-6).to(features.dtype)
+    if dim < 2:
+        raise ValueError(
+            f"kind='layer' with features {tuple(features.shape)}: must have at least 2 entries per "
+            "vector, a single one always becomes 0"
+        )
+    return F.layer_norm(float32_or_wider(features), (dim,)).to(features.dtype)

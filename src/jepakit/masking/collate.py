@@ -1,0 +1,206 @@
+"""Masks in a `DataLoader`: drawn in the workers, the same however the loading is arranged."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils.data import Dataset, default_collate
+
+from jepakit._checks import check_images_finite, check_int
+from jepakit.masking.uniforms import derive_seed, keyed_uniforms
+from jepakit.tokens import Masks
+
+__all__ = ["Indexed", "IndexedDataset", "MaskCollator", "MaskSampler"]
+
+
+@runtime_checkable
+class MaskSampler(Protocol):
+    """What a collator draws masks with: any callable with this signature."""
+
+    def __call__(
+        self,
+        batch_size: int,
+        *,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+    ) -> Masks:
+        """Masks for a batch.
+
+        Args:
+            batch_size: Number of samples.
+            generator: A CPU generator; the masks are a function of its state.
+            device: Where the masks go.
+        """
+        ...
+
+
+@runtime_checkable
+class UniformSampler(Protocol):
+    """A sampler that is a function of a table of uniforms, one row for each sample."""
+
+    num_draws: int
+    per_sample: bool
+
+    def from_uniforms(
+        self, uniforms: Float[Tensor, "b k"], *, device: torch.device | str | None = None
+    ) -> Masks:
+        """Masks from `num_draws` numbers for each sample."""
+        ...
+
+
+@dataclass(frozen=True)
+class Indexed:
+    """A sample together with its index in the dataset."""
+
+    index: int
+    sample: Any
+
+
+class IndexedDataset(Dataset[Indexed]):
+    """A map-style dataset that hands on each sample's index, for `MaskCollator`.
+
+    Args:
+        dataset: Anything with `__len__` and `__getitem__`.
+
+    Raises:
+        TypeError: If `dataset` lacks one of the two.
+
+    Example:
+        >>> from jepakit.masking import IndexedDataset
+        >>> IndexedDataset(["a", "b"])[1]
+        Indexed(index=1, sample='b')
+
+    Source:
+        jepakit's own.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        for method in ("__len__", "__getitem__"):
+            if not hasattr(dataset, method):
+                raise TypeError(
+                    f"dataset={type(dataset).__name__}: must have {method}; iterable datasets have "
+                    "no index to hand on"
+                )
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Indexed:
+        """The sample and its index."""
+        return Indexed(int(index), self.dataset[index])
+
+
+class MaskCollator:
+    r"""Collate a batch and draw its masks, by (seed, epoch, sample index).
+
+    For a sampler that is a function of each sample's own random numbers (`RandomMask`, and
+    `MultiBlockMask` with `block_size="sample"` and `context_length` "pad" or an int), the masks of
+    sample $i$ depend on $(\mathrm{seed}, \mathrm{epoch}, i)$ alone: the same for any number of
+    workers or ranks, any batch size, and after a resume. In its other modes, where samples share a
+    size or a length, and for any other callable, a batch's masks depend on
+    $(\mathrm{seed}, \mathrm{epoch}, i_1, \dots, i_b)$, the indices of the batch in order.
+
+    Call `set_epoch` before each epoch, as with `DistributedSampler`. The epoch lies in shared
+    memory, so it reaches persistent workers. Without it every epoch repeats the masks of epoch 0.
+
+    Args:
+        sampler: What draws masks.
+        seed: Any int; runs that should differ need different ones.
+        collate_fn: What collates the samples themselves.
+
+    Raises:
+        TypeError: If a sample does not come from `IndexedDataset`.
+        ValueError: If the batch is empty or a floating tensor in it holds NaN or infinity.
+
+    Example:
+        >>> import torch
+        >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> from jepakit import IndexedDataset, MaskCollator, MultiBlockMask
+        >>> dataset = IndexedDataset(TensorDataset(torch.zeros(8, 3, 64, 64), torch.arange(8)))
+        >>> collate = MaskCollator(MultiBlockMask((16, 16), block_size="sample"), seed=1)
+        >>> loader = DataLoader(dataset, batch_size=4, collate_fn=collate)
+        >>> for epoch in range(2):
+        ...     collate.set_epoch(epoch)
+        ...     for (images, labels), masks in loader:
+        ...         pass
+        >>> images.shape, masks.targets.shape[:2]
+        (torch.Size([4, 3, 64, 64]), torch.Size([4, 4]))
+
+    Source:
+        jepakit's own. I-JEPA's published collator seeds block sizes by a counter shared between
+        workers, in the order in which they happen to come, and places from the global generator.
+    """
+
+    def __init__(
+        self,
+        sampler: MaskSampler,
+        *,
+        seed: int = 0,
+        collate_fn: Callable[[list[Any]], Any] = default_collate,
+    ) -> None:
+        if not callable(sampler):
+            raise TypeError(f"sampler={sampler!r}: must be callable as sampler(batch_size)")
+        check_int("seed", seed, minimum=-(2**63))
+        if seed >= 2**63:
+            raise ValueError(f"seed={seed}: must fit 64 bits, so be below 2**63")
+        self.sampler = sampler
+        self.seed = seed
+        self.collate_fn = collate_fn
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that masks are drawn for."""
+        return int(self._epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw the masks of another epoch from the next iteration of the loader on.
+
+        Args:
+            epoch: Number of the epoch, from 0.
+        """
+        check_int("epoch", epoch, minimum=0)
+        self._epoch.fill_(epoch)
+
+    def __call__(self, samples: Sequence[Indexed]) -> tuple[Any, Masks]:
+        """The collated samples and their masks.
+
+        Args:
+            samples: Of an `IndexedDataset`.
+        """
+        if len(samples) == 0:
+            raise ValueError("samples=[]: the batch must not be empty")
+        for sample in samples:
+            if not isinstance(sample, Indexed):
+                raise TypeError(
+                    f"samples: must come from IndexedDataset, got {type(sample).__name__}; wrap the "
+                    "dataset: DataLoader(IndexedDataset(dataset), collate_fn=MaskCollator(...))"
+                )
+        batch = self.collate_fn([sample.sample for sample in samples])
+        for leaf in pytree.tree_leaves(batch):
+            if isinstance(leaf, Tensor):
+                check_images_finite("samples", leaf)
+        return batch, self._draw([sample.index for sample in samples])
+
+    def _draw(self, indices: list[int]) -> Masks:
+        sampler, seed, epoch = self.sampler, self.seed, self.epoch
+        if isinstance(sampler, UniformSampler) and sampler.per_sample:
+            keys = [derive_seed(seed, epoch, index) for index in indices]
+            return sampler.from_uniforms(keyed_uniforms(keys, sampler.num_draws))
+        generator = torch.Generator().manual_seed(derive_seed(seed, epoch, *indices))
+        return sampler(len(indices), generator=generator)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        # A pickled copy would else hold an epoch that its own workers cannot see change.
+        self._epoch.share_memory_()
+
+    def __repr__(self) -> str:
+        collate = "" if self.collate_fn is default_collate else f", collate_fn={self.collate_fn!r}"
+        return f"MaskCollator({self.sampler!r}, seed={self.seed}{collate})"

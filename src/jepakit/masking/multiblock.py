@@ -1,0 +1,321 @@
+"""`MultiBlockMask`: I-JEPA's multi-block masks with a guaranteed context."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass, replace
+from functools import cached_property
+from itertools import accumulate
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from jepakit._checks import check_choice, check_fraction, check_grid_size, check_int, check_range
+from jepakit.masking import blocks
+from jepakit.masking.context import check_context_length, fit_context, needed_tokens
+from jepakit.masking.feasibility import InfeasibleMaskError, MultiBlockSpec
+from jepakit.masking.placement import place_context, place_disjoint, place_within_budget
+from jepakit.masking.uniforms import draw_uniforms, place
+from jepakit.tokens import Masks, TokenSet
+
+__all__ = ["MultiBlockMask"]
+
+# Columns of the table of uniforms: three for sizes, one for the context block's place.
+_SIZES = 4
+
+
+@dataclass(frozen=True)
+class MultiBlockMask:
+    r"""Several rectangular targets and the rest of one large block as context, as in I-JEPA.
+
+    With $N = HW$ patches, $\mathrm{need} = \max(1, \lceil c N \rceil)$ for
+    $c$ = `min_context_coverage`, and a context block $B$: every sample of every batch has
+    $C = B \setminus \bigcup_j T_j$ with $|C| \ge \mathrm{need}$, and every $T_j$ is a whole,
+    non-empty rectangle. This is met by construction, with no retry: a target is drawn among the
+    positions whose new cells in $B$ still fit the budget $|B| - \mathrm{need}$.
+
+    Args:
+        grid_size: `(H, W)` in patches.
+        num_targets: Target blocks for each sample.
+        target_scale: Range of a target's area as a fraction of the grid, uniform.
+        target_aspect_ratio: Range of a target's height / width, log-uniform and independent of the
+            scale. Blocks are rounded to whole patches and clipped to the grid. All targets of one
+            sample have one size.
+        context_scale: Range of the context block's area before targets are removed, as a fraction
+            of the grid, uniform; the block has the grid's own aspect. The low end is raised to
+            `need` + the largest target's area where it lies below (plus the area of all targets if
+            they must not overlap), since no smaller block could keep the promise.
+        min_context_coverage: Fraction $c$ of the grid that the context has at least, after targets
+            are removed, after trimming and batching.
+        allow_target_overlap: Whether targets of one sample may share patches.
+        block_size: Draw sizes once for a `"batch"` (as I-JEPA; targets then need no padding) or for
+            each `"sample"`.
+        context_length: `"pad"` contexts to the longest of the batch; `"trim"` each to the shortest
+            of the batch, or to an int of at most `need`, by a random subset (never a prefix). With
+            an int the promise is that number, and nothing is ever read back from the device.
+
+    Raises:
+        InfeasibleMaskError: At construction, if `need` + the largest target's area exceeds the
+            largest context block (all targets' area if they must not overlap), if the targets
+            cannot be disjoint, or if an int `context_length` exceeds `need`.
+        ValueError: If an argument is out of its range; `TypeError` if it is of another kind.
+
+    Example:
+        >>> import torch
+        >>> from jepakit import MultiBlockMask
+        >>> sampler = MultiBlockMask((14, 14), min_context_coverage=0.25)
+        >>> masks = sampler(8, generator=torch.Generator().manual_seed(0))
+        >>> masks.targets.shape[:2], bool((masks.context.counts() >= 49).all())
+        (torch.Size([8, 4]), True)
+
+    Source:
+        Assran et al., I-JEPA (arXiv:2301.08243), section 3 and appendix A.1. Differences: the
+        context floor is a promise and holds after batching; scale and aspect ratio are independent
+        (the published code draws one number for both, aspect uniform); blocks reach the last row
+        and column; contexts are padded or trimmed at random instead of cut to a raster-order prefix
+        of the batch minimum.
+    """
+
+    grid_size: tuple[int, int]
+    _: KW_ONLY
+    num_targets: int = 4
+    target_scale: tuple[float, float] = (0.15, 0.2)
+    target_aspect_ratio: tuple[float, float] = (0.75, 1.5)
+    context_scale: tuple[float, float] = (0.85, 1.0)
+    min_context_coverage: float = 0.25
+    allow_target_overlap: bool = True
+    block_size: Literal["batch", "sample"] = "batch"
+    context_length: Literal["pad", "trim"] | int = "pad"
+
+    def __post_init__(self) -> None:
+        check_grid_size("grid_size", self.grid_size, ndims=(2,))
+        check_int("num_targets", self.num_targets, minimum=1)
+        check_range("target_scale", self.target_scale, high=1.0)
+        check_range("target_aspect_ratio", self.target_aspect_ratio)
+        check_range("context_scale", self.context_scale, high=1.0)
+        check_fraction("min_context_coverage", self.min_context_coverage)
+        check_choice("allow_target_overlap", self.allow_target_overlap, (True, False))
+        check_choice("block_size", self.block_size, ("batch", "sample"))
+        check_context_length(self.context_length)
+        MultiBlockSpec(
+            self.grid_size,
+            self.num_targets,
+            self.target_scale,
+            self.target_aspect_ratio,
+            self.context_scale,
+            self.min_context_coverage,
+            self.allow_target_overlap,
+        ).check()
+        if isinstance(self.context_length, int) and self.context_length > self.need:
+            raise InfeasibleMaskError(
+                f"context_length={self.context_length}: exceeds the {self.need} tokens that "
+                f"min_context_coverage={self.min_context_coverage:g} promises on the grid "
+                f"{self.grid_size}, so it could not always be met. Change one of: "
+                f"context_length={self.need}{self._coverage_for(self.context_length)}"
+            )
+
+    @classmethod
+    def from_ijepa_config(
+        cls,
+        grid_size: tuple[int, int],
+        *,
+        enc_mask_scale: Sequence[float] = (0.85, 1.0),
+        pred_mask_scale: Sequence[float] = (0.15, 0.2),
+        aspect_ratio: Sequence[float] = (0.75, 1.5),
+        nenc: int = 1,
+        npred: int = 4,
+        min_keep: int = 10,
+        allow_overlap: bool = False,
+        block_size: Literal["batch", "sample"] = "batch",
+        context_length: Literal["pad", "trim"] | int = "pad",
+    ) -> "MultiBlockMask":
+        """A sampler from the key names of I-JEPA's published configuration files.
+
+        Args:
+            grid_size: `(H, W)` in patches.
+            enc_mask_scale: Becomes `context_scale`.
+            pred_mask_scale: Becomes `target_scale`.
+            aspect_ratio: Becomes `target_aspect_ratio`.
+            nenc: Contexts for each image; only 1.
+            npred: Becomes `num_targets`.
+            min_keep: Patches that a context keeps; becomes a floor of `min_keep` / N that holds
+                after batching (the published code checks it before).
+            allow_overlap: Of context with targets; only False. Targets may overlap each other.
+            block_size: As in the constructor.
+            context_length: As in the constructor.
+
+        Raises:
+            ValueError: If `allow_overlap` is True or `nenc` above 1.
+
+        Example:
+            >>> MultiBlockMask.from_ijepa_config((14, 14), min_keep=49).min_context_coverage
+            0.25
+        """
+        check_grid_size("grid_size", grid_size, ndims=(2,))
+        check_int("nenc", nenc, minimum=1)
+        check_int("min_keep", min_keep, minimum=1)
+        if allow_overlap:
+            raise ValueError(
+                "allow_overlap=True: must be False; it lets the context contain its targets, which "
+                "jepakit never does (targets may always overlap each other)"
+            )
+        if nenc > 1:
+            raise ValueError(
+                f"nenc={nenc}: must be 1; call the sampler once for each context instead"
+            )
+        size = math.prod(grid_size)
+        if min_keep > size:
+            raise ValueError(f"min_keep={min_keep}: must be at most the grid's {size} patches")
+        return cls(
+            grid_size,
+            num_targets=npred,
+            target_scale=_as_pair(pred_mask_scale),
+            target_aspect_ratio=_as_pair(aspect_ratio),
+            context_scale=_as_pair(enc_mask_scale),
+            min_context_coverage=min_keep / size,
+            block_size=block_size,
+            context_length=context_length,
+        )
+
+    def _coverage_for(self, length: int) -> str:
+        coverage = length / math.prod(self.grid_size)
+        try:
+            replace(self, min_context_coverage=coverage)
+        except ValueError:
+            return ""
+        return f"; min_context_coverage={coverage}"
+
+    # What follows from the arguments, computed once
+
+    @cached_property
+    def need(self) -> int:
+        """Context tokens that every sample has at least."""
+        return needed_tokens(self.min_context_coverage, math.prod(self.grid_size))
+
+    @cached_property
+    def _target_sizes(self) -> list[tuple[int, int]]:
+        return blocks.reachable_sizes(self.grid_size, self.target_scale, self.target_aspect_ratio)
+
+    @cached_property
+    def _largest_target(self) -> int:
+        return max(h * w for h, w in self._target_sizes)
+
+    @cached_property
+    def _room(self) -> int:
+        """Cells that a context block must have beyond `need`."""
+        return self._largest_target * (1 if self.allow_target_overlap else self.num_targets)
+
+    @cached_property
+    def _context_sizes(self) -> blocks.ScaledSizes:
+        return blocks.ScaledSizes.from_range(
+            self.grid_size, self.context_scale, smallest=self.need + self._room
+        )
+
+    @cached_property
+    def _strips(self) -> tuple[int, int]:
+        """Most strips and slots of a strip packing; (0, 0) where free placement cannot dead-end."""
+        height, width = self.grid_size
+        if self.allow_target_overlap or all(
+            # A placed block bars at most (2h - 1)(2w - 1) corners.
+            (self.num_targets - 1) * (2 * h - 1) * (2 * w - 1) < (height - h + 1) * (width - w + 1)
+            for h, w in self._target_sizes
+        ):
+            return 0, 0
+        return (
+            height // min(h for h, _ in self._target_sizes),
+            width // min(w for _, w in self._target_sizes),
+        )
+
+    @cached_property
+    def num_draws(self) -> int:
+        """Random numbers that one sample takes."""
+        strips, slots = self._strips
+        return _SIZES + 2 * self.num_targets + strips * (1 + 2 * slots) + self._trim_draws
+
+    @property
+    def per_sample(self) -> bool:
+        """Whether a sample's masks depend on its own random numbers alone."""
+        return self.block_size == "sample" and self.context_length != "trim"
+
+    # Sampling
+
+    def __call__(
+        self,
+        batch_size: int,
+        *,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+    ) -> Masks:
+        """Masks for a batch.
+
+        Args:
+            batch_size: Number of samples.
+            generator: A CPU generator; torch's global one if None.
+            device: Where the masks are computed; they do not depend on it.
+        """
+        uniforms = draw_uniforms(batch_size, self.num_draws, generator=generator)
+        return self.from_uniforms(uniforms, device=device)
+
+    def from_uniforms(
+        self, uniforms: Float[Tensor, "b k"], *, device: torch.device | str | None = None
+    ) -> Masks:
+        """Masks as a pure function of `num_draws` numbers in [0, 1) for each sample.
+
+        Args:
+            uniforms: On the CPU; one row for each sample.
+            device: Where the masks are computed.
+        """
+        if uniforms.dim() != 2 or uniforms.shape[1] != self.num_draws or len(uniforms) == 0:
+            raise ValueError(
+                f"uniforms {tuple(uniforms.shape)}: must be [batch, {self.num_draws}], "
+                "with a batch of at least 1"
+            )
+        rows = uniforms[:1] if self.block_size == "batch" else uniforms
+        h, w = blocks.draw_sizes(
+            self.grid_size,
+            self.target_scale,
+            self.target_aspect_ratio,
+            rows[:, :2],
+            largest=self._largest_target,
+        )
+        length, shortest = int((h * w).max()), int((h * w).min())
+        context_h, context_w = self._context_sizes.draw(rows[:, 2])
+        context_length = int((context_h * context_w).max())
+        h, w, context_h, context_w = (place(side, device) for side in (h, w, context_h, context_w))
+        uniforms = place(uniforms, device)
+
+        strips, slots = self._strips
+        widths = [3, 1, self.num_targets, self.num_targets, strips * (1 + 2 * slots)]
+        _, u_place, u_target, u_order, u_strips, u_trim = uniforms.tensor_split(
+            list(accumulate(widths)), dim=1
+        )
+        context = place_context(
+            self.grid_size, context_h, context_w, u_place[:, 0], length=context_length
+        )
+        if self.allow_target_overlap:
+            corners = place_within_budget(context, h, w, u_target, length=length, need=self.need)
+        else:
+            corners = place_disjoint(
+                self.grid_size, h, w, u_target, u_strips, length=length, strips=strips, slots=slots
+            )
+        # Later targets had less choice; in random order none of the m places knows which it was.
+        corners = corners.gather(1, u_order.argsort(dim=1))
+
+        cells, exists = blocks.block_cells(self.grid_size, corners, h, w, length=length)
+        context = blocks.paint(context, cells, False)
+        valid = exists[:, None].expand_as(cells)
+        targets = TokenSet(
+            cells.masked_fill(~valid, 0), valid, self.grid_size, padded=shortest < length
+        )
+        kept = fit_context(context.flatten(1), self.grid_size, self.context_length, u_trim)
+        return Masks(kept, targets)
+
+    @property
+    def _trim_draws(self) -> int:
+        return 0 if self.context_length == "pad" else math.prod(self.grid_size)
+
+
+def _as_pair(value: Sequence[float]) -> tuple[float, float]:
+    # Configuration files hold lists; what is not a pair is named by the constructor's own check.
+    return tuple(value)  # type: ignore[return-value]

@@ -1,0 +1,206 @@
+"""`MaskedPredictor`: what stands at the targets, told from the context."""
+
+import math
+from typing import Literal, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from jepakit._checks import check_choice, check_fraction, check_grid_size, check_int
+from jepakit.nn.position import rotary_table, sincos_table
+from jepakit.nn.transformer import Block, key_mask
+from jepakit.tokens import TokenSet
+
+__all__ = ["MaskedPredictor"]
+
+
+class MaskedPredictor(nn.Module):
+    r"""A narrow vision transformer that predicts target tokens from context tokens.
+
+    With context tokens $s_p$, a learned mask token $u$ and positions $e_p$, for every target
+    block $T$: $\hat t = W_o\,\mathrm{norm}(\mathrm{blocks}([W_i s_p + e_p]_{p \in C}
+    \Vert [u + e_p]_{p \in T}))$, of which the second part is returned. Padding in either set is no
+    key and comes out as zeros.
+
+    Args:
+        grid_size: `(L,)`, `(H, W)` or `(T, H, W)` in patches.
+        encoder_dim: Width of the encoder's tokens.
+        predictor_embed_dim: Width inside.
+        depth: Number of blocks.
+        num_heads: Attention heads; must divide `predictor_embed_dim`.
+        mlp_ratio: Hidden width of a block's MLP as a multiple of `predictor_embed_dim`.
+        drop_path: Probability that the last block's branches are dropped in training; rises
+            linearly from 0 at the first.
+        position: `"sincos"` adds a fixed table, `"learned"` a learned one, `"rope"` turns queries
+            and keys instead.
+        joint: Predict all blocks of a sample in one sequence, so that they see each other, instead
+            of each by itself.
+
+    Raises:
+        ValueError: If `num_heads` does not divide `predictor_embed_dim`, or `position` does not fit
+            the width and the number of axes.
+
+    Example:
+        >>> import torch
+        >>> from jepakit import MaskedPredictor, RandomMask
+        >>> predictor = MaskedPredictor((8, 8), 192, predictor_embed_dim=96, depth=2, num_heads=3)
+        >>> masks = RandomMask((8, 8), target_ratio=0.75)(2)
+        >>> context = torch.randn(2, 16, 192)
+        >>> predictor(context, masks.context, masks.targets).shape
+        torch.Size([2, 1, 48, 192])
+
+    Source:
+        Assran et al., I-JEPA (arXiv:2301.08243), appendix A.1, with its initialisation: truncated
+        normal of 0.02, residual projections of block l divided by sqrt(2 l). Differences: padding is
+        masked; `joint` and `position` other than `"sincos"` are additions (joint as in V-JEPA,
+        arXiv:2404.08471).
+    """
+
+    position_table: Tensor
+
+    def __init__(
+        self,
+        grid_size: tuple[int, ...],
+        encoder_dim: int,
+        *,
+        predictor_embed_dim: int = 384,
+        depth: int = 6,
+        num_heads: int = 12,
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.0,
+        position: Literal["sincos", "rope", "learned"] = "sincos",
+        joint: bool = False,
+    ) -> None:
+        super().__init__()
+        check_grid_size("grid_size", grid_size)
+        check_int("encoder_dim", encoder_dim, minimum=1)
+        check_int("predictor_embed_dim", predictor_embed_dim, minimum=1)
+        check_int("depth", depth, minimum=1)
+        check_int("num_heads", num_heads, minimum=1)
+        check_fraction("mlp_ratio", mlp_ratio, high=math.inf, open_low=True)
+        check_fraction("drop_path", drop_path)
+        check_choice("position", position, ("sincos", "rope", "learned"))
+        check_choice("joint", joint, (True, False))
+        if predictor_embed_dim % num_heads:
+            raise ValueError(
+                f"num_heads={num_heads}: must divide predictor_embed_dim={predictor_embed_dim}"
+            )
+        if drop_path == 1:
+            raise ValueError("drop_path=1: must be below 1, or the last block never learns")
+        self.grid_size = grid_size
+        self.position = position
+        self.joint = joint
+
+        dim = predictor_embed_dim
+        self.embed = nn.Linear(encoder_dim, dim)
+        self.mask_token = nn.Parameter(torch.zeros(dim))
+        if position == "learned":
+            self.position_table = nn.Parameter(torch.zeros(math.prod(grid_size), dim))
+        else:
+            rotary = position == "rope"
+            table = rotary_table(grid_size, dim // num_heads) if rotary else sincos_table(grid_size, dim)
+            # Follows from the arguments, so it is no part of a checkpoint.
+            self.register_buffer("position_table", table, persistent=False)
+        rates = [drop_path * i / max(1, depth - 1) for i in range(depth)]
+        self.blocks = nn.ModuleList(Block(dim, num_heads, mlp_ratio, rate) for rate in rates)
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.proj = nn.Linear(dim, encoder_dim)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+        if self.position == "learned":
+            nn.init.trunc_normal_(self.position_table, std=0.02)
+        with torch.no_grad():
+            for number, module in enumerate(self.blocks, start=1):
+                block = cast(Block, module)
+                block.attn.proj.weight.div_(math.sqrt(2 * number))
+                cast(nn.Linear, block.mlp[-1]).weight.div_(math.sqrt(2 * number))
+
+    def forward(
+        self,
+        context: Float[Tensor, "b n d"],
+        context_tokens: TokenSet,
+        target_tokens: TokenSet,
+    ) -> Float[Tensor, "b m k d"]:
+        """Predictions at every target, exact zeros where not valid.
+
+        Args:
+            context: The encoder's tokens of the context.
+            context_tokens: Where they are, `[batch, n]`.
+            target_tokens: What to predict, `[batch, num_targets, k]`.
+        """
+        self._check(context, context_tokens, target_tokens)
+        batch, blocks, length = target_tokens.shape
+        known = self.embed(_absent_as_zero(context, context_tokens))
+        # One sequence for each block, or one for all of them.
+        groups = 1 if self.joint else blocks
+        asked = target_tokens.idx.reshape(batch * groups, -1)
+        here = context_tokens.idx.repeat_interleave(groups, dim=0)
+        unknown = self.mask_token.expand(*asked.shape, -1)
+        x = torch.cat([known.repeat_interleave(groups, dim=0), unknown.to(known.dtype)], dim=1)
+
+        place = F.embedding(torch.cat([here, asked], dim=1), self.position_table)
+        rotary = place if self.position == "rope" else None
+        if rotary is None:
+            x = x + place.to(x.dtype)
+        mask = None
+        if context_tokens.padded or target_tokens.padded:
+            seen = context_tokens.valid.repeat_interleave(groups, dim=0)
+            mask = key_mask(torch.cat([seen, target_tokens.valid.reshape(asked.shape)], dim=1))
+        for block in self.blocks:
+            x = block(x, mask, rotary)
+        out = self.proj(self.norm(x[:, here.shape[1] :])).view(batch, blocks, length, -1)
+        return _absent_as_zero(out, target_tokens)
+
+    def predict_grid(
+        self, context: Float[Tensor, "b n d"], context_tokens: TokenSet
+    ) -> Float[Tensor, "b N d"]:
+        """Predictions at every position of the grid, visible ones included.
+
+        Args:
+            context: The encoder's tokens of the context.
+            context_tokens: Where they are, `[batch, n]`.
+        """
+        everything = TokenSet.full(self.grid_size, (len(context), 1), device=context.device)
+        return self(context, context_tokens, everything).squeeze(1)
+
+    def _check(self, context: Tensor, context_tokens: TokenSet, target_tokens: TokenSet) -> None:
+        width = self.embed.in_features
+        if context.dim() != 3 or context.shape[-1] != width:
+            raise ValueError(
+                f"context {tuple(context.shape)}: must be [batch, n, {width}], the encoder_dim that "
+                "the predictor was built with"
+            )
+        if len(context) == 0:
+            raise ValueError(f"context {tuple(context.shape)}: the batch must not be empty")
+        if context_tokens.shape != context.shape[:2]:
+            raise ValueError(
+                f"context_tokens {tuple(context_tokens.shape)}: must list the tokens of context "
+                f"{tuple(context.shape)}, so be {tuple(context.shape[:2])}"
+            )
+        if target_tokens.idx.dim() != 3 or len(target_tokens.idx) != len(context):
+            raise ValueError(
+                f"target_tokens {tuple(target_tokens.shape)}: must be [batch, num_targets, k] with "
+                f"the context's batch size {len(context)}"
+            )
+        for name, tokens in (("context_tokens", context_tokens), ("target_tokens", target_tokens)):
+            if tokens.grid_size != self.grid_size:
+                raise ValueError(
+                    f"{name} is on the grid {tokens.grid_size}: must be on the predictor's grid "
+                    f"{self.grid_size}"
+                )
+
+    def extra_repr(self) -> str:
+        """Arguments that the submodules do not show."""
+        return f"grid_size={self.grid_size}, position={self.position!r}, joint={self.joint}"
+
+
+def _absent_as_zero(features: Tensor, tokens: TokenSet) -> Tensor:
+    return features.masked_fill(~tokens.valid.unsqueeze(-1), 0) if tokens.padded else features

@@ -1,0 +1,83 @@
+"""A pre-norm transformer block that knows which keys are padding."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from jepakit.nn.position import rotate
+
+__all__: list[str] = []
+
+
+def key_mask(valid: Bool[Tensor, "b n"]) -> Bool[Tensor, "b 1 1 n"]:
+    """An attention mask, True where a key may be seen, under which no row is without a key.
+
+    A set with no valid entry sees all its (zeroed) entries instead: the softmax over nothing would
+    be NaN, and its outputs are dropped anyway.
+    """
+    nothing = ~valid.any(dim=-1, keepdim=True)
+    return (valid | nothing)[:, None, None, :]
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with optional rotary positions, on torch's fused kernels."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b n d"],
+        mask: Bool[Tensor, "b 1 1 n"] | None,
+        rotary: Float[Tensor, "b n h"] | None,
+    ) -> Float[Tensor, "b n d"]:
+        batch, length, dim = x.shape
+        qkv = self.qkv(x).view(batch, length, 3, self.num_heads, dim // self.num_heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        if rotary is not None:
+            q, k = rotate(q, rotary), rotate(k, rotary)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.proj(x.transpose(1, 2).reshape(batch, length, dim))
+
+
+class DropPath(nn.Module):
+    """Drop a residual branch of whole samples in training, the rest scaled up (Huang et al.)."""
+
+    def __init__(self, prob: float) -> None:
+        super().__init__()
+        self.prob = prob
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        if self.prob == 0.0 or not self.training:
+            return x
+        keep = 1.0 - self.prob
+        return x * (x.new_empty(len(x), 1, 1).bernoulli_(keep) / keep)
+
+    def extra_repr(self) -> str:
+        return f"prob={self.prob}"
+
+
+class Block(nn.Module):
+    """Attention and a two-layer MLP, each behind a norm and on a residual branch."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, drop_path: float) -> None:
+        super().__init__()
+        hidden = int(dim * mlp_ratio)
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = Attention(dim, num_heads)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
+        self.drop_path = DropPath(drop_path)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b n d"],
+        mask: Bool[Tensor, "b 1 1 n"] | None,
+        rotary: Float[Tensor, "b n h"] | None,
+    ) -> Float[Tensor, "b n d"]:
+        x = x + self.drop_path(self.attn(self.norm1(x), mask, rotary))
+        return x + self.drop_path(self.mlp(self.norm2(x)))

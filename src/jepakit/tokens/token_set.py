@@ -1,0 +1,263 @@
+"""`TokenSet`: positions on a grid that never travel without their validity."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from jepakit._checks import check_grid_size, check_int, values_readable
+
+__all__ = ["TokenSet"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TokenSet:
+    r"""A batch of ragged sets of grid positions, padded to one length.
+
+    With the grid's positions numbered row-major, $p = i W + j$ for row $i$ and column $j$, every set
+    lists its positions in ascending order, valid entries first:
+    $\mathrm{idx} = (p_1 < \dots < p_k, 0, \dots, 0)$ and
+    $\mathrm{valid} = (1, \dots, 1, 0, \dots, 0)$.
+
+    A token set is a pytree whose leaves are `idx` and `valid`, so it passes through
+    `torch.compile` and `torch.utils._pytree`. On the CPU its values are checked when it is built.
+
+    Args:
+        idx: Positions on the grid, int64, ascending; 0 where not valid.
+        valid: True where an entry is a token, False where it only pads.
+        grid_size: `(L,)`, `(H, W)` or `(T, H, W)` in patches.
+        padded: False promises that every entry is valid, so that no key mask is ever built.
+            Known on the host, so that nobody has to read `valid` back.
+
+    Raises:
+        TypeError: If `idx` is not int64 or `valid` not bool.
+        ValueError: If the shapes differ, or (on the CPU) if an index is off the grid, not
+            ascending, not 0 where not valid, if valid entries do not come first, or if `padded` is
+            False although an entry is not valid.
+
+    Example:
+        >>> import torch
+        >>> tokens = TokenSet.from_mask(torch.tensor([[True, False, True, True],
+        ...                                           [False, True, False, False]]), (2, 2))
+        >>> tokens.idx
+        tensor([[0, 2, 3],
+                [1, 0, 0]])
+        >>> tokens.valid
+        tensor([[ True,  True,  True],
+                [ True, False, False]])
+        >>> tokens.coverage()
+        tensor([0.7500, 0.2500])
+
+    Source:
+        jepakit's own. I-JEPA (arXiv:2301.08243) and V-JEPA (arXiv:2404.08471) carry bare indices and
+        cut every batch to its shortest set; here nothing is cut and padding is marked.
+    """
+
+    idx: Int[Tensor, "*batch n"]
+    valid: Bool[Tensor, "*batch n"]
+    grid_size: tuple[int, ...]
+    padded: bool = True
+
+    def __post_init__(self) -> None:
+        check_grid_size("grid_size", self.grid_size)
+        if self.idx.dtype != torch.int64:
+            raise TypeError(f"idx: must be int64, got {self.idx.dtype}")
+        if self.valid.dtype != torch.bool:
+            raise TypeError(f"valid: must be bool, got {self.valid.dtype}")
+        if self.idx.shape != self.valid.shape or self.idx.dim() < 1:
+            raise ValueError(
+                f"idx {tuple(self.idx.shape)} and valid {tuple(self.valid.shape)}: "
+                "must have one shape, [*batch, n]"
+            )
+        if self.idx.device != self.valid.device:
+            raise ValueError(
+                f"idx is on {self.idx.device}, valid on {self.valid.device}: must be on one device"
+            )
+        if values_readable(self.idx, self.valid):
+            self._check_values()
+
+    def _check_values(self) -> None:
+        idx, valid, size = self.idx, self.valid, self.num_positions
+        if idx.numel() == 0:
+            return
+        if not self.padded and not valid.all():
+            raise ValueError("padded=False: promises that every entry is valid, but some are not")
+        low, high = int(idx.min()), int(idx.max())
+        if low < 0 or high >= size:
+            raise ValueError(
+                f"idx: must lie on the grid {self.grid_size}, in [0, {size - 1}], "
+                f"got values from {low} to {high}"
+            )
+        both = valid[..., 1:]
+        if (both & ~valid[..., :-1]).any():
+            raise ValueError("valid: valid entries must come first in every set")
+        if ((idx[..., 1:] <= idx[..., :-1]) & both).any():
+            raise ValueError("idx: must ascend within every set, without repeats")
+        if self.padded and idx.masked_fill(valid, 0).any():
+            raise ValueError("idx: must be 0 where not valid")
+
+    # Building
+
+    @classmethod
+    def from_mask(cls, mask: Bool[Tensor, "*batch N"], grid_size: tuple[int, ...]) -> "TokenSet":
+        """List the True positions of flat masks, padded to the largest count in the batch.
+
+        Reads the largest and the smallest count back from the mask's device.
+
+        Args:
+            mask: True marks a member; flat over the grid, `N = prod(grid_size)`.
+            grid_size: The grid in patches.
+
+        Raises:
+            TypeError: If `mask` is not bool.
+            ValueError: If its last axis is not the grid's number of positions.
+        """
+        _check_mask(mask, grid_size)
+        counts = mask.sum(dim=-1)
+        if counts.numel() == 0:
+            longest = shortest = 0
+        else:
+            shortest, longest = torch.stack(torch.aminmax(counts)).tolist()
+        return cls._compact(mask, grid_size, longest, padded=shortest < longest)
+
+    @classmethod
+    def _compact(
+        cls, mask: Tensor, grid_size: tuple[int, ...], length: int, *, padded: bool
+    ) -> "TokenSet":
+        """Like `from_mask` where the longest set is known: reads nothing back."""
+        # Every member goes to the slot that its rank gives; all others share one slot past the end.
+        slot = torch.where(mask, mask.cumsum(dim=-1) - 1, length)
+        position = torch.arange(mask.shape[-1], device=mask.device).expand_as(slot)
+        idx = position.new_zeros((*mask.shape[:-1], length + 1)).scatter_(-1, slot, position)
+        valid = torch.arange(length, device=mask.device) < mask.sum(dim=-1, keepdim=True)
+        # The last slot holds leftovers; past the count the others still hold their initial 0.
+        return cls(idx[..., :length], valid, grid_size, padded)
+
+    @classmethod
+    def full(
+        cls,
+        grid_size: tuple[int, ...],
+        batch_shape: Sequence[int] = (),
+        *,
+        device: torch.device | str | None = None,
+    ) -> "TokenSet":
+        """Every position of the grid, for each entry of the batch.
+
+        Args:
+            grid_size: The grid in patches.
+            batch_shape: Leading axes.
+            device: Where the tensors live.
+        """
+        check_grid_size("grid_size", grid_size)
+        idx = torch.arange(math.prod(grid_size), device=device).expand(*batch_shape, -1)
+        return cls(idx, torch.ones_like(idx, dtype=torch.bool), grid_size, padded=False)
+
+    # Looking
+
+    @property
+    def num_positions(self) -> int:
+        """Number of positions on the grid, $N$."""
+        return math.prod(self.grid_size)
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of `idx`: `[*batch, n]`."""
+        return self.idx.shape
+
+    @property
+    def device(self) -> torch.device:
+        """Device of both tensors."""
+        return self.idx.device
+
+    def to_mask(self) -> Bool[Tensor, "*batch N"]:
+        """Flat masks over the grid: True at members."""
+        size = self.num_positions
+        # Padding is sent past the end, so that it cannot erase a member at position 0.
+        slot = torch.where(self.valid, self.idx, size)
+        mask = self.valid.new_zeros((*self.shape[:-1], size + 1)).scatter(-1, slot, True)
+        return mask[..., :size]
+
+    def counts(self) -> Int[Tensor, "*batch"]:
+        """Number of valid entries of every set."""
+        return self.valid.sum(dim=-1)
+
+    def coverage(self) -> Float[Tensor, "*batch"]:
+        """Fraction of the grid that every set covers."""
+        return self.counts() / self.num_positions
+
+    def complement(self) -> "TokenSet":
+        """The positions that are not members; reads counts back, as `from_mask` does."""
+        return TokenSet.from_mask(~self.to_mask(), self.grid_size)
+
+    # Moving
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "TokenSet":
+        """The same set on another device.
+
+        Args:
+            device: Where to.
+            non_blocking: As in `torch.Tensor.to`.
+        """
+        idx = self.idx.to(device, non_blocking=non_blocking)
+        return self._moved(idx, self.valid.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "TokenSet":
+        """The same set in page-locked memory; `DataLoader(pin_memory=True)` calls this."""
+        return self._moved(self.idx.pin_memory(), self.valid.pin_memory())
+
+    def _moved(self, idx: Tensor, valid: Tensor) -> "TokenSet":
+        return _unflatten((idx, valid), (self.grid_size, self.padded))
+
+    def __getitem__(self, index: Any) -> "TokenSet":
+        """Index the batch axes; the set itself stays whole.
+
+        Args:
+            index: Anything that indexes a tensor of shape `[*batch]`.
+        """
+        if self.idx.dim() == 1:
+            raise IndexError("this TokenSet has no batch axis to index; its entries are one set")
+        # The slots of a set are no axis to index: a slice of them would drop tokens in raster order.
+        at = (*index, slice(None)) if isinstance(index, tuple) else (index, slice(None))
+        idx, valid = self.idx[at], self.valid[at]
+        return replace(self, idx=idx, valid=valid)
+
+    def __repr__(self) -> str:
+        where = "" if self.device.type == "cpu" else f", device='{self.device}'"
+        return (
+            f"TokenSet(shape={tuple(self.shape)}, grid_size={self.grid_size}, "
+            f"padded={self.padded}{where})"
+        )
+
+
+def _check_mask(mask: Tensor, grid_size: tuple[int, ...]) -> None:
+    check_grid_size("grid_size", grid_size)
+    if mask.dtype != torch.bool:
+        raise TypeError(f"mask: must be bool (True marks a member), got {mask.dtype}")
+    size = math.prod(grid_size)
+    if mask.dim() < 1 or mask.shape[-1] != size:
+        raise ValueError(
+            f"mask {tuple(mask.shape)}: must be flat over the grid {grid_size}, "
+            f"[*batch, {size}]; flatten the grid's axes first"
+        )
+
+
+def _flatten(tokens: TokenSet) -> tuple[list[Any], Any]:
+    return [tokens.idx, tokens.valid], (tokens.grid_size, tokens.padded)
+
+
+def _unflatten(leaves: Any, static: Any) -> TokenSet:
+    # Values were checked when the set was built, and a pytree's leaves may be anything.
+    tokens = object.__new__(TokenSet)
+    for name, value in zip(("idx", "valid", "grid_size", "padded"), (*leaves, *static), strict=True):
+        object.__setattr__(tokens, name, value)
+    return tokens
+
+
+pytree.register_pytree_node(
+    TokenSet, _flatten, _unflatten, serialized_type_name="jepakit.tokens.TokenSet"
+)
