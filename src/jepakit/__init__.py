@@ -8,7 +8,9 @@ if _TYPECHECK:
     # Installed before anything else is imported, so that every annotation below is checked.
     from jaxtyping import install_import_hook as _install_import_hook
 
-    _install_import_hook("jepakit", "beartype.beartype")
+    import jepakit._typecheck  # the hook looks it up by name
+
+    _install_import_hook("jepakit", "jepakit._typecheck.check")
 
 from jepakit.diagnostics import effective_rank
 from jepakit.losses import (

@@ -178,7 +178,7 @@ class warmup_cosine:
 
     def __call__(self, step: int) -> float:
         """The value at `step`."""
-        step = _as_int(step)
+        step = max(_as_int(step), 0)
         if step < self.warmup_steps:
             return _between(self.start, self.peak, _progress(step, self.warmup_steps))
         past = _progress(step - self.warmup_steps, self.steps - self.warmup_steps)
@@ -208,8 +208,5 @@ def _half_wave(progress: float) -> float:
 
 
 def _between(start: float, end: float, progress: float) -> float:
-    # Rounding must not carry a momentum above 1, nor the end past itself.
-    if progress >= 1:
-        return float(end)
-    value = start + (end - start) * progress
-    return float(min(max(value, min(start, end)), max(start, end)))
+    # start + (end - start) may miss the end by rounding, and carry a momentum above 1.
+    return float(end) if progress >= 1 else start + (end - start) * progress

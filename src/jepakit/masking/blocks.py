@@ -1,16 +1,15 @@
-"""Rectangular blocks on a grid: which sizes a range of scales gives, and where blocks fit.
+"""Sizes of rectangular blocks: which a range of scales can give, and draws of them.
 
-Everything is done for a whole batch at once. A size is a pair of tensors `(height, width)` with
-either one entry for the batch or one for each sample.
+A size is a pair of tensors `(height, width)` with one entry for the batch or one for each sample.
 """
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 
 __all__: list[str] = []
 
@@ -36,11 +35,11 @@ def reachable_sizes(
     area = height * width
     s0, s1 = math.log(scale[0] * area), math.log(scale[1] * area)
     r0, r1 = math.log(aspect_ratio[0]), math.log(aspect_ratio[1])
+    columns = [(w, *_log_square_interval(w, width)) for w in range(1, width + 1)]
     sizes = []
     for h in range(1, height + 1):
         a0, a1 = _log_square_interval(h, height)
-        for w in range(1, width + 1):
-            b0, b1 = _log_square_interval(w, width)
+        for w, b0, b1 in columns:
             low = max(s0, r0 + b0, a0 - r1, (a0 + b0) / 2)
             high = min(s1, a1 - r0, r1 + b1, (a1 + b1) / 2)
             if low <= high + _SLACK:
@@ -76,7 +75,7 @@ def draw_sizes(
 
 @dataclass(frozen=True)
 class ScaledSizes:
-    """The sizes that a uniform scale gives a block with the grid's own aspect, with probabilities."""
+    """The sizes, and their chances, of a block with the grid's own aspect and a uniform scale."""
 
     heights: Int[Tensor, " k"]
     widths: Int[Tensor, " k"]
@@ -94,7 +93,7 @@ class ScaledSizes:
         inner = sorted(border for border in borders if scale[0] < border < scale[1])
         edges = [scale[0], *inner, scale[1]]
         sizes: dict[tuple[int, int], float] = {}
-        for low, high in zip(edges[:-1], edges[1:], strict=True):
+        for low, high in pairwise(edges):
             root = math.sqrt((low + high) / 2)
             size = max(1, nearest(height * root)), max(1, nearest(width * root))
             # A point range has one size, certain; its length of 0 must not divide by 0.
@@ -115,70 +114,3 @@ class ScaledSizes:
         at = torch.searchsorted(self.cumulative, uniforms.double(), right=True)
         at = at.clamp_max(len(self.heights) - 1)
         return self.heights[at], self.widths[at]
-
-
-def box_sums(
-    field: Bool[Tensor, "b H W"], h: Int[Tensor, " k"], w: Int[Tensor, " k"]
-) -> Int[Tensor, "b H W"]:
-    """How many cells are True under a block with its first corner at each position.
-
-    Blocks that would stick out are clipped; see `legal_corners`.
-    """
-    batch, height, width = field.shape
-    table = F.pad(field.cumsum(1, dtype=torch.int32).cumsum(2, dtype=torch.int32), (1, 0, 1, 0))
-    below = (torch.arange(height, device=field.device) + h[:, None]).clamp_max(height)
-    right = (torch.arange(width, device=field.device) + w[:, None]).clamp_max(width)
-    if len(h) == 1:  # one size for the batch: the same lookup for all, and faster
-        bands = table.index_select(1, below[0]) - table[:, :height]
-        return bands.index_select(2, right[0]) - bands[:, :, :width]
-    bands = table.gather(1, below[:, :, None].expand(-1, -1, width + 1)) - table[:, :height]
-    return bands.gather(2, right[:, None].expand(-1, height, -1)) - bands[:, :, :width]
-
-
-def legal_corners(
-    grid_size: tuple[int, int], h: Int[Tensor, " k"], w: Int[Tensor, " k"]
-) -> Bool[Tensor, "k H W"]:
-    """Positions at which the first corner of a block leaves it whole on the grid."""
-    height, width = grid_size
-    rows = torch.arange(height, device=h.device) <= height - h[:, None]
-    cols = torch.arange(width, device=h.device) <= width - w[:, None]
-    return rows[:, :, None] & cols[:, None]
-
-
-def choose_corner(
-    allowed: Bool[Tensor, "b H W"], uniforms: Float[Tensor, " b"]
-) -> tuple[Int[Tensor, " b"], Bool[Tensor, " b"]]:
-    """One allowed position for each sample, all equally likely, and whether there was any.
-
-    The position is flat (row-major), and 0 where nothing is allowed.
-    """
-    order = allowed.flatten(1).cumsum(1, dtype=torch.int32)
-    total = order[:, -1]
-    chosen = torch.minimum((uniforms * total).int(), total - 1)
-    return torch.searchsorted(order, chosen[:, None] + 1).squeeze(1), total > 0
-
-
-def block_cells(
-    grid_size: tuple[int, int],
-    corner: Int[Tensor, "b *m"],
-    h: Int[Tensor, " k"],
-    w: Int[Tensor, " k"],
-    *,
-    length: int,
-) -> tuple[Int[Tensor, "b *m n"], Bool[Tensor, "k n"]]:
-    """Flat positions of the cells of blocks, ascending, and which of `length` entries exist.
-
-    Entries past a block's area repeat its first corner, so writing one value to all is safe.
-    """
-    entry = torch.arange(length, device=corner.device)
-    valid = entry < (h * w)[:, None]
-    offset = entry // w[:, None] * grid_size[1] + entry % w[:, None]
-    offset = offset.masked_fill(~valid, 0)
-    return corner[..., None] + offset.view(-1, *[1] * (corner.dim() - 1), length), valid
-
-
-def paint(
-    field: Bool[Tensor, "b H W"], cells: Int[Tensor, "b *m n"], value: bool
-) -> Bool[Tensor, "b H W"]:
-    """The field with `value` at the given flat positions."""
-    return field.flatten(1).scatter(1, cells.flatten(1), value).view_as(field)

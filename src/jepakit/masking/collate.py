@@ -179,8 +179,8 @@ class MaskCollator:
         for sample in samples:
             if not isinstance(sample, Indexed):
                 raise TypeError(
-                    f"samples: must come from IndexedDataset, got {type(sample).__name__}; wrap the "
-                    "dataset: DataLoader(IndexedDataset(dataset), collate_fn=MaskCollator(...))"
+                    f"samples: must come from IndexedDataset, got {type(sample).__name__}; wrap "
+                    "the dataset: DataLoader(IndexedDataset(dataset), collate_fn=MaskCollator(...))"
                 )
         batch = self.collate_fn([sample.sample for sample in samples])
         for leaf in pytree.tree_leaves(batch):

@@ -42,4 +42,5 @@ def fit_context(
     # The numbers are multiples of 2^-24, and `topk` on integers takes half the time.
     keys = torch.where(mask, (uniforms * 2.0**24).int(), 2**24)
     idx = keys.topk(length, dim=1, largest=False, sorted=False).indices.sort(dim=1).values
-    return TokenSet(idx, torch.ones_like(idx, dtype=torch.bool), grid_size, padded=False)
+    valid = torch.ones_like(idx, dtype=torch.bool)
+    return TokenSet._trusted(idx, valid, grid_size, padded=False)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from itertools import accumulate
 from typing import Literal
@@ -12,12 +12,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jepakit._checks import check_choice, check_fraction, check_grid_size, check_int, check_range
-from jepakit.masking import blocks
-from jepakit.masking.context import check_context_length, fit_context, needed_tokens
-from jepakit.masking.feasibility import InfeasibleMaskError, MultiBlockSpec
-from jepakit.masking.placement import place_context, place_disjoint, place_within_budget
-from jepakit.masking.uniforms import draw_uniforms, place
-from jepakit.tokens import Masks, TokenSet
+from jepakit.masking.blocks import draw_sizes
+from jepakit.masking.context import check_context_length, fit_context
+from jepakit.masking.feasibility import MultiBlockSpec
+from jepakit.masking.placement import place_disjoint, place_within_budget
+from jepakit.masking.places import Blocks, empty_field, to_mask
+from jepakit.masking.uniforms import copy_to, draw_uniforms
+from jepakit.tokens import Masks
 
 __all__ = ["MultiBlockMask"]
 
@@ -98,22 +99,7 @@ class MultiBlockMask:
         check_choice("allow_target_overlap", self.allow_target_overlap, (True, False))
         check_choice("block_size", self.block_size, ("batch", "sample"))
         check_context_length(self.context_length)
-        MultiBlockSpec(
-            self.grid_size,
-            self.num_targets,
-            self.target_scale,
-            self.target_aspect_ratio,
-            self.context_scale,
-            self.min_context_coverage,
-            self.allow_target_overlap,
-        ).check()
-        if isinstance(self.context_length, int) and self.context_length > self.need:
-            raise InfeasibleMaskError(
-                f"context_length={self.context_length}: exceeds the {self.need} tokens that "
-                f"min_context_coverage={self.min_context_coverage:g} promises on the grid "
-                f"{self.grid_size}, so it could not always be met. Change one of: "
-                f"context_length={self.need}{self._coverage_for(self.context_length)}"
-            )
+        self._spec.check()
 
     @classmethod
     def from_ijepa_config(
@@ -178,60 +164,30 @@ class MultiBlockMask:
             context_length=context_length,
         )
 
-    def _coverage_for(self, length: int) -> str:
-        coverage = length / math.prod(self.grid_size)
-        try:
-            replace(self, min_context_coverage=coverage)
-        except ValueError:
-            return ""
-        return f"; min_context_coverage={coverage}"
-
-    # What follows from the arguments, computed once
+    @cached_property
+    def _spec(self) -> MultiBlockSpec:
+        return MultiBlockSpec(
+            self.grid_size,
+            self.num_targets,
+            self.target_scale,
+            self.target_aspect_ratio,
+            self.context_scale,
+            self.min_context_coverage,
+            self.allow_target_overlap,
+            self.context_length,
+        )
 
     @cached_property
     def need(self) -> int:
         """Context tokens that every sample has at least."""
-        return needed_tokens(self.min_context_coverage, math.prod(self.grid_size))
-
-    @cached_property
-    def _target_sizes(self) -> list[tuple[int, int]]:
-        return blocks.reachable_sizes(self.grid_size, self.target_scale, self.target_aspect_ratio)
-
-    @cached_property
-    def _largest_target(self) -> int:
-        return max(h * w for h, w in self._target_sizes)
-
-    @cached_property
-    def _room(self) -> int:
-        """Cells that a context block must have beyond `need`."""
-        return self._largest_target * (1 if self.allow_target_overlap else self.num_targets)
-
-    @cached_property
-    def _context_sizes(self) -> blocks.ScaledSizes:
-        return blocks.ScaledSizes.from_range(
-            self.grid_size, self.context_scale, smallest=self.need + self._room
-        )
-
-    @cached_property
-    def _strips(self) -> tuple[int, int]:
-        """Most strips and slots of a strip packing; (0, 0) where free placement cannot dead-end."""
-        height, width = self.grid_size
-        if self.allow_target_overlap or all(
-            # A placed block bars at most (2h - 1)(2w - 1) corners.
-            (self.num_targets - 1) * (2 * h - 1) * (2 * w - 1) < (height - h + 1) * (width - w + 1)
-            for h, w in self._target_sizes
-        ):
-            return 0, 0
-        return (
-            height // min(h for h, _ in self._target_sizes),
-            width // min(w for _, w in self._target_sizes),
-        )
+        return self._spec.need
 
     @cached_property
     def num_draws(self) -> int:
         """Random numbers that one sample takes."""
-        strips, slots = self._strips
-        return _SIZES + 2 * self.num_targets + strips * (1 + 2 * slots) + self._trim_draws
+        strips, slots = self._spec.strips
+        trim = 0 if self.context_length == "pad" else self._spec.size
+        return _SIZES + 2 * self.num_targets + strips * (1 + 2 * slots) + trim
 
     @property
     def per_sample(self) -> bool:
@@ -271,49 +227,37 @@ class MultiBlockMask:
                 f"uniforms {tuple(uniforms.shape)}: must be [batch, {self.num_draws}], "
                 "with a batch of at least 1"
             )
+        grid_size, spec = self.grid_size, self._spec
         rows = uniforms[:1] if self.block_size == "batch" else uniforms
-        h, w = blocks.draw_sizes(
-            self.grid_size,
+        h, w = draw_sizes(
+            grid_size,
             self.target_scale,
             self.target_aspect_ratio,
             rows[:, :2],
-            largest=self._largest_target,
+            largest=spec.largest_target,
         )
-        length, shortest = int((h * w).max()), int((h * w).min())
-        context_h, context_w = self._context_sizes.draw(rows[:, 2])
-        context_length = int((context_h * context_w).max())
-        h, w, context_h, context_w = (place(side, device) for side in (h, w, context_h, context_w))
-        uniforms = place(uniforms, device)
+        blocks = Blocks(grid_size, h, w, device=device)
+        context_block = Blocks(grid_size, *spec.context_sizes.draw(rows[:, 2]), device=device)
 
-        strips, slots = self._strips
+        strips, slots = spec.strips
         widths = [3, 1, self.num_targets, self.num_targets, strips * (1 + 2 * slots)]
-        _, u_place, u_target, u_order, u_strips, u_trim = uniforms.tensor_split(
+        _, u_context, u_target, u_order, u_strips, u_trim = copy_to(uniforms, device).tensor_split(
             list(accumulate(widths)), dim=1
         )
-        context = place_context(
-            self.grid_size, context_h, context_w, u_place[:, 0], length=context_length
-        )
+        context = empty_field(len(uniforms), grid_size, u_context.device)
+        context_block.paint(context, context_block.anywhere(u_context[:, 0]), 1)
         if self.allow_target_overlap:
-            corners = place_within_budget(context, h, w, u_target, length=length, need=self.need)
+            places = place_within_budget(blocks, context, u_target, need=self.need)
         else:
-            corners = place_disjoint(
-                self.grid_size, h, w, u_target, u_strips, length=length, strips=strips, slots=slots
-            )
+            places = place_disjoint(blocks, u_target, u_strips, strips=strips, slots=slots)
+            blocks.paint(context, places, 0)
         # Later targets had less choice; in random order none of the m places knows which it was.
-        corners = corners.gather(1, u_order.argsort(dim=1))
+        places = places.gather(1, u_order.argsort(dim=1))
 
-        cells, exists = blocks.block_cells(self.grid_size, corners, h, w, length=length)
-        context = blocks.paint(context, cells, False)
-        valid = exists[:, None].expand_as(cells)
-        targets = TokenSet(
-            cells.masked_fill(~valid, 0), valid, self.grid_size, padded=shortest < length
+        visible = to_mask(context, grid_size)
+        return Masks(
+            fit_context(visible, grid_size, self.context_length, u_trim), blocks.token_sets(places)
         )
-        kept = fit_context(context.flatten(1), self.grid_size, self.context_length, u_trim)
-        return Masks(kept, targets)
-
-    @property
-    def _trim_draws(self) -> int:
-        return 0 if self.context_length == "pad" else math.prod(self.grid_size)
 
 
 def _as_pair(value: Sequence[float]) -> tuple[float, float]:

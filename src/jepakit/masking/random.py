@@ -11,7 +11,7 @@ from torch import Tensor
 
 from jepakit._checks import check_fraction, check_grid_size, check_int
 from jepakit.masking.feasibility import InfeasibleMaskError
-from jepakit.masking.uniforms import draw_uniforms, place
+from jepakit.masking.uniforms import copy_to, draw_uniforms
 from jepakit.tokens import Masks, TokenSet
 
 __all__ = ["RandomMask"]
@@ -66,8 +66,8 @@ class RandomMask:
             return
         if isinstance(self.context_length, str):
             raise ValueError(
-                f"context_length={self.context_length!r}: must be 'pad' or an int; every context of "
-                "RandomMask has one length, so there is nothing to trim"
+                f"context_length={self.context_length!r}: must be 'pad' or an int; every context "
+                "of RandomMask has one length, so there is nothing to trim"
             )
         check_int("context_length", self.context_length, minimum=1)
         rest = self._num_positions - self.num_target_tokens
@@ -131,7 +131,7 @@ class RandomMask:
                 f"uniforms {tuple(uniforms.shape)}: must be [batch, {self.num_draws}], "
                 "with a batch of at least 1"
             )
-        order = place(uniforms, device).argsort(dim=1)
+        order = copy_to(uniforms, device).argsort(dim=1)
         num_targets = self.num_target_tokens
         kept = None if self.context_length == "pad" else num_targets + self.context_length
         return Masks(
@@ -141,4 +141,5 @@ class RandomMask:
 
     def _token_set(self, positions: Tensor) -> TokenSet:
         idx = positions.sort(dim=-1).values
-        return TokenSet(idx, torch.ones_like(idx, dtype=torch.bool), self.grid_size, padded=False)
+        valid = torch.ones_like(idx, dtype=torch.bool)
+        return TokenSet._trusted(idx, valid, self.grid_size, padded=False)

@@ -38,10 +38,10 @@ def draw_uniforms(
             f"generator on {generator.device}: must be a CPU generator, so that masks are the same "
             "on every device; pass `device` to get them elsewhere"
         )
-    return place(torch.rand(batch_size, num_draws, generator=generator), device)
+    return copy_to(torch.rand(batch_size, num_draws, generator=generator), device)
 
 
-def place(tensor: Tensor, device: torch.device | str | None) -> Tensor:
+def copy_to(tensor: Tensor, device: torch.device | str | None) -> Tensor:
     """Copy from the CPU without making it wait for an accelerator's queue."""
     if device is None or torch.device(device).type == "cpu":
         return tensor

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jepakit._checks import check_choice, check_fraction, check_grid_size, check_int
+from jepakit._checks import check_choice, check_fraction, check_grid_size, check_int, check_number
 from jepakit.nn.position import rotary_table, sincos_table
 from jepakit.nn.transformer import Block, key_mask
 from jepakit.tokens import TokenSet
@@ -32,15 +32,15 @@ class MaskedPredictor(nn.Module):
         num_heads: Attention heads; must divide `predictor_embed_dim`.
         mlp_ratio: Hidden width of a block's MLP as a multiple of `predictor_embed_dim`.
         drop_path: Probability that the last block's branches are dropped in training; rises
-            linearly from 0 at the first.
+            linearly from 0 at the first, so it takes a `depth` of at least 2.
         position: `"sincos"` adds a fixed table, `"learned"` a learned one, `"rope"` turns queries
             and keys instead.
         joint: Predict all blocks of a sample in one sequence, so that they see each other, instead
             of each by itself.
 
     Raises:
-        ValueError: If `num_heads` does not divide `predictor_embed_dim`, or `position` does not fit
-            the width and the number of axes.
+        ValueError: If `num_heads` does not divide `predictor_embed_dim`, `position` does not fit
+            the width and the number of axes, or another argument is out of its range.
 
     Example:
         >>> import torch
@@ -79,7 +79,7 @@ class MaskedPredictor(nn.Module):
         check_int("predictor_embed_dim", predictor_embed_dim, minimum=1)
         check_int("depth", depth, minimum=1)
         check_int("num_heads", num_heads, minimum=1)
-        check_fraction("mlp_ratio", mlp_ratio, high=math.inf, open_low=True)
+        check_number("mlp_ratio", mlp_ratio, positive=True)
         check_fraction("drop_path", drop_path)
         check_choice("position", position, ("sincos", "rope", "learned"))
         check_choice("joint", joint, (True, False))
@@ -87,8 +87,18 @@ class MaskedPredictor(nn.Module):
             raise ValueError(
                 f"num_heads={num_heads}: must divide predictor_embed_dim={predictor_embed_dim}"
             )
+        if int(predictor_embed_dim * mlp_ratio) < 1:
+            raise ValueError(
+                f"mlp_ratio={mlp_ratio}: must leave the MLP at least one hidden unit, so be at least "
+                f"1 / predictor_embed_dim = 1/{predictor_embed_dim}"
+            )
         if drop_path == 1:
             raise ValueError("drop_path=1: must be below 1, or the last block never learns")
+        if drop_path > 0 and depth == 1:
+            raise ValueError(
+                f"drop_path={drop_path}: must be 0 with depth=1, since it rises from 0 at the first "
+                "block"
+            )
         self.grid_size = grid_size
         self.position = position
         self.joint = joint
@@ -141,7 +151,7 @@ class MaskedPredictor(nn.Module):
         known = self.embed(_absent_as_zero(context, context_tokens))
         # One sequence for each block, or one for all of them.
         groups = 1 if self.joint else blocks
-        asked = target_tokens.idx.reshape(batch * groups, -1)
+        asked = target_tokens.idx.flatten(1) if self.joint else target_tokens.idx.flatten(0, 1)
         here = context_tokens.idx.repeat_interleave(groups, dim=0)
         unknown = self.mask_token.expand(*asked.shape, -1)
         x = torch.cat([known.repeat_interleave(groups, dim=0), unknown.to(known.dtype)], dim=1)
@@ -156,7 +166,8 @@ class MaskedPredictor(nn.Module):
             mask = key_mask(torch.cat([seen, target_tokens.valid.reshape(asked.shape)], dim=1))
         for block in self.blocks:
             x = block(x, mask, rotary)
-        out = self.proj(self.norm(x[:, here.shape[1] :])).view(batch, blocks, length, -1)
+        out = self.proj(self.norm(x[:, here.shape[1] :]))
+        out = out.view(batch, blocks, length, self.proj.out_features)  # -1 fails where nothing is asked
         return _absent_as_zero(out, target_tokens)
 
     def predict_grid(
@@ -172,6 +183,8 @@ class MaskedPredictor(nn.Module):
         return self(context, context_tokens, everything).squeeze(1)
 
     def _check(self, context: Tensor, context_tokens: TokenSet, target_tokens: TokenSet) -> None:
+        if not context.is_floating_point():
+            raise TypeError(f"context: must be floating point, got {context.dtype}")
         width = self.embed.in_features
         if context.dim() != 3 or context.shape[-1] != width:
             raise ValueError(

@@ -32,10 +32,10 @@ def take_tokens(features: Float[Tensor, "b N d"], tokens: TokenSet) -> Float[Ten
         jepakit's own. Unlike the gather of published codes, padding gathers zeros, not patch 0.
     """
     batch, size, dim = _check(features, tokens)
-    if size != tokens.num_positions:
+    if features.dim() != 3 or size != tokens.num_positions:
         raise ValueError(
             f"features {tuple(features.shape)}: must hold every position of the grid "
-            f"{tokens.grid_size}, so {tokens.num_positions} tokens, got {size}; "
+            f"{tokens.grid_size}, so be [batch, {tokens.num_positions}, dim]; "
             "strip class and register tokens first, and gather from the full grid only"
         )
     # Rows of one long list: several times faster than `gather` with an expanded index.
@@ -77,7 +77,7 @@ def put_tokens(features: Float[Tensor, "b *m n d"], tokens: TokenSet) -> Float[T
     dim, size = features.shape[-1], tokens.num_positions
     sets = tokens.shape[:-1].numel()
     # Padding goes to one extra row past the grid, so that it cannot overwrite position 0.
-    slot = torch.where(tokens.valid, tokens.idx, size).reshape(sets, -1)
+    slot = torch.where(tokens.valid, tokens.idx, size).reshape(sets, tokens.shape[-1])
     rows = _rows(slot, sets, size + 1).reshape(-1)
     grid = features.new_zeros(sets * (size + 1), dim)
     grid = grid.index_copy(0, rows, features.reshape(-1, dim)).view(sets, size + 1, dim)

@@ -84,4 +84,6 @@ def _unflatten(children: Any, _: None) -> Masks:
     return masks
 
 
-pytree.register_pytree_node(Masks, _flatten, _unflatten, serialized_type_name="jepakit.tokens.Masks")
+pytree.register_pytree_node(
+    Masks, _flatten, _unflatten, serialized_type_name="jepakit.tokens.Masks"
+)

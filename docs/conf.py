@@ -1,0 +1,95 @@
+"""Sphinx configuration. Pictures are drawn and signatures read from the source in the build."""
+
+import os
+import sys
+from pathlib import Path
+from typing import ClassVar
+
+os.environ["JEPAKIT_TYPECHECK"] = "0"  # autodoc is to see the functions, not beartype's wrappers
+sys.path.insert(0, str(Path(__file__).parent))
+
+import docstrings
+import pictures
+from docutils import nodes
+from docutils.parsers.rst import directives
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+import jepakit
+
+project = "jepakit"
+author = "The jepakit authors"
+project_copyright = author
+version = release = jepakit.__version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+]
+exclude_patterns = ["_build", "_pictures"]
+default_role = "py:obj"  # `name` in a docstring links where it can and is code where it cannot
+
+myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
+myst_heading_anchors = 3
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # signatures carry them; docstrings.py writes those
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+napoleon_custom_sections = ["Source"]
+python_maximum_signature_line_length = 80
+add_module_names = False
+toc_object_entries_show_parents = "hide"
+
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+
+html_math_renderer = "mathml"
+html_theme = "furo"
+html_title = f"jepakit {release}"
+html_static_path = ["_static"]
+html_css_files = ["jepakit.css"]
+html_show_sourcelink = False
+html_theme_options = {
+    "light_css_variables": {"color-brand-primary": "#1f66ad", "color-brand-content": "#1f66ad"},
+    "dark_css_variables": {"color-brand-primary": "#6cb0f0", "color-brand-content": "#6cb0f0"},
+}
+
+
+class Picture(SphinxDirective):
+    """`{picture} name`: the light and the dark drawing of `pictures.py`, with a caption below."""
+
+    required_arguments = 1
+    has_content = True
+    option_spec: ClassVar = {"alt": directives.unchanged_required, "width": directives.unchanged}
+
+    def run(self) -> list[nodes.Node]:
+        name = self.arguments[0]
+        if name not in pictures.PICTURES:
+            raise self.error(f"no picture {name!r} in docs/pictures.py")
+        figure = nodes.figure(classes=["picture"])
+        for theme in pictures.THEMES:
+            figure += nodes.image(
+                uri=f"/_pictures/{name}-{theme}.svg",
+                alt=self.options["alt"],
+                width=self.options.get("width", "100%"),
+                classes=[f"only-{theme}"],
+            )
+        if self.content:
+            text, _ = self.parse_inline(" ".join(self.content), lineno=self.content_offset)
+            figure += nodes.caption("", "", *text)
+        return [figure]
+
+
+def setup(app: Sphinx) -> None:
+    app.add_directive("picture", Picture)
+    app.add_html_math_renderer(
+        "mathml", (docstrings.inline_mathml, None), (docstrings.block_mathml, None)
+    )
+    app.connect("builder-inited", lambda app: pictures.draw_all(Path(app.srcdir) / "_pictures"))
+    app.connect("autodoc-process-signature", docstrings.signature)
+    # Before napoleon, which rewrites the sections.
+    app.connect("autodoc-process-docstring", docstrings.math, priority=400)

@@ -1,0 +1,325 @@
+"""The pictures of the pages, drawn by the library itself, once for light and once for dark."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+
+import matplotlib
+import torch
+
+matplotlib.use("svg")
+
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
+
+from jepakit import MultiBlockMask, RandomMask, TokenSet, schedules
+from jepakit.diagnostics import effective_rank
+
+
+@dataclass(frozen=True)
+class Theme:
+    text: str
+    faint: str
+    hidden: str
+    context: str
+    target: str
+    third: str
+    fourth: str
+    page: str
+
+
+# Blue and orange keep their distance for every kind of colour vision.
+THEMES = {
+    "light": Theme(
+        "#25292f", "#8a929c", "#e6e9ed", "#2b74b8", "#e08a2e", "#2a9d78", "#9a5fb4", "#ffffff"
+    ),
+    "dark": Theme(
+        "#d6dae1", "#7d8590", "#2b3038", "#5fa6e6", "#f0a355", "#52c29c", "#c08bd8", "#131416"
+    ),
+}
+
+
+def paint(ax: Axes, layers: list[tuple[torch.Tensor, str]], base: str, theme: Theme) -> None:
+    """Cells of a grid as squares, each layer's True cells in its colour."""
+    height, width = layers[0][0].shape
+    image = torch.tensor(to_rgb(base)).expand(height, width, 3).clone()
+    for mask, colour in layers:
+        image[mask] = torch.tensor(to_rgb(colour), dtype=image.dtype)
+    ax.imshow(image.numpy(), interpolation="nearest")
+    for k in range(1, width):
+        ax.axvline(k - 0.5, color=theme.page, linewidth=0.8)
+    for k in range(1, height):
+        ax.axhline(k - 0.5, color=theme.page, linewidth=0.8)
+    ax.set_xticks([])
+    ax.set_yticks([])
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+
+
+def outline_blocks(ax: Axes, targets: TokenSet, theme: Theme) -> None:
+    """The rectangles, which the cells alone do not show where they overlap."""
+    width = targets.grid_size[1]
+    for idx, valid in zip(targets.idx, targets.valid, strict=True):
+        first, last = int(idx[valid][0]), int(idx[valid][-1])
+        corner = first % width - 0.5, first // width - 0.5
+        size = last % width - first % width + 1, last // width - first // width + 1
+        ax.add_patch(Rectangle(corner, *size, fill=False, ec=theme.text, lw=0.9))
+
+
+def legend(figure: Figure, entries: list[tuple[str, str]], theme: Theme) -> None:
+    handles = [Rectangle((0, 0), 1, 1, color=colour) for colour, _ in entries]
+    figure.legend(
+        handles,
+        [label for _, label in entries],
+        loc="outside lower center",
+        ncols=len(entries),
+        frameon=False,
+        handlelength=0.9,
+        handleheight=0.9,
+    )
+
+
+def masks(theme: Theme) -> Figure:
+    samplers = [
+        ("MultiBlockMask", MultiBlockMask((14, 14), block_size="sample")),
+        ("RandomMask", RandomMask((14, 14), target_ratio=0.75)),
+    ]
+    figure, axes = plt.subplots(2, 6, figsize=(8.4, 3.3))
+    generator = torch.Generator().manual_seed(3)
+    for row, (name, sampler) in zip(axes, samplers, strict=True):
+        drawn = sampler(6, generator=generator)
+        context = drawn.context.to_mask().view(6, 14, 14)
+        targets = drawn.targets.to_mask().any(dim=1).view(6, 14, 14)
+        for k, ax in enumerate(row):
+            layers = [(context[k], theme.context), (targets[k], theme.target)]
+            paint(ax, layers, theme.hidden, theme)
+            if name == "MultiBlockMask":
+                outline_blocks(ax, drawn.targets[k], theme)
+        row[0].set_ylabel(name, fontsize=8.5)
+    entries = [
+        (theme.context, "context: what the student sees"),
+        (theme.target, "target: what is predicted"),
+        (theme.hidden, "neither"),
+    ]
+    legend(figure, entries, theme)
+    return figure
+
+
+@cache
+def role_frequencies(samples: int) -> list[tuple[str, int, torch.Tensor]]:
+    """(role, batch size, share of samples in which each position has the role)."""
+    sampler = MultiBlockMask((14, 14))
+    maps = []
+    for batch_size in (1, 64):
+        generator = torch.Generator().manual_seed(0)
+        context, target = torch.zeros(196), torch.zeros(196)
+        for _ in range(samples // batch_size):
+            drawn = sampler(batch_size, generator=generator)
+            context += drawn.context.to_mask().sum(dim=0)
+            target += drawn.targets.to_mask().any(dim=1).sum(dim=0)
+        maps += [("context", batch_size, context), ("target", batch_size, target)]
+    maps.sort(key=lambda entry: entry[0])
+    return [(role, size, (counts / samples).view(14, 14)) for role, size, counts in maps]
+
+
+def frequencies(theme: Theme) -> Figure:
+    figure, axes = plt.subplots(1, 4, figsize=(8.4, 2.6))
+    ramp = LinearSegmentedColormap.from_list("ramp", [theme.hidden, theme.context])
+    maps = role_frequencies(samples=3200)
+    for ax, (role, batch_size, share) in zip(axes, maps, strict=True):
+        shown = ax.imshow(share.numpy(), cmap=ramp, vmin=0, vmax=1)
+        ax.set_title(f"{role}, batch {batch_size}", fontsize=9)
+        ax.set_xticks([])
+        ax.set_yticks([])
+        for spine in ax.spines.values():
+            spine.set_visible(False)
+    bar = figure.colorbar(shown, ax=list(axes), fraction=0.02, pad=0.02)
+    bar.set_label("share of samples", fontsize=8.5)
+    bar.ax.tick_params(labelsize=8, length=0)
+    bar.outline.set_visible(False)
+    return figure
+
+
+def token_set(theme: Theme) -> Figure:
+    rows = torch.tensor(
+        [
+            [[0, 0, 0, 0], [0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 1, 0]],
+            [[1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 1], [0, 0, 0, 0]],
+        ],
+        dtype=torch.bool,
+    )
+    tokens = TokenSet.from_mask(rows.flatten(1), (4, 4))
+    figure, axes = plt.subplots(1, 4, figsize=(8.4, 2.0), width_ratios=[1, 1.75, 1, 1.75])
+    for sample in range(2):
+        grid, lists = axes[2 * sample : 2 * sample + 2]
+        paint(grid, [(rows[sample], theme.context)], theme.hidden, theme)
+        for p in range(16):
+            inside = bool(rows[sample].flatten()[p])
+            colour = theme.page if inside else theme.faint
+            grid.text(p % 4, p // 4, str(p), ha="center", va="center", color=colour, fontsize=8.5)
+        grid.set_title(f"sample {sample}", fontsize=9)
+        lists.set_xlim(-1.6, tokens.shape[-1] + 0.6)
+        lists.set_ylim(3.0, -0.6)
+        lists.set_aspect("equal")
+        lists.axis("off")
+        for line, (name, values) in enumerate((("idx", tokens.idx), ("valid", tokens.valid))):
+            y = line * 1.15
+            lists.text(
+                -0.2, y + 0.5, name, ha="right", va="center", family="monospace", fontsize=8.5
+            )
+            for k, value in enumerate(values[sample].tolist()):
+                valid = bool(tokens.valid[sample, k])
+                fill = theme.context if valid else theme.hidden
+                lists.add_patch(Rectangle((k + 0.03, y + 0.03), 0.94, 0.94, color=fill, lw=0))
+                text = str(value) if name == "idx" else ("T" if value else "F")
+                colour = theme.page if valid else theme.faint
+                lists.text(
+                    k + 0.5, y + 0.5, text, ha="center", va="center", color=colour, fontsize=8.5
+                )
+    return figure
+
+
+def loop(theme: Theme) -> Figure:
+    figure, ax = plt.subplots(figsize=(8.4, 2.9))
+    ax.set_xlim(0, 100)
+    ax.set_ylim(0, 36)
+    ax.axis("off")
+
+    def box(x: float, y: float, width: float, label: str, under: str, colour: str) -> None:
+        ax.add_patch(
+            FancyBboxPatch(
+                (x, y),
+                width,
+                8,
+                boxstyle="round,pad=0,rounding_size=1.4",
+                fc="none",
+                ec=colour,
+                lw=1.6,
+            )
+        )
+        ax.text(x + width / 2, y + 5, label, ha="center", va="center", fontsize=9.5)
+        ax.text(
+            x + width / 2, y + 2.2, under, ha="center", va="center", fontsize=7.5, color=theme.faint
+        )
+
+    def arrow(*points: tuple[float, float], colour: str, dashed: bool = False) -> None:
+        for start, end in pairwise(points[:-1]):
+            ax.plot(*zip(start, end, strict=True), color=colour, lw=1.4, solid_capstyle="round")
+        ax.add_patch(
+            FancyArrowPatch(
+                points[-2],
+                points[-1],
+                arrowstyle="-|>",
+                mutation_scale=11,
+                color=colour,
+                lw=1.4,
+                ls=(0, (3, 2)) if dashed else "-",
+                shrinkA=0,
+                shrinkB=0,
+            )
+        )
+
+    box(0, 13, 13, "images", "[b, 3, H, W]", theme.faint)
+    box(24, 24, 19, "MaskedViT", "the context only", theme.context)
+    box(53, 24, 21, "MaskedPredictor", "at the targets' places", theme.context)
+    box(24, 2, 19, "EMATeacher", "every patch, no gradient", theme.target)
+    box(53, 2, 21, "normalize, take", "the targets only", theme.target)
+    box(85, 13, 15, "loss", "valid tokens only", theme.faint)
+    arrow((13, 19), (18, 19), (18, 28), (24, 28), colour=theme.context)
+    arrow((13, 15), (18, 15), (18, 6), (24, 6), colour=theme.target)
+    arrow((43, 28), (53, 28), colour=theme.context)
+    arrow((43, 6), (53, 6), colour=theme.target)
+    arrow((74, 28), (92.5, 28), (92.5, 21), colour=theme.context)
+    arrow((74, 6), (92.5, 6), (92.5, 13), colour=theme.target)
+    arrow((33.5, 24), (33.5, 10), colour=theme.faint, dashed=True)
+    ax.text(34.7, 17, "moving average", va="center", fontsize=8, color=theme.faint)
+    return figure
+
+
+def schedule_curves(theme: Theme) -> Figure:
+    steps = 1000
+    figure, (rate, momentum) = plt.subplots(1, 2, figsize=(8.4, 2.7))
+    x = range(steps + 1)
+    warm = schedules.warmup_cosine(1e-3, 1e-5, warmup_steps=100, steps=steps)
+    rate.plot(x, [warm(step) * 1e3 for step in x], color=theme.context, lw=1.8)
+    rate.set_title("warmup_cosine, learning rate", fontsize=9)
+    rate.set_ylabel("rate / 1e-3", fontsize=8.5)
+    for schedule, label, colour in (
+        (schedules.linear(0.996, 1.0, steps=steps), "linear", theme.context),
+        (schedules.cosine(0.996, 1.0, steps=steps), "cosine", theme.target),
+        (schedules.constant(0.998), "constant", theme.third),
+    ):
+        momentum.plot(x, [schedule(step) for step in x], color=colour, lw=1.8, label=label)
+    momentum.set_title("the teacher's momentum", fontsize=9)
+    momentum.legend(frameon=False, fontsize=8.5)
+    momentum.ticklabel_format(axis="y", useOffset=False)
+    for ax in (rate, momentum):
+        ax.set_xlabel("step", fontsize=8.5)
+        ax.tick_params(labelsize=8, length=0)
+        ax.grid(color=theme.hidden, lw=0.8)
+        ax.set_axisbelow(True)
+        for spine in ax.spines.values():
+            spine.set_visible(False)
+    return figure
+
+
+def ranks(theme: Theme) -> Figure:
+    generator = torch.Generator().manual_seed(0)
+    figure, axes = plt.subplots(1, 3, figsize=(8.4, 2.5), sharey=True)
+    for ax, decay, colour in zip(
+        axes, (0.985, 0.88, 0.4), (theme.context, theme.third, theme.target), strict=True
+    ):
+        scale = decay ** torch.arange(32)
+        features = torch.randn(4096, 32, generator=generator) * scale
+        spectrum = torch.linalg.eigvalsh(features.T.cov()).flip(0)
+        ax.bar(range(32), (spectrum / spectrum.sum()).tolist(), width=0.8, color=colour)
+        ax.set_title(f"effective rank {float(effective_rank(features)):.1f} of 32", fontsize=9)
+        ax.tick_params(labelsize=8, length=0)
+        ax.set_xlabel("direction", fontsize=8.5)
+        for spine in ax.spines.values():
+            spine.set_visible(False)
+    axes[0].set_ylabel("share of the variance", fontsize=8.5)
+    return figure
+
+
+PICTURES: dict[str, Callable[[Theme], Figure]] = {
+    "loop": loop,
+    "token-set": token_set,
+    "masks": masks,
+    "frequencies": frequencies,
+    "schedules": schedule_curves,
+    "ranks": ranks,
+}
+
+
+def draw_all(folder: Path) -> None:
+    """Draw every picture as SVG, with text as outlines and a transparent background."""
+    folder.mkdir(exist_ok=True)
+    torch.set_num_threads(1)
+    for theme_name, theme in THEMES.items():
+        style = {
+            "font.size": 9.5,
+            "text.color": theme.text,
+            "axes.labelcolor": theme.text,
+            "axes.titlecolor": theme.text,
+            "xtick.color": theme.faint,
+            "ytick.color": theme.faint,
+            "axes.facecolor": "none",
+            "figure.constrained_layout.use": True,
+            "svg.hashsalt": "jepakit",
+        }
+        with matplotlib.rc_context(style):
+            for name, draw in PICTURES.items():
+                figure = draw(theme)
+                path = folder / f"{name}-{theme_name}.svg"
+                figure.savefig(path, transparent=True, metadata={"Date": None})
+                plt.close(figure)
+
+
+if __name__ == "__main__":
+    draw_all(Path(__file__).parent / "_pictures")

@@ -1,0 +1,406 @@
+"""I-JEPA on images, from jepakit's parts. Copy this file and change what you like.
+
+With no arguments it trains a small vision transformer on scikit-learn's digits, thrown at random
+onto a larger canvas, in a few minutes on a CPU. Then it compares the trained teacher with the
+untrained encoder and with raw pixels, and writes pictures and a plain timm checkpoint to `--out`.
+
+    python examples/ijepa.py
+    python examples/ijepa.py --recipe paper --seed 1 --out paper-1
+    python examples/ijepa.py --data cifar10 --device cuda --amp --compile --epochs 100
+    python examples/ijepa.py --data path/to/imagefolder --image-size 128 --patch-size 8
+
+Everything random in a step follows from the seed and the step, so a run that was killed and called
+again with `--resume` ends as if it had never stopped.
+"""
+
+import argparse
+import io
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+
+import jepakit
+from jepakit.evaluation import extract_features, knn_accuracy, linear_probe
+from jepakit.plots import plot_curves, plot_masks, plot_patch_pca
+
+LOSSES = {
+    "smooth_l1": jepakit.masked_smooth_l1,
+    "mse": jepakit.masked_mse,
+    "l1": jepakit.masked_l1,
+    "cosine": jepakit.masked_cosine,
+}
+# (loss, target norm): what I-JEPA's published code does, and what its paper says.
+RECIPES = {"code": ("smooth_l1", "layer"), "paper": ("mse", "none")}
+
+
+def main() -> None:
+    args = parse_args()
+    console, out, device = Console(), Path(args.out), torch.device(args.device)
+    out.mkdir(parents=True, exist_ok=True)
+    train, test = load_data(args)
+    normalize, size = pixel_statistics(train, device)
+    torch.manual_seed(args.seed)
+    steps = args.steps or args.epochs * (len(train) // args.batch_size)
+
+    # The parts
+    model_args: dict[str, Any] = dict(
+        num_classes=0, in_chans=size[0], img_size=size[1:], patch_size=args.patch_size,
+        embed_dim=args.width, depth=args.depth, num_heads=args.heads,
+    )  # fmt: skip
+    encoder = jepakit.MaskedViT(timm.create_model("vit_tiny_patch16_224", **model_args)).to(device)
+    predictor = jepakit.MaskedPredictor(
+        encoder.grid_size,
+        encoder.embed_dim,
+        predictor_embed_dim=args.predictor_width,
+        depth=args.predictor_depth,
+        num_heads=args.heads,
+    ).to(device)
+    momentum = jepakit.linear(*args.momentum, steps=steps)
+    teacher = jepakit.EMATeacher(encoder, momentum)
+    sampler = jepakit.MultiBlockMask(
+        encoder.grid_size,
+        num_targets=args.num_targets,
+        target_scale=tuple(args.target_scale),
+        min_context_coverage=args.min_context_coverage,
+        context_length="trim",  # to the batch's shortest, at random: no time is spent on padding
+    )
+    student = nn.ModuleDict({"encoder": encoder, "predictor": predictor})
+    optimizer = torch.optim.AdamW(parameter_groups(student, args.weight_decay), betas=(0.9, 0.95))
+    lr = jepakit.warmup_cosine(args.lr, args.lr / 100, warmup_steps=steps // 10, steps=steps)
+    loss_fn = LOSSES[args.loss]
+
+    def compute_loss(images: Tensor, target: Tensor, masks: jepakit.Masks) -> Tensor:
+        context = encoder(images, masks.context)  # only the visible patches are computed
+        target = jepakit.normalize_targets(target, args.target_norm)
+        target = jepakit.take_tokens(target, masks.targets)
+        pred = predictor(context, masks.context, masks.targets)
+        return loss_fn(pred, target, masks.targets.valid)
+
+    if args.compile:
+        compute_loss = torch.compile(compute_loss)
+
+    # Where we are: at the start, or where a killed run was saved last
+    def encode(images: Tensor) -> Tensor:
+        return encoder.extract_features(normalize(images))
+
+    def encode_trained(images: Tensor) -> Tensor:
+        return teacher.module.extract_features(normalize(images))
+
+    sample = torch.stack([train[i][0] for i in range(8)])
+    state = load_checkpoint(out / "checkpoint.pt", args)
+    if state is None:
+        console.print(f"{len(train)} images {size}, grid {encoder.grid_size}, {steps} steps")
+        with torch.no_grad():
+            before = encoder(normalize(sample)).cpu()
+        rows = {
+            "raw pixels": evaluate(lambda x: normalize(x).flatten(1), train, test, args),
+            "untrained encoder": evaluate(encode, train, test, args),
+        }
+        state = {"step": 0, "rows": rows, "before": before, "curves": {"loss": [], "rank": []}}
+    else:
+        console.print(f"resuming at step {state['step']} of {steps}")
+        student.load_state_dict(state["student"])
+        teacher.load_state_dict(state["teacher"])
+        optimizer.load_state_dict(state["optimizer"])
+    curves, first = state["curves"], state["step"]
+
+    def save(step: int) -> None:
+        parts = {"student": student, "teacher": teacher, "optimizer": optimizer}
+        state.update({name: part.state_dict() for name, part in parts.items()})
+        state.update(step=step, curves=curves, args=vars(args))
+        torch.save(state, out / "checkpoint.tmp")
+        os.replace(out / "checkpoint.tmp", out / "checkpoint.pt")  # a kill leaves the old or the new
+
+    # Training
+    order = Batches(len(train), args.batch_size, steps, args.seed, first)
+    loader = DataLoader(train, batch_sampler=order, num_workers=args.workers)
+    began = time.perf_counter()
+    with progress_bar(console) as bar:
+        task = bar.add_task("", total=steps, completed=first, status="")
+        for step, (images, _) in enumerate(loader, start=first):
+            torch.manual_seed(args.seed + 1_000_003 * step)
+            images = augment(normalize(images), args.crop_scale, flip=args.flip)
+            masks = sampler(len(images), device=device)
+            with torch.autocast(device.type, torch.bfloat16, enabled=args.amp):
+                target = teacher(images)
+                loss = compute_loss(images, target, masks)
+            for group in optimizer.param_groups:
+                group["lr"] = lr(step)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            teacher.update(encoder)
+
+            done = step + 1
+            if done % 10 == 0 or done == steps:
+                rank = jepakit.effective_rank(target.float().mean(dim=1)).item()
+                curves["loss"].append((done, loss.item()))
+                curves["rank"].append((done, rank))
+                speed = (done - first) * args.batch_size / (time.perf_counter() - began)
+                status = (
+                    f"loss {loss.item():.4f}  rank {rank:.1f}  "
+                    f"momentum {momentum(step):.4f}  {speed:.0f} images/s"
+                )
+                bar.update(task, completed=done, status=status)
+                if not console.is_terminal and (done % max(1, steps // 200 * 10) == 0):
+                    console.print(f"step {done}/{steps}  {status}")
+            if done % args.save_every == 0 or done == steps:
+                save(done)
+    seconds = time.perf_counter() - began
+
+    # What came of it
+    rows = {**state["rows"], "trained teacher": evaluate(encode_trained, train, test, args)}
+    table = Table("", f"kNN-{args.neighbours}", "linear probe", "effective rank")
+    for name, (knn, linear, rank) in rows.items():
+        table.add_row(name, f"{100 * knn:.1f} %", f"{100 * linear:.1f} %", f"{rank:.1f}")
+    console.print(table)
+    torch.save(teacher.module.backbone.state_dict(), out / "teacher.pth")
+    torch.manual_seed(args.seed)
+    shown = sample.float() / 255
+    plot_masks(shown, sampler(len(sample))).savefig(out / "masks.png", dpi=150)
+    plot_curves(curves).savefig(out / "curves.png", dpi=150)
+    after = teacher(normalize(sample)).cpu()
+    tokens = {"untrained": state["before"], "teacher": after}
+    plot_patch_pca(shown, tokens, encoder.grid_size).savefig(out / "pca.png", dpi=150)
+    call = ", ".join(f"{key}={value!r}" for key, value in model_args.items())
+    console.print(
+        f"{(steps - first) * args.batch_size} images in {seconds:.0f} s; pictures are in {out}. "
+        f"The teacher:\ntimm.create_model('vit_tiny_patch16_224', {call}, "
+        f"checkpoint_path='{out / 'teacher.pth'}')",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+def evaluate(
+    encode: Callable[[Tensor], Tensor], train: Dataset, test: Dataset, args: argparse.Namespace
+) -> tuple[float, float, float]:
+    """Accuracy of nearest neighbours and of a linear probe, and the rank of the features."""
+    features = []
+    for dataset in (train, test):
+        few = Subset(dataset, range(min(len(dataset), args.eval_images)))
+        loader = DataLoader(few, 2 * args.batch_size, num_workers=args.workers)
+        features.append(extract_features(encode, loader))
+    knn = knn_accuracy(*features, k=args.neighbours)
+    rank = jepakit.effective_rank(features[0].x).item()
+    return knn, linear_probe(*features, regularization=0.1, max_iter=200), rank
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """No decay for biases, norms, positions and tokens."""
+    decayed: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for name, parameter in model.named_parameters():
+        decayed[parameter.dim() == 2 and "position" not in name].append(parameter)
+    return [
+        {"params": decayed[True], "weight_decay": weight_decay},
+        {"params": decayed[False], "weight_decay": 0.0},
+    ]
+
+
+def load_checkpoint(path: Path, args: argparse.Namespace) -> dict[str, Any] | None:
+    """What a killed run left, if `--resume` asks for it and there is any."""
+    if not (args.resume and path.exists()):
+        return None
+    state = torch.load(path, map_location=args.device, weights_only=True)
+    free = {"resume", "out", "device", "workers", "save_every", "compile"}
+    for name, value in vars(args).items():
+        if name not in free and state["args"][name] != value:
+            raise SystemExit(f"--resume: {path} has {name}={state['args'][name]}, now it is {value}")
+    return state
+
+
+def progress_bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.completed}/{task.total}"),
+        BarColumn(bar_width=20),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[status]}"),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
+class Batches:
+    """The batches of a whole run as indices, from any step on."""
+
+    def __init__(self, size: int, batch_size: int, steps: int, seed: int, first: int) -> None:
+        if batch_size > size:
+            raise SystemExit(f"--batch-size {batch_size}: there are only {size} images")
+        self.size, self.batch_size, self.steps = size, batch_size, steps
+        self.seed, self.first = seed, first
+
+    def __len__(self) -> int:
+        return self.steps - self.first
+
+    def __iter__(self) -> Iterator[list[int]]:
+        per_epoch, epoch, order = self.size // self.batch_size, -1, []
+        for step in range(self.first, self.steps):
+            if step // per_epoch != epoch:
+                epoch = step // per_epoch
+                generator = torch.Generator().manual_seed(self.seed + 1_000_003 * epoch)
+                order = torch.randperm(self.size, generator=generator).tolist()
+            at = step % per_epoch * self.batch_size
+            yield order[at : at + self.batch_size]
+
+
+def augment(images: Tensor, scale: tuple[float, float], *, flip: bool) -> Tensor:
+    """Random resized crops and mirror images, each image on its own."""
+    count = len(images)
+    side = (scale[0] + (scale[1] - scale[0]) * torch.rand(count)).sqrt()
+    theta = torch.zeros(count, 2, 3)
+    theta[:, 0, 0] = theta[:, 1, 1] = side
+    theta[:, :, 2] = (2 * torch.rand(count, 2) - 1) * (1 - side[:, None])
+    if flip:
+        theta[:, 0] *= torch.where(torch.rand(count) < 0.5, -1.0, 1.0)[:, None]
+    grid = F.affine_grid(theta.to(images.device), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+
+
+# Data: every source gives two datasets of (uint8 image [channels, height, width], label)
+
+
+def load_data(args: argparse.Namespace) -> tuple[Dataset, Dataset]:
+    if args.data == "digits":
+        return digits()
+    if args.data.endswith(".npz"):
+        return npz(args.data, args.image_size)
+    from torchvision import datasets
+    from torchvision.transforms import v2
+
+    resize = [] if args.image_size is None else [v2.Resize(args.image_size), v2.CenterCrop(args.image_size)]
+    transform = v2.Compose([*resize, v2.PILToTensor()])
+    if args.data == "cifar10":
+        return tuple(datasets.CIFAR10("data", part, transform, download=True) for part in (True, False))
+    root = Path(args.data)
+    if not root.is_dir() or args.image_size is None:
+        raise SystemExit(f"--data {args.data}: must be a folder of images, and needs --image-size")
+    for name in ("val", "test"):
+        if (root / "train").is_dir() and (root / name).is_dir():
+            return tuple(datasets.ImageFolder(root / part, transform) for part in ("train", name))
+    everything = datasets.ImageFolder(root, transform)
+    order = torch.randperm(len(everything), generator=torch.Generator().manual_seed(0)).tolist()
+    held = max(1, len(order) // 5)
+    return Subset(everything, order[held:]), Subset(everything, order[:held])
+
+
+def digits(num_train: int = 6000, num_test: int = 1500, canvas: int = 36) -> tuple[Dataset, Dataset]:
+    """scikit-learn's 8 x 8 digits, twice to thrice as large, anywhere on an empty canvas."""
+    from sklearn.datasets import load_digits
+
+    source = load_digits()
+    small = torch.tensor(source.images, dtype=torch.float32)[:, None] / 16
+    generator, split = torch.Generator().manual_seed(0), len(small) * 3 // 4
+    sets = []
+    for count, first, last in ((num_train, 0, split), (num_test, split, len(small))):
+        which = torch.randint(first, last, (count,), generator=generator)
+        sides = torch.randint(16, 25, (count,), generator=generator)
+        places = torch.rand(count, 2, generator=generator)
+        images = torch.zeros(count, 1, canvas, canvas, dtype=torch.uint8)
+        for i, side in enumerate(sides.tolist()):
+            top, left = (places[i] * (canvas - side + 1)).int().tolist()
+            digit = F.interpolate(small[which[i], None], (side, side), mode="bilinear")[0]
+            images[i, :, top : top + side, left : left + side] = (digit * 255).to(torch.uint8)
+        sets.append(TensorDataset(images, torch.tensor(source.target)[which].long()))
+    return sets[0], sets[1]
+
+
+def npz(path: str, size: int | None) -> tuple[Dataset, Dataset]:
+    """Arrays `x_*, y_*`, or encoded images `bytes_*, off_*, y_*`, with `train` and `test` for *."""
+    from PIL import Image
+
+    data, sets = np.load(path), []
+    for part in ("train", "test"):
+        if f"bytes_{part}" in data:
+            raw, ends = data[f"bytes_{part}"], data[f"off_{part}"]
+            files = [io.BytesIO(raw[a:b].tobytes()) for a, b in zip(ends, ends[1:], strict=False)]
+            images = np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])
+        else:
+            images = data[f"x_{part}"]
+        tensor = torch.from_numpy(images)
+        tensor = tensor[:, None] if tensor.dim() == 3 else tensor.permute(0, 3, 1, 2)
+        if size is not None and tensor.shape[-2:] != (size, size):
+            parts = [F.interpolate(x.float(), (size, size), mode="area") for x in tensor.split(512)]
+            tensor = torch.cat(parts).round().to(torch.uint8)
+        sets.append(TensorDataset(tensor, torch.from_numpy(data[f"y_{part}"]).long()))
+    return sets[0], sets[1]
+
+
+def pixel_statistics(
+    dataset: Dataset, device: torch.device
+) -> tuple[Callable[[Tensor], Tensor], tuple[int, ...]]:
+    """How to normalise uint8 images by the mean and deviation of some of them, and their size."""
+    some = torch.stack([dataset[i][0] for i in range(0, len(dataset), -(-len(dataset) // 500))])
+    pixels = some.double() / 255
+    mean = pixels.mean((0, 2, 3)).float().view(-1, 1, 1).to(device)
+    std = pixels.std((0, 2, 3)).float().clamp_min(1e-3).view(-1, 1, 1).to(device)
+    return lambda images: (images.to(device).float() / 255 - mean) / std, tuple(some.shape[1:])
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+    def add(name: str, default: Any, help: str, **options: Any) -> None:
+        kind = {} if isinstance(default, bool) or default is None else {"type": type(default)}
+        if isinstance(default, tuple):
+            kind = {"type": float, "nargs": 2, "metavar": ("LOW", "HIGH")}
+        if isinstance(default, bool):
+            options["action"] = "store_true"
+        text = help if default in (None, False) else f"{help} (default: {default})"
+        parser.add_argument(name, default=default, help=text, **{**kind, **options})
+
+    add("--data", "digits", "digits, cifar10 (torchvision), an .npz file or an image folder")
+    add("--image-size", None, "resize to this many pixels", type=int)
+    add("--patch-size", 3, "pixels")
+    add("--width", 96, "of the encoder's tokens")
+    add("--depth", 4, "blocks of the encoder")
+    add("--heads", 3, "attention heads of encoder and predictor")
+    add("--predictor-width", 48, "of the predictor's tokens")
+    add("--predictor-depth", 2, "blocks of the predictor")
+    add("--num-targets", 4, "target blocks for each image")
+    add("--target-scale", (0.15, 0.2), "area of a target as a fraction of the grid")
+    add("--min-context-coverage", 0.25, "fraction of the grid that a context has at least")
+    add("--recipe", "code", "as I-JEPA's published code or as its paper", choices=RECIPES)
+    add("--loss", None, "instead of the recipe's", choices=LOSSES)
+    add("--target-norm", None, "instead of the recipe's", choices=("layer", "l2", "none"))
+    add("--momentum", (0.996, 1.0), "of the teacher, at the first and the last step")
+    add("--epochs", 10, "passes over the data")
+    add("--steps", None, "instead of --epochs", type=int)
+    add("--batch-size", 64, "images")
+    add("--lr", 1e-3, "peak learning rate")
+    add("--weight-decay", 0.05, "of matrices")
+    add("--crop-scale", (1.0, 1.0), "area of a random crop as a fraction of the image")
+    add("--flip", False, "mirror images at random")
+    add("--eval-images", 5000, "images of each split to evaluate on, at most")
+    add("--neighbours", 20, "of the kNN")
+    add("--workers", 0, "processes that load data")
+    add("--device", "cuda" if torch.cuda.is_available() else "cpu", "where to train")
+    add("--amp", False, "bfloat16 autocast")
+    add("--compile", False, "torch.compile the step")
+    add("--seed", 0, "of everything random")
+    add("--save-every", 100, "steps between checkpoints")
+    add("--resume", False, "go on from the checkpoint in --out, if there is one")
+    add("--out", "ijepa-out", "folder for the checkpoint, the teacher and the pictures")
+    args = parser.parse_args()
+    loss, norm = RECIPES[args.recipe]
+    args.loss, args.target_norm = args.loss or loss, args.target_norm or norm
+    args.momentum, args.crop_scale = tuple(args.momentum), tuple(args.crop_scale)
+    args.target_scale = tuple(args.target_scale)
+    return args
+
+
+if __name__ == "__main__":
+    main()

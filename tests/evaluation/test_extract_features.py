@@ -1,0 +1,208 @@
+"""`extract_features`: rows in order, modes put back, and errors that name the batch."""
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from jepakit.evaluation import Features, extract_features
+
+
+def batches() -> list[tuple[Tensor, Tensor]]:
+    torch.manual_seed(0)
+    return [(torch.rand(n, 3, 4, 4), torch.arange(n)) for n in (4, 4, 2)]
+
+
+def pool(images: Tensor) -> Tensor:
+    return images.mean(dim=(2, 3))
+
+
+class Encoder(nn.Module):
+    """Random in train mode, with a part that somebody froze in eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frozen = nn.Dropout(0.5)
+        self.dropout = nn.Dropout(0.5)
+        self.train()
+        self.frozen.eval()
+        self.seen: list[bool] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen.append(self.training or self.dropout.training or torch.is_grad_enabled())
+        return self.frozen(self.dropout(pool(images)))
+
+    def extract_features(self, images: Tensor, scale: float = 1.0) -> Tensor:
+        return scale * self(images)
+
+
+def test_rows_stay_in_order() -> None:
+    """Trap: features pooled over the wrong axis would not be the images' own."""
+    features = extract_features(pool, batches())
+    assert torch.equal(features.x, torch.cat([pool(images) for images, _ in batches()]))
+    assert torch.equal(features.y, torch.cat([labels for _, labels in batches()]))
+    assert len(features) == 10
+
+
+@pytest.mark.parametrize("way", ["module", "method", "partial"])
+def test_eval_mode_meanwhile_and_every_mode_back(way: str) -> None:
+    """Trap: a probe that leaves the user's model in another state, or evaluates with dropout."""
+    encoder = Encoder()
+    encode = {
+        "module": encoder,
+        "method": encoder.extract_features,
+        "partial": functools.partial(encoder.extract_features, scale=1.0),
+    }[way]
+    features = extract_features(encode, batches())
+    assert torch.equal(features.x, torch.cat([pool(images) for images, _ in batches()]))
+    assert encoder.seen == [False] * 3
+    assert (encoder.training, encoder.dropout.training, encoder.frozen.training) == (
+        True,
+        True,
+        False,
+    )
+
+
+def test_modes_come_back_after_an_error() -> None:
+    encoder = Encoder()
+    with pytest.raises(ValueError, match="batch 0"):
+        extract_features(encoder, [(torch.full((2, 3, 4, 4), torch.nan), torch.arange(2))])
+    assert encoder.training
+    assert encoder.dropout.training
+
+
+def test_parameters_are_left_alone() -> None:
+    """Trap: a linear probe that leaves the user's model frozen."""
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(48, 5))
+    features = extract_features(encoder, batches())
+    assert all(p.requires_grad and p.grad is None for p in encoder.parameters())
+    assert not features.x.requires_grad
+
+
+def test_half_types_become_float32_and_labels_int64() -> None:
+    loader = [(images.bfloat16(), labels.to(torch.uint8)) for images, labels in batches()]
+    features = extract_features(pool, loader)
+    assert (features.x.dtype, features.y.dtype) == (torch.float32, torch.int64)
+
+
+def test_device_moves_the_images() -> None:
+    seen = []
+
+    def encode(images: Tensor) -> Tensor:
+        seen.append(images.device.type)
+        return torch.zeros(len(images), 2)
+
+    extract_features(encode, batches(), device="meta")
+    extract_features(encode, batches())
+    assert seen == ["meta"] * 3 + ["cpu"] * 3
+
+
+IMAGES, LABELS = torch.rand(4, 3, 4, 4), torch.arange(4)
+
+
+@pytest.mark.parametrize(
+    ("encode", "loader", "error", "text"),
+    [
+        (pool, [], ValueError, "loader: must yield at least one batch, got none"),
+        (pool, [IMAGES], TypeError, "must yield pairs (images, labels), batch 0 is a Tensor"),
+        (
+            pool,
+            [(IMAGES, LABELS, LABELS)],
+            TypeError,
+            "must yield pairs (images, labels), batch 0 is a tuple of length 3",
+        ),
+        (
+            pool,
+            [(IMAGES, LABELS), (IMAGES, [0, 1, 2, 3])],
+            TypeError,
+            "must yield pairs of tensors, batch 1 holds a Tensor and a list",
+        ),
+        (
+            pool,
+            [(IMAGES, LABELS.float())],
+            TypeError,
+            "labels must be of an integer type, batch 0 has torch.float32",
+        ),
+        (
+            pool,
+            [(IMAGES, LABELS[:3])],
+            ValueError,
+            "labels (3,) of batch 0 must be one integer for each of the images (4, 3, 4, 4)",
+        ),
+        (
+            lambda images: images.flatten(2),
+            [(IMAGES, LABELS)],
+            ValueError,
+            "encode: must return [b, d], so (4, d) for batch 0, got (4, 3, 16); pool patch tokens",
+        ),
+        (
+            lambda images: images.mean(dim=(0, 2)),
+            [(IMAGES, LABELS)],
+            ValueError,
+            "encode: must return [b, d], so (4, d) for batch 0, got (3, 4)",
+        ),
+        (
+            lambda images: images.flatten(1),
+            [(IMAGES, LABELS), (IMAGES[..., :2], LABELS)],
+            ValueError,
+            "encode: returned (4, 24) for batch 1, must have width 48",
+        ),
+        (
+            lambda images: pool(images) / 0,
+            [(IMAGES, LABELS)],
+            ValueError,
+            "encode: returned NaN or infinity for batch 0, must be finite",
+        ),
+    ],
+)
+def test_bad_input_names_the_batch_and_the_rule(
+    encode: Any, loader: Any, error: type[Exception], text: str
+) -> None:
+    with pytest.raises(error) as caught:
+        extract_features(encode, loader)
+    assert text in str(caught.value)
+
+
+@pytest.mark.no_hook
+def test_encode_must_return_a_tensor() -> None:
+    with pytest.raises(TypeError, match="encode: must return a tensor, got list"):
+        extract_features(lambda images: images.tolist(), [(IMAGES, LABELS)])
+
+
+@pytest.mark.no_hook
+@pytest.mark.parametrize(
+    ("x", "y", "error", "text"),
+    [
+        (torch.zeros(2, 3), torch.zeros(2), TypeError, "y: must be of an integer type"),
+        (
+            torch.zeros(2, 3, dtype=torch.int64),
+            torch.arange(2),
+            TypeError,
+            "x: must be floating point, got torch.int64",
+        ),
+        (
+            torch.zeros(2, 3),
+            torch.arange(3),
+            ValueError,
+            "x (2, 3) and y (3,): must have the shapes [n, d] and [n]",
+        ),
+        (
+            torch.zeros(0, 3),
+            torch.arange(0),
+            ValueError,
+            "x (0, 3) and y (0,): must have at least one row",
+        ),
+        (
+            torch.tensor([[0.0], [torch.nan]]),
+            torch.arange(2),
+            ValueError,
+            "x (2, 1): must be finite, but 1 rows hold NaN or infinity (the first at row 1)",
+        ),
+    ],
+)
+def test_features_are_checked(x: Tensor, y: Tensor, error: type[Exception], text: str) -> None:
+    with pytest.raises(error) as caught:
+        Features(x=x, y=y)
+    assert text in str(caught.value)

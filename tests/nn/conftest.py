@@ -1,0 +1,142 @@
+"""Tiny timm backbones of every kind, and ragged token sets, for the tests of `jepakit.nn`."""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from jepakit.nn import MaskedViT
+from jepakit.tokens import TokenSet
+
+TINY: dict[str, Any] = {"depth": 2, "embed_dim": 64, "num_heads": 4, "num_classes": 0}
+
+# id: (timm's name, arguments), at most a 4x5 grid. Only the block types, positions, prefix tokens
+# and norms of the originals are kept.
+BACKBONES: dict[str, tuple[str, dict[str, Any]]] = {
+    "vit_cls": ("vit_tiny_patch16_224", {"img_size": 64}),
+    "vit_nonsquare": ("vit_tiny_patch16_224", {"img_size": (48, 80)}),
+    "vit_dynamic": ("vit_tiny_patch16_224", {"img_size": 48, "dynamic_img_size": True}),
+    "vit_nonsquare_patch": ("vit_tiny_patch16_224", {"img_size": 32, "patch_size": (16, 8)}),
+    "vit_in21k_head": ("vit_tiny_patch16_224.augreg_in21k", {"img_size": 48, "num_classes": 99}),
+    "vit_no_position": ("vit_tiny_patch16_224", {"img_size": 48, "pos_embed": "none"}),
+    "gap_no_cls": ("vit_medium_patch16_gap_240", {"img_size": 64}),
+    "gap_reg1": ("vit_little_patch16_reg1_gap_256", {"img_size": 64}),
+    "post_norm": ("vit_base_patch16_rpn_224", {"img_size": 48}),
+    "parallel_scaling": ("vit_pwee_patch16_reg1_gap_256", {"img_size": 64}),
+    "parallel_things": ("vit_small_patch16_18x2_224", {"img_size": 48}),
+    "differential": ("vit_dlittle_patch16_reg1_gap_256", {"img_size": 64}),
+    "differential_parallel": ("vit_dpwee_patch16_reg1_gap_256", {"img_size": 64}),
+    "dinov2": ("vit_small_patch14_dinov2", {"img_size": 42}),
+    "dinov2_reg4": ("vit_small_patch14_reg4_dinov2", {"img_size": 56}),
+    "deit3": ("deit3_small_patch16_224", {"img_size": 64}),
+    "deit_distilled": ("deit_tiny_distilled_patch16_224", {"img_size": 64}),
+    "siglip": ("vit_base_patch16_siglip_224", {"img_size": 64}),
+    "siglip_reg4": ("vit_so150m_patch16_reg4_map_256", {"img_size": 48}),
+    "clip": ("vit_base_patch16_clip_quickgelu_224", {"img_size": 48}),
+    "flexivit": ("flexivit_small", {"img_size": 48}),
+    "beit3": ("beit3_base_patch16_224", {"img_size": 48}),
+    "eva": ("eva_giant_patch14_224", {"img_size": 42}),
+    "eva02": ("eva02_tiny_patch14_224", {"img_size": 56}),
+    "eva02_dynamic": ("eva02_tiny_patch14_224", {"img_size": (42, 56), "dynamic_img_size": True}),
+    "rope_gap_reg1": ("vit_medium_patch16_rope_reg1_gap_256", {"img_size": 64}),
+    "rope_axial": ("vit_small_patch16_rope_224", {"img_size": 48}),
+    "rope_mixed": ("vit_small_patch16_rope_mixed_224", {"img_size": (48, 64)}),
+    "rope_mixed_ape": ("vit_small_patch16_rope_mixed_ape_224", {"img_size": 64}),
+    "dinov3": ("vit_small_patch16_dinov3", {"img_size": 64}),
+    "dinov3_plus": ("vit_small_plus_patch16_dinov3", {"img_size": (48, 80)}),
+    "pe_core": ("vit_pe_core_tiny_patch16_384", {"img_size": 48}),
+    "pe_spatial": ("vit_pe_spatial_tiny_patch16_512", {"img_size": 48}),
+    # A convolutional stem sees beyond its patch, so these keep law 3 but not law 4.
+    "hybrid_resnet": ("vit_tiny_r_s16_p8_224", {"img_size": 64}),
+}
+# What tests that build many copies use: class token, registers without one, rotary, mixed rotary.
+FEW = ("vit_cls", "gap_no_cls", "dinov2_reg4", "dinov3", "rope_mixed")
+
+
+def scramble(module: nn.Module) -> None:
+    """Move every parameter far from its initial value.
+
+    Layer scales start at 1e-5 and biases and class tokens at 0: with those, blocks do next to
+    nothing, and laws about what blocks may see hold whatever they see.
+    """
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            scale = 0.5 if "pos_embed" in name or "token" in name else 0.1
+            parameter.add_(torch.randn_like(parameter), alpha=scale)
+            if "gamma" in name:
+                parameter.add_(1.0)
+
+
+def _encoder(kind: str, **changes: Any) -> MaskedViT:
+    torch.manual_seed(len(kind))
+    name, arguments = BACKBONES[kind]
+    backbone = timm.create_model(name, **(TINY | arguments | changes)).eval()
+    scramble(backbone)
+    return MaskedViT(backbone)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "any_kind" in metafunc.fixturenames:
+        metafunc.parametrize("any_kind", BACKBONES)
+    if "patch_kind" in metafunc.fixturenames:
+        metafunc.parametrize("patch_kind", [k for k in BACKBONES if not k.startswith("hybrid")])
+    if "few_kind" in metafunc.fixturenames:
+        metafunc.parametrize("few_kind", FEW)
+
+
+@pytest.fixture(scope="session")
+def build() -> Callable[..., MaskedViT]:
+    """A function `(kind, **changes)` to a new scrambled encoder in eval mode."""
+    return _encoder
+
+
+@pytest.fixture(scope="session")
+def cached() -> Callable[[str], MaskedViT]:
+    """Like `build`, one encoder for each kind; tests leave it as it is."""
+    return cache(_encoder)
+
+
+@pytest.fixture(scope="session")
+def images_for() -> Callable[..., torch.Tensor]:
+    """A function `(encoder, batch)` to random images of the size that the encoder was built for."""
+
+    def images(encoder: MaskedViT, batch: int) -> torch.Tensor:
+        model = encoder.backbone
+        return torch.randn(batch, model.in_chans, *model.patch_embed.img_size)
+
+    return images
+
+
+@pytest.fixture(scope="session")
+def ragged() -> Callable[..., TokenSet]:
+    """A function to sets of random sizes, each possibly empty or everything.
+
+    `(grid_size, batch_shape, at_least=0)`; the length is the longest set's, and `padded` is True.
+    """
+
+    def sets(grid_size: tuple[int, ...], *shape: int, at_least: int = 0) -> TokenSet:
+        size = torch.Size(grid_size).numel()
+        order = torch.rand(*shape, size).argsort(dim=-1)
+        counts = torch.randint(at_least, size + 1, (*shape, 1))
+        tokens = TokenSet.from_mask(order < counts, grid_size)
+        return TokenSet(tokens.idx, tokens.valid, grid_size, padded=True)
+
+    return sets
+
+
+@pytest.fixture(scope="session")
+def assert_close() -> Callable[..., None]:
+    """`(actual, expected, tolerance=1e-5)`, the tolerance as a part of the largest expected value."""
+
+    def check(actual: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-5) -> None:
+        assert actual.shape == expected.shape
+        assert torch.isfinite(actual).all() and torch.isfinite(expected).all()
+        if actual.numel():
+            error = (actual - expected).abs().max() / expected.abs().max().clamp(min=1e-30)
+            assert error <= tolerance, f"{error:.2e} of the largest value"
+
+    return check

@@ -1,0 +1,110 @@
+"""`MaskedViT.forward_intermediates` and `.extract_features`."""
+
+import pytest
+import torch
+
+from jepakit import TokenSet, take_tokens
+
+
+def test_intermediates_are_what_the_blocks_give(
+    any_kind, build, images_for, ragged, assert_close
+) -> None:
+    """Trap: `output_fmt="NCHW"` silently scrambles a dropped set onto the full grid."""
+    encoder = build(any_kind, depth=3)
+    outputs = []
+    for block in encoder.backbone.blocks:
+        block.register_forward_hook(lambda _, __, out: outputs.append(out))
+    images = images_for(encoder, 3)
+    tokens = ragged(encoder.grid_size, 3, at_least=1)
+    prefix = encoder.num_prefix_tokens
+    with torch.no_grad():
+        for context in (None, TokenSet.full(encoder.grid_size, (3,)), tokens):
+            outputs.clear()
+            encoder(images, context)
+            expected = [out[:, prefix:] for out in outputs]
+            if context is tokens:
+                expected = [out.masked_fill(~tokens.valid[..., None], 0) for out in expected]
+            first, last = encoder.forward_intermediates(images, [0, -1], context)
+            assert_close(first, expected[0])
+            assert_close(last, expected[2])
+
+
+def test_intermediates_of_a_context_are_a_masked_forward(
+    few_kind, cached, images_for, ragged, assert_close
+) -> None:
+    encoder = cached(few_kind)
+    images = images_for(encoder, 3)
+    tokens = ragged(encoder.grid_size, 3, at_least=1)
+    prefix = encoder.num_prefix_tokens
+    keys = torch.cat([torch.ones(3, prefix, dtype=torch.bool), tokens.to_mask()], dim=1)
+    with torch.no_grad():
+        full = encoder.backbone.forward_intermediates(
+            images, output_fmt="NLC", intermediates_only=True, attn_mask=keys[:, None, None]
+        )
+        for ours, theirs in zip(
+            encoder.forward_intermediates(images, [0, 1], tokens), full, strict=True
+        ):
+            assert_close(ours, take_tokens(theirs, tokens))
+
+
+def test_intermediates_stop_early(few_kind, build, images_for) -> None:
+    encoder = build(few_kind)
+    calls = []
+    for block in encoder.backbone.blocks:
+        block.register_forward_pre_hook(lambda *_: calls.append(1))
+    assert len(encoder.forward_intermediates(images_for(encoder, 1), [0])) == 1
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("layers", [[], [2], [-3], [1, 0], [0, 0], [0, -2]])
+def test_intermediates_refuse_other_layers(layers, cached, images_for) -> None:
+    encoder = cached("vit_cls")
+    with pytest.raises(ValueError, match=r"layers=.*distinct numbers of the 2 blocks, ascending"):
+        encoder.forward_intermediates(images_for(encoder, 1), layers)
+
+
+def test_mean_features_are_the_mean_of_patches(any_kind, cached, images_for, assert_close) -> None:
+    """Traps: a mean over the wrong axis; class and register tokens in the mean; no `fc_norm`."""
+    encoder = cached(any_kind)
+    images = images_for(encoder, 2)
+    with torch.no_grad():
+        expected = encoder.backbone.fc_norm(encoder(images).mean(dim=1))
+        assert_close(encoder.extract_features(images), expected)
+        if encoder.backbone.global_pool == "avg" and any_kind != "beit3":  # pools the prefix too
+            head = encoder.backbone.forward_head(
+                encoder.backbone.forward_features(images), pre_logits=True
+            )
+            assert_close(encoder.extract_features(images), head)
+
+
+def test_cls_features_are_the_class_token(any_kind, cached, images_for, assert_close) -> None:
+    """Trap: `cls` pooling that is a mean."""
+    encoder = cached(any_kind)
+    images = images_for(encoder, 2)
+    backbone = encoder.backbone
+    if backbone.cls_token is None:
+        with pytest.raises(ValueError, match=r"pool='cls': this backbone has no class token"):
+            encoder.extract_features(images, pool="cls")
+        return
+    with torch.no_grad():
+        expected = backbone.fc_norm(backbone.forward_features(images)[:, 0])
+        assert_close(encoder.extract_features(images, pool="cls"), expected)
+        if backbone.global_pool == "token" and any_kind != "deit_distilled":
+            head = backbone.forward_head(backbone.forward_features(images), pre_logits=True)
+            assert_close(expected, head)
+
+
+def test_features_ignore_a_context_left_from_before(cached, images_for, ragged) -> None:
+    encoder = cached("vit_cls")
+    images = images_for(encoder, 2)
+    with torch.no_grad():
+        before = encoder.extract_features(images)
+        encoder(images, ragged(encoder.grid_size, 2, at_least=1))
+        assert torch.equal(encoder.extract_features(images), before)
+
+
+@pytest.mark.no_hook
+def test_unknown_pool(cached, images_for) -> None:
+    encoder = cached("vit_cls")
+    with pytest.raises(ValueError, match=r"pool='max': must be one of 'mean', 'cls'"):
+        encoder.extract_features(images_for(encoder, 1), pool="max")

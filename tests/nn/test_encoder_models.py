@@ -1,0 +1,176 @@
+"""Laws 3 and 4 of `MaskedViT`, on timm models of every kind."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from jepakit import TokenSet, put_tokens, take_tokens
+
+
+def patch_pixels(encoder, mask: torch.Tensor) -> torch.Tensor:
+    """True on the pixels of the patches that a flat mask marks: [b, 1, h, w]."""
+    rows, columns = encoder.grid_size
+    height, width = encoder.backbone.patch_embed.patch_size
+    pixels = mask.view(-1, 1, rows, columns)
+    return pixels.repeat_interleave(height, dim=2).repeat_interleave(width, dim=3)
+
+
+def test_everything_visible_is_the_backbone(any_kind, build, images_for, assert_close) -> None:
+    """Traps: a gather shifted by the class token; registers, none or five prefix tokens; no
+    `pos_embed`; the wrong norm."""
+    encoder = build(any_kind)
+    images = images_for(encoder, 3)
+    with torch.no_grad():
+        tokens = encoder(images)
+        expected = encoder.backbone.forward_features(images)[:, encoder.num_prefix_tokens :]
+        assert tokens.shape == (3, *expected.shape[1:])
+        assert torch.equal(tokens, expected)
+        # The same model, never wrapped.
+        bare = build(any_kind).backbone
+        bare.patch_drop = nn.Identity() if isinstance(bare, VisionTransformer) else None
+        features = bare.forward_features(images)
+        assert_close(tokens, features[:, bare.num_prefix_tokens :])
+
+        everything = TokenSet.full(encoder.grid_size, (3,))
+        assert_close(encoder(images, everything), expected)
+        with_mask = TokenSet(everything.idx, everything.valid, encoder.grid_size, padded=True)
+        assert_close(encoder(images, with_mask), expected)
+
+
+def test_a_context_is_a_masked_full_forward(
+    any_kind, cached, images_for, ragged, assert_close
+) -> None:
+    """Trap: masked tokens zeroed but left as keys."""
+    encoder = cached(any_kind)
+    images = images_for(encoder, 5)
+    tokens = ragged(encoder.grid_size, 5, at_least=1)
+    prefix = encoder.num_prefix_tokens
+    keys = torch.cat([torch.ones(5, prefix, dtype=torch.bool), tokens.to_mask()], dim=1)
+    with torch.no_grad():
+        masked = encoder.backbone.forward_features(images, attn_mask=keys[:, None, None, :])
+        expected = take_tokens(masked[:, prefix:], tokens)
+        assert_close(encoder(images, tokens), expected)
+        # Were hidden tokens seen, or blocks idle, the law above would say nothing.
+        unmasked = take_tokens(encoder(images), tokens)
+        partial = tokens.counts() < tokens.num_positions
+        difference = (unmasked - expected)[partial].abs().max()
+        assert difference > 1e-2 * expected.abs().max()
+
+
+@settings(max_examples=6)
+@given(st.integers(0, 2**32 - 1))
+def test_no_leak(patch_kind, cached, images_for, ragged, seed) -> None:
+    """Law 4, exactly. Trap: padding that gathers patch 0, which is hidden here."""
+    torch.manual_seed(seed)
+    encoder = cached(patch_kind)
+    images = images_for(encoder, 3)
+    mask = ragged(encoder.grid_size, 3).to_mask()
+    mask[:, 0] = False
+    tokens = TokenSet.from_mask(mask, encoder.grid_size)
+    other = torch.where(patch_pixels(encoder, mask), images, 1e3 * torch.randn_like(images))
+    with torch.no_grad():
+        assert torch.equal(encoder(images, tokens), encoder(other, tokens))
+
+
+def test_hidden_nan_stays_hidden(patch_kind, cached, images_for, ragged, monkeypatch) -> None:
+    """Trap: masked tokens multiplied by zero. NaN * 0 = NaN."""
+    monkeypatch.setattr("jepakit._checks.TYPECHECK", False)  # which refuses NaN
+    encoder = cached(patch_kind)
+    images = images_for(encoder, 4)
+    mask = ragged(encoder.grid_size, 4, at_least=1).to_mask()
+    mask[:, 0] = False
+    tokens = TokenSet.from_mask(mask, encoder.grid_size)
+    broken = images.masked_fill(~patch_pixels(encoder, mask), torch.nan)
+    with torch.no_grad():
+        assert torch.equal(encoder(broken, tokens), encoder(images, tokens))
+
+
+def test_visible_pixels_matter(patch_kind, cached, images_for) -> None:
+    """Trap: "the last patch is never used". A change in any patch reaches it and the others."""
+    encoder = cached(patch_kind)
+    images = images_for(encoder, 1)
+    size = encoder.grid_size[0] * encoder.grid_size[1]
+    mask = torch.ones(size, size, dtype=torch.bool)
+    changed = patch_pixels(encoder, torch.eye(size, dtype=torch.bool))
+    tokens = TokenSet.from_mask(mask, encoder.grid_size)
+    with torch.no_grad():
+        before = encoder(images.expand(size, -1, -1, -1), tokens)
+        after = encoder(torch.where(changed, images + 1, images), tokens)
+    moved = (after - before).abs().amax(dim=-1)
+    assert (moved > 1e-4 * before.abs().max()).all()
+
+
+def test_order_of_positions(any_kind, cached, images_for, assert_close) -> None:
+    """Every token comes out at its own place: one visible patch at a time, put back on the grid."""
+    encoder = cached(any_kind)
+    size = encoder.grid_size[0] * encoder.grid_size[1]
+    images = images_for(encoder, 1).expand(size, -1, -1, -1)
+    alone = TokenSet.from_mask(torch.eye(size, dtype=torch.bool), encoder.grid_size)
+    with torch.no_grad():
+        tokens = encoder(images, alone)
+        keys = torch.cat(
+            [torch.ones(size, encoder.num_prefix_tokens), torch.eye(size)], dim=1
+        ).bool()[:, None, None, :]
+        full = encoder.backbone.forward_features(images, attn_mask=keys)
+    grid = put_tokens(tokens, alone).sum(dim=0)
+    assert_close(grid, torch.einsum("nnd->nd", full[:, encoder.num_prefix_tokens :]))
+
+
+@pytest.mark.parametrize("kind", ["vit_dynamic", "eva02_dynamic"])
+@pytest.mark.parametrize("grid", [(2, 5), (4, 3), (1, 1)])
+def test_dynamic_sizes(kind, grid, cached, ragged, assert_close) -> None:
+    """Trap: `sqrt(num_tokens)` for the grid."""
+    encoder = cached(kind)
+    patch = encoder.backbone.patch_embed.patch_size[0]
+    images = torch.randn(3, 3, grid[0] * patch, grid[1] * patch)
+    tokens = ragged(grid, 3, at_least=1)
+    prefix = encoder.num_prefix_tokens
+    keys = torch.cat([torch.ones(3, prefix, dtype=torch.bool), tokens.to_mask()], dim=1)
+    with torch.no_grad():
+        assert_close(encoder(images), encoder.backbone.forward_features(images)[:, prefix:])
+        masked = encoder.backbone.forward_features(images, attn_mask=keys[:, None, None])
+        assert_close(encoder(images, tokens), take_tokens(masked[:, prefix:], tokens))
+
+
+def test_dynamic_padding(build, assert_close) -> None:
+    """`dynamic_img_pad`: the grid is rounded up, as timm does."""
+    encoder = build("vit_dynamic", dynamic_img_pad=True)
+    images = torch.randn(2, 3, 40, 50)  # 2.5 x 3.1 patches
+    tokens = TokenSet.full((3, 4), (2,))
+    with torch.no_grad():
+        assert_close(encoder(images, tokens), encoder.backbone.forward_features(images)[:, 1:])
+
+
+def test_fewer_tokens_are_computed(few_kind, build, images_for) -> None:
+    """Trap: masking that saves nothing. Every block gets the prefix and the context alone."""
+    encoder = build(few_kind)
+    lengths = []
+    for block in encoder.backbone.blocks:
+        block.register_forward_pre_hook(lambda _, args: lengths.append(args[0].shape[1]))
+    mask = torch.zeros(2, encoder.grid_size[0] * encoder.grid_size[1], dtype=torch.bool)
+    mask[:, [1, 3, 4]] = True
+    encoder(images_for(encoder, 2), TokenSet.from_mask(mask, encoder.grid_size))
+    assert lengths == [encoder.num_prefix_tokens + 3] * 2
+
+
+def test_no_key_mask_without_padding(few_kind, build, images_for) -> None:
+    """An all-true mask costs time, so `padded=False` builds none; `padded=True` reads nothing back
+    and always builds one, with one row for each sample and all its queries."""
+    encoder = build(few_kind)
+    masks = []
+    for block in encoder.backbone.blocks:
+        block.register_forward_pre_hook(
+            lambda _, args, kwargs: masks.append(kwargs.get("attn_mask")), with_kwargs=True
+        )
+    images = images_for(encoder, 2)
+    full = TokenSet.full(encoder.grid_size, (2,))
+    encoder(images)
+    encoder(images, full)
+    assert masks == [None] * 4
+    masks.clear()
+    encoder(images, TokenSet(full.idx, full.valid, full.grid_size, padded=True))
+    length = encoder.num_prefix_tokens + full.num_positions
+    assert [mask.shape for mask in masks] == [(2, 1, 1, length)] * 2

@@ -1,0 +1,185 @@
+"""Wrapping a backbone changes neither weights, names nor behaviour; nothing is left behind."""
+
+import copy
+import pickle
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from jepakit import MaskedViT, TokenSet
+
+
+def half_context(encoder: MaskedViT, batch: int) -> TokenSet:
+    mask = torch.zeros(batch, encoder.grid_size[0] * encoder.grid_size[1], dtype=torch.bool)
+    mask[:, ::2] = True
+    mask[0, 0] = False  # ragged
+    return TokenSet.from_mask(mask, encoder.grid_size)
+
+
+def test_weights_and_names_stay(any_kind, build) -> None:
+    """Trap: re-initialising every Linear after `from pretrained`."""
+    backbone = build(any_kind).backbone  # scrambled: a stand-in for pretrained weights
+    before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
+    pointers = {name: p.data_ptr() for name, p in backbone.named_parameters()}
+    flags = {name: p.requires_grad for name, p in backbone.named_parameters()}
+    encoder = MaskedViT(backbone)
+    assert encoder.backbone is backbone
+    after = backbone.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert {name: p.data_ptr() for name, p in backbone.named_parameters()} == pointers
+    assert {name: p.requires_grad for name, p in backbone.named_parameters()} == flags
+    # The names are those of a backbone that was never wrapped, with one prefix.
+    assert list(encoder.state_dict()) == [f"backbone.{name}" for name in before]
+
+
+def test_plain_checkpoint_goes_both_ways(few_kind, build, images_for) -> None:
+    encoder = build(few_kind)
+    images = images_for(encoder, 2)
+    other = build(few_kind)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.zero_()
+    assert not torch.equal(other(images), encoder(images))
+    other.backbone.load_state_dict(encoder.backbone.state_dict())
+    assert torch.equal(other(images), encoder(images))
+
+
+def test_the_backbone_still_classifies(build, images_for) -> None:
+    encoder = build("vit_in21k_head")
+    images = images_for(encoder, 2)
+    bare = copy.deepcopy(encoder.backbone)
+    bare.patch_drop = nn.Identity()
+    encoder(images, half_context(encoder, 2))
+    logits = encoder.backbone(images)
+    assert logits.shape == (2, 99)
+    assert torch.equal(logits, bare(images))
+
+
+def test_wrapping_twice(few_kind, build, images_for) -> None:
+    encoder = build(few_kind)
+    images, context = images_for(encoder, 2), half_context(encoder, 2)
+    expected = encoder(images, context)
+    again = MaskedViT(encoder.backbone)
+    assert torch.equal(again(images, context), expected)
+    assert torch.equal(encoder(images, context), expected)
+    assert torch.equal(encoder(images), again(images))
+
+
+def test_attributes(any_kind, cached) -> None:
+    encoder = cached(any_kind)
+    backbone = encoder.backbone
+    rows, columns = encoder.grid_size
+    assert rows * columns == backbone.patch_embed.num_patches
+    height, width = backbone.patch_embed.img_size
+    if not any_kind.startswith("hybrid"):
+        patch = backbone.patch_embed.patch_size
+        assert (rows, columns) == (height // patch[0], width // patch[1])
+    assert encoder.embed_dim == 64
+    expected = sum(
+        0 if token is None else token.shape[1]
+        for token in (backbone.cls_token, backbone.reg_token, getattr(backbone, "dist_token", None))
+    )
+    assert encoder.num_prefix_tokens == expected
+
+
+def test_state_dict_round_trip(few_kind, build, images_for, tmp_path) -> None:
+    encoder = build(few_kind)
+    torch.save(encoder.state_dict(), tmp_path / "encoder.pt")
+    other = build(few_kind)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.zero_()
+    other.load_state_dict(torch.load(tmp_path / "encoder.pt", weights_only=True))
+    images, context = images_for(encoder, 2), half_context(encoder, 2)
+    assert torch.equal(other(images, context), encoder(images, context))
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_copies_are_independent(few_kind, build, images_for, duplicate) -> None:
+    encoder = build(few_kind)
+    images, context = images_for(encoder, 2), half_context(encoder, 2)
+    expected = encoder(images, context)
+    other = duplicate(encoder)
+    assert torch.equal(other(images, context), expected)
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            parameter.zero_()
+    assert torch.equal(other(images, context), expected)
+
+
+@pytest.mark.parametrize("method", ["forward", "forward_intermediates"])
+def test_an_exception_leaves_no_context(few_kind, build, images_for, method) -> None:
+    """The next plain forward must not be a masked one."""
+    encoder = build(few_kind)
+    images, context = images_for(encoder, 2), half_context(encoder, 2)
+    expected = encoder(images)
+
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    handle = encoder.backbone.blocks[1].register_forward_pre_hook(fail)
+    with pytest.raises(KeyboardInterrupt):
+        if method == "forward":
+            encoder(images, context)
+        else:
+            encoder.forward_intermediates(images, [1], context)
+    handle.remove()
+    assert torch.equal(encoder(images), expected)
+    assert torch.equal(
+        encoder.backbone.forward_features(images)[:, encoder.num_prefix_tokens :], expected
+    )
+
+
+def test_training_mode_trains(few_kind, build, images_for) -> None:
+    """Dropping is the context's, in training and in evaluation; drop-path stays timm's own."""
+    encoder = build(few_kind)
+    images, context = images_for(encoder, 2), half_context(encoder, 2)
+    expected = encoder(images, context)
+    assert torch.equal(encoder.train()(images, context), expected)
+    dropping = build(few_kind, drop_path_rate=0.5).train()
+    images, context = images_for(encoder, 16), half_context(encoder, 16)
+    assert not torch.equal(dropping(images, context), dropping(images, context))
+
+
+def test_every_parameter_of_the_features_learns(any_kind, build, images_for) -> None:
+    """An unused parameter stops DDP. Only the backbone's own head and pooling stand aside."""
+    encoder = build(any_kind).train()
+    encoder(images_for(encoder, 2), half_context(encoder, 2)).square().sum().backward()
+    unused = {n.split(".")[1] for n, p in encoder.named_parameters() if p.grad is None}
+    assert unused <= {"head", "head_dist", "fc_norm", "attn_pool"}
+
+
+def test_gradient_checkpointing(few_kind, build, images_for, assert_close) -> None:
+    """timm recomputes blocks in the backward pass, after the context is gone."""
+    encoder = build(few_kind).train()
+    images = images_for(encoder, 2)
+    for context in (None, half_context(encoder, 2), TokenSet.full(encoder.grid_size, (2,))):
+        gradients = []
+        for on in (False, True):
+            encoder.backbone.set_grad_checkpointing(on)
+            encoder.zero_grad()
+            encoder(images, context).square().sum().backward()
+            gradients.append(encoder.backbone.patch_embed.proj.weight.grad.clone())
+        assert_close(gradients[1], gradients[0])
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "eva02_tiny_patch14_224"])
+def test_a_backbone_that_drops_patches_itself_raises(name) -> None:
+    backbone = timm.create_model(name, depth=1, num_classes=0, patch_drop_rate=0.5)
+    with pytest.raises(ValueError, match=r"backbone.patch_drop=PatchDropout.*patch_drop_rate=0"):
+        MaskedViT(backbone)
+
+
+@pytest.mark.parametrize(
+    "name", ["test_resnet", "beit_base_patch16_224", "test_vit_relpos", "naflexvit_base_patch16_gap"]
+)
+def test_other_models_raise_by_name(name) -> None:
+    """Trap: models that take no key mask or ignore `patch_drop` must not run unmasked."""
+    small = {} if name.startswith("test_") else {"depth": 1, "embed_dim": 64, "num_heads": 4}
+    backbone = timm.create_model(name, num_classes=0, **small)
+    expected = rf"backbone={type(backbone).__name__}: must be a timm VisionTransformer or Eva"
+    with pytest.raises(TypeError, match=expected):
+        MaskedViT(backbone)

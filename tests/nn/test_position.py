@@ -1,0 +1,109 @@
+"""Position tables against naive loops, and the laws of rotary positions."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jepakit.nn.position import grid_coordinates, rotary_table, rotate, sincos_table
+
+grids = st.one_of(
+    st.tuples(st.integers(1, 9)),
+    st.tuples(st.integers(1, 6), st.integers(1, 6)),
+    st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3)),
+)
+
+
+@given(grids)
+def test_coordinates_are_row_major(grid) -> None:
+    """Trap: `sqrt(num_tokens)` for the grid, which scrambles rows and columns."""
+    expected = list(itertools.product(*(range(side) for side in grid)))
+    assert grid_coordinates(grid).tolist() == [list(map(float, place)) for place in expected]
+
+
+@given(grids, st.integers(1, 4))
+def test_sincos_is_the_formula(grid, pairs) -> None:
+    table = sincos_table(grid, 2 * pairs * len(grid))
+    assert table.dtype == torch.float32
+    for row, place in enumerate(itertools.product(*(range(side) for side in grid))):
+        expected = []
+        for x in place:
+            angles = [x * 10000 ** (-2 * i / (2 * pairs)) for i in range(pairs)]
+            expected += [math.sin(a) for a in angles] + [math.cos(a) for a in angles]
+        assert table[row].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+@given(grids)
+def test_sincos_rows_differ(grid) -> None:
+    table = sincos_table(grid, 12 * len(grid))
+    distance = torch.cdist(table, table, compute_mode="donot_use_mm_for_euclid_dist")
+    assert distance.fill_diagonal_(torch.inf).min() > 0.5
+
+
+@given(grids, st.integers(0, 5))
+def test_rotary_is_the_formula(grid, more) -> None:
+    """Trap: theta^(-2i/d) with i over pairs, each axis with its own share."""
+    pairs = len(grid) + more
+    table = rotary_table(grid, 2 * pairs)
+    shares = [len(range(axis, pairs, len(grid))) for axis in range(len(grid))]
+    assert sum(shares) == pairs
+    for row, place in enumerate(itertools.product(*(range(side) for side in grid))):
+        angles = []
+        for x, share in zip(place, shares, strict=True):
+            angles += [x * 100 ** (-2 * i / (2 * share)) for i in range(share)]
+        expected = [math.cos(a) for a in angles] + [math.sin(a) for a in angles]
+        assert table[row].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+@given(st.integers(0, 2**32 - 1), grids)
+def test_rotation_keeps_norms(seed, grid) -> None:
+    torch.manual_seed(seed)
+    table = rotary_table(grid, 12)
+    x = torch.randn(2, 3, len(table), 12, dtype=torch.float64)
+    turned = rotate(x, table.expand(2, -1, -1))
+    torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1), rtol=1e-6, atol=0)
+    torch.testing.assert_close(turned[:, :, 0], x[:, :, 0])  # the origin does not turn
+    if len(table) > 1:
+        assert not torch.allclose(turned[:, :, 1:], x[:, :, 1:])
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_scores_depend_on_the_difference_alone(seed) -> None:
+    """Trap: pairs that the frequencies were not made for. Then a shift would change the scores."""
+    torch.manual_seed(seed)
+    grid = (6, 7)
+    table = rotary_table(grid, 16).double()
+    q, k = torch.randn(2, 16, dtype=torch.float64)
+
+    def score(row_q: int, column_q: int, row_k: int, column_k: int) -> float:
+        places = torch.tensor([row_q * 7 + column_q, row_k * 7 + column_k])
+        turned = rotate(torch.stack([q, k])[None, None], table[places][None])[0, 0]
+        return float(turned[0] @ turned[1])
+
+    assert score(0, 1, 2, 3) == pytest.approx(score(3, 4, 5, 6), abs=1e-5)
+    assert score(0, 1, 2, 3) == pytest.approx(score(1, 1, 3, 3), abs=1e-5)
+    assert abs(score(0, 1, 2, 3) - score(0, 1, 3, 2)) > 1e-7
+
+
+def test_rotation_follows_the_type_of_its_input() -> None:
+    """Trap: float32 tables that raise half-type queries, which no fused kernel takes."""
+    table = rotary_table((4, 4), 8)[None]
+    x = torch.randn(1, 2, 16, 8)
+    for dtype in (torch.bfloat16, torch.float16, torch.float64):
+        assert rotate(x.to(dtype), table).dtype == dtype
+    torch.testing.assert_close(rotate(x.bfloat16(), table).float(), rotate(x, table), rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize(("grid", "dim"), [((4,), 3), ((4, 4), 6), ((2, 2, 2), 8)])
+def test_sincos_refuses_other_widths(grid, dim) -> None:
+    with pytest.raises(ValueError, match=rf"predictor_embed_dim={dim}: must be a multiple of"):
+        sincos_table(grid, dim)
+
+
+@pytest.mark.parametrize(("grid", "dim"), [((4,), 3), ((4, 4), 2), ((2, 2, 2), 4)])
+def test_rotary_refuses_other_widths(grid, dim) -> None:
+    with pytest.raises(ValueError, match=rf"head dim {dim} .* must be even and at least"):
+        rotary_table(grid, dim)

@@ -1,0 +1,121 @@
+"""Imports: what `import jepakit` may load, and that the package is built in layers."""
+
+import ast
+import graphlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SRC = Path(__file__).resolve().parents[2] / "src" / "jepakit"
+
+# A part may import parts of lower layers only, and nothing of its own layer but itself.
+LAYERS = [
+    {"_checks"},
+    {"tokens"},
+    {"masking", "losses", "schedules", "diagnostics"},
+    {"nn"},
+    {"teacher"},
+    {"evaluation"},
+    {"interop", "plots", "testing"},
+    {"__init__"},
+]
+LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
+
+HEAVY = ["timm", "torchvision", "sklearn", "matplotlib", "PIL", "rich", "hypothesis", "pytest"]
+
+
+def module_name(path: Path) -> str:
+    parts = ["jepakit", *path.relative_to(SRC).with_suffix("").parts]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 2 else parts)
+
+
+FILES = {module_name(path): path for path in sorted(SRC.rglob("*.py"))}
+
+
+def part_of(module: str) -> str:
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+def imported(path: Path) -> set[str]:
+    """The modules that a file imports, at any depth, as absolute dotted names."""
+    names: set[str] = set()
+    package = list(path.parent.relative_to(SRC.parent).parts)
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                base = ".".join([*package[: len(package) - node.level + 1], *filter(None, [base])])
+            for alias in node.names:
+                full = f"{base}.{alias.name}"
+                names.add(full if full in FILES else base)
+    return names
+
+
+def own_imports(path: Path) -> set[str]:
+    return {
+        "jepakit.__init__" if name == "jepakit" else name
+        for name in imported(path)
+        if name.split(".")[0] == "jepakit"
+    }
+
+
+@pytest.mark.parametrize("hook", ["0", "1"])
+def test_import_is_light(hook):
+    """Trap: a library that loads timm and torchvision on import costs seconds before any work."""
+    code = (
+        "import sys, json, jepakit\n"
+        f"print(json.dumps([name for name in {HEAVY} if name in sys.modules]))"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"PATH": "", "JEPAKIT_TYPECHECK": hook},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(out.stdout) == []
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_imports_go_downwards(module):
+    part = part_of(module)
+    assert part in LEVEL, f"{part} has no layer yet: add it to LAYERS"
+    for name in own_imports(FILES[module]):
+        other = part_of(name)
+        assert other == part or LEVEL[other] < LEVEL[part], f"{module} imports {name}"
+
+
+def test_no_import_cycles():
+    graph = {name: own_imports(path) for name, path in FILES.items()}
+    # Importing a submodule runs its package's __init__ too, but that alone is no dependency.
+    order = list(graphlib.TopologicalSorter(graph).static_order())
+    assert len(order) >= len(FILES)
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_only_the_encoder_knows_timm(module):
+    roots = {name.split(".")[0] for name in imported(FILES[module])}
+    if module != "jepakit.nn.encoder":
+        assert not roots & {"timm", "torchvision"}
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_nothing_heavy_at_module_level(module):
+    tree = ast.parse(FILES[module].read_text())
+    top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    roots = {
+        name.split(".")[0]
+        for node in top
+        for name in (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module or ""]
+        )
+    }
+    if module != "jepakit.testing":  # its strategies are hypothesis's; the face does not import it
+        assert not roots & set(HEAVY)
