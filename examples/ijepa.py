@@ -18,6 +18,7 @@ import io
 import os
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,9 @@ def main() -> None:
         state.update({name: part.state_dict() for name, part in parts.items()})
         state.update(step=step, curves=curves, args=vars(args))
         torch.save(state, out / "checkpoint.tmp")
-        os.replace(out / "checkpoint.tmp", out / "checkpoint.pt")  # a kill leaves the old or the new
+        os.replace(
+            out / "checkpoint.tmp", out / "checkpoint.pt"
+        )  # a kill leaves the old or the new
 
     # Training
     order = Batches(len(train), args.batch_size, steps, args.seed, first)
@@ -217,7 +220,9 @@ def load_checkpoint(path: Path, args: argparse.Namespace) -> dict[str, Any] | No
     free = {"resume", "out", "device", "workers", "save_every", "compile"}
     for name, value in vars(args).items():
         if name not in free and state["args"][name] != value:
-            raise SystemExit(f"--resume: {path} has {name}={state['args'][name]}, now it is {value}")
+            raise SystemExit(
+                f"--resume: {path} has {name}={state['args'][name]}, now it is {value}"
+            )
     return state
 
 
@@ -279,10 +284,16 @@ def load_data(args: argparse.Namespace) -> tuple[Dataset, Dataset]:
     from torchvision import datasets
     from torchvision.transforms import v2
 
-    resize = [] if args.image_size is None else [v2.Resize(args.image_size), v2.CenterCrop(args.image_size)]
+    resize = (
+        []
+        if args.image_size is None
+        else [v2.Resize(args.image_size), v2.CenterCrop(args.image_size)]
+    )
     transform = v2.Compose([*resize, v2.PILToTensor()])
     if args.data == "cifar10":
-        return tuple(datasets.CIFAR10("data", part, transform, download=True) for part in (True, False))
+        return tuple(
+            datasets.CIFAR10("data", part, transform, download=True) for part in (True, False)
+        )
     root = Path(args.data)
     if not root.is_dir() or args.image_size is None:
         raise SystemExit(f"--data {args.data}: must be a folder of images, and needs --image-size")
@@ -295,7 +306,9 @@ def load_data(args: argparse.Namespace) -> tuple[Dataset, Dataset]:
     return Subset(everything, order[held:]), Subset(everything, order[:held])
 
 
-def digits(num_train: int = 6000, num_test: int = 1500, canvas: int = 36) -> tuple[Dataset, Dataset]:
+def digits(
+    num_train: int = 6000, num_test: int = 1500, canvas: int = 36
+) -> tuple[Dataset, Dataset]:
     """scikit-learn's 8 x 8 digits, twice to thrice as large, anywhere on an empty canvas."""
     from sklearn.datasets import load_digits
 
@@ -324,7 +337,7 @@ def npz(path: str, size: int | None) -> tuple[Dataset, Dataset]:
     for part in ("train", "test"):
         if f"bytes_{part}" in data:
             raw, ends = data[f"bytes_{part}"], data[f"off_{part}"]
-            files = [io.BytesIO(raw[a:b].tobytes()) for a, b in zip(ends, ends[1:], strict=False)]
+            files = [io.BytesIO(raw[a:b].tobytes()) for a, b in pairwise(ends)]
             images = np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])
         else:
             images = data[f"x_{part}"]

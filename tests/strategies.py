@@ -43,7 +43,7 @@ def token_sets(
     draw: st.DrawFn, *, grid_size: tuple[int, ...] | None = None, num_axes: int | None = None
 ) -> TokenSet:
     mask, grid = draw(flat_masks(grid_size=grid_size, num_axes=num_axes))
-    # beartype looks at a random item of a tuple; hypothesis refuses strategies that draw on `random`.
+    # beartype looks at a random item of a tuple, and hypothesis forbids `random` in a strategy.
     state = random.getstate()
     tokens = TokenSet.from_mask(mask, grid)
     random.setstate(state)

@@ -93,7 +93,7 @@ def tensors_in_place(module: nn.Module) -> list[Tensor]:
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch16_dinov3"])
 def test_pretrained_weights_survive(name) -> None:
-    """Trap: re-initialising every Linear after `from pretrained`, or after the teacher was copied."""
+    """Trap: re-initialising every Linear after `from pretrained`, or after the copy was made."""
     backbone = timm.create_model(
         name, img_size=32, depth=2, embed_dim=64, num_heads=4, num_classes=0
     )

@@ -8,7 +8,7 @@ if _TYPECHECK:
     # Installed before anything else is imported, so that every annotation below is checked.
     from jaxtyping import install_import_hook as _install_import_hook
 
-    import jepakit._typecheck  # the hook looks it up by name
+    import jepakit._typecheck  # noqa: F401  (the hook looks it up by name)
 
     _install_import_hook("jepakit", "jepakit._typecheck.check")
 

@@ -106,7 +106,11 @@ def check_images_finite(name: str, images: Tensor) -> None:
     # One sum is far cheaper than `isfinite` over every pixel; only a bad sum is looked into.
     if torch.isfinite(images.sum(dtype=torch.float64)):
         return
-    bad = ~torch.isfinite(images).flatten(1).all(dim=1) if images.dim() > 1 else ~torch.isfinite(images)
+    bad = (
+        ~torch.isfinite(images).flatten(1).all(dim=1)
+        if images.dim() > 1
+        else ~torch.isfinite(images)
+    )
     if bad.any():
         first = int(bad.nonzero()[0, 0])
         raise ValueError(

@@ -52,12 +52,17 @@ def plot_masks(images: Float[Tensor, "b c h w"], masks: Masks, *, columns: int =
     count, size = min(columns, len(images)), images.shape[-2:]
     context = _on_pixels(masks.context.to_mask()[:count], masks.context.grid_size, size)
     targets = _on_pixels(masks.targets.to_mask()[:count], masks.context.grid_size, size)
+    figure: Figure
     figure, axes = plt.subplots(
         3, count, figsize=(1.5 * count + 0.6, 4.8), squeeze=False, layout="constrained"
     )
     for column in range(count):
         picture = images[column].detach().float().cpu().clamp(0, 1)
-        picture = picture.expand(3, -1, -1).permute(1, 2, 0) if len(picture) == 1 else picture.permute(1, 2, 0)
+        picture = (
+            picture.expand(3, -1, -1).permute(1, 2, 0)
+            if len(picture) == 1
+            else picture.permute(1, 2, 0)
+        )
         seen = torch.where(context[column, :, :, None], picture, 0.35 + 0.15 * picture)
         axes[0, column].imshow(picture.numpy())
         axes[1, column].imshow(seen.numpy())
@@ -74,7 +79,9 @@ def plot_masks(images: Float[Tensor, "b c h w"], masks: Masks, *, columns: int =
     return figure
 
 
-def plot_curves(curves: Mapping[str, Sequence[tuple[float, float]]], *, x: str = "step") -> "Figure":
+def plot_curves(
+    curves: Mapping[str, Sequence[tuple[float, float]]], *, x: str = "step"
+) -> "Figure":
     """Quantities over training, one panel each.
 
     Args:
@@ -96,6 +103,7 @@ def plot_curves(curves: Mapping[str, Sequence[tuple[float, float]]], *, x: str =
     plt, _ = _matplotlib()
     if not curves:
         raise ValueError("curves={}: must hold at least one curve")
+    figure: Figure
     figure, axes = plt.subplots(
         1, len(curves), figsize=(4.2 * len(curves), 3.0), squeeze=False, layout="constrained"
     )
@@ -140,6 +148,7 @@ def plot_patch_pca(
     """
     plt, _ = _matplotlib()
     count = min(columns, len(images))
+    figure: Figure
     figure, axes = plt.subplots(
         1 + len(features),
         count,

@@ -45,7 +45,7 @@ def _build(kind: str = "vit", *, depth: int = 1, **predictor: Any) -> SimpleName
 
 @pytest.fixture(scope="session")
 def system() -> Callable[..., SimpleNamespace]:
-    """A function `(kind="vit", depth=1, **predictor)` to encoder, predictor, teacher and sampler."""
+    """A function `(kind="vit", depth=1, **predictor)` to encoder, predictor, teacher, sampler."""
     return _build
 
 

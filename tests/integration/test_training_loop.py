@@ -125,13 +125,14 @@ def test_resumed_is_uninterrupted(system, parameters_of, tmp_path) -> None:
     whole = train(*new(), 6)
     parts, optimizer, generator = new()
     assert train(parts, optimizer, generator, 3) == whole[:3]
-    saved = {name: getattr(parts, name).state_dict() for name in ("encoder", "predictor", "teacher")}
+    names = ("encoder", "predictor", "teacher")
+    saved = {name: getattr(parts, name).state_dict() for name in names}
     saved |= {"optimizer": optimizer.state_dict(), "generator": generator.get_state()}
     torch.save(saved, tmp_path / "run.pt")
 
     saved = torch.load(tmp_path / "run.pt", weights_only=True)
     parts, optimizer, generator = new()
-    for name in ("encoder", "predictor", "teacher"):
+    for name in names:
         getattr(parts, name).load_state_dict(saved[name])
     optimizer.load_state_dict(saved["optimizer"])
     generator.set_state(saved["generator"])

@@ -67,7 +67,8 @@ def test_context_on_another_grid(cached) -> None:
 def test_context_on_the_built_grid_of_a_dynamic_backbone(cached) -> None:
     """With dynamic sizes the images' grid counts, not the one that the backbone was built for."""
     encoder = cached("vit_dynamic")
-    with pytest.raises(ValueError, match=r"on the grid \(3, 3\): must be on the images' grid \(2, 4"):
+    text = r"on the grid \(3, 3\): must be on the images' grid \(2, 4\)"
+    with pytest.raises(ValueError, match=text):
         encoder(torch.zeros(2, 3, 32, 64), TokenSet.full(encoder.grid_size, (2,)))
 
 

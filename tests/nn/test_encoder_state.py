@@ -121,11 +121,9 @@ def test_an_exception_leaves_no_context(few_kind, build, images_for, method) -> 
         raise KeyboardInterrupt
 
     handle = encoder.backbone.blocks[1].register_forward_pre_hook(fail)
+    arguments = (images, context) if method == "forward" else (images, [1], context)
     with pytest.raises(KeyboardInterrupt):
-        if method == "forward":
-            encoder(images, context)
-        else:
-            encoder.forward_intermediates(images, [1], context)
+        getattr(encoder, method)(*arguments)
     handle.remove()
     assert torch.equal(encoder(images), expected)
     assert torch.equal(
@@ -174,7 +172,8 @@ def test_a_backbone_that_drops_patches_itself_raises(name) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["test_resnet", "beit_base_patch16_224", "test_vit_relpos", "naflexvit_base_patch16_gap"]
+    "name",
+    ["test_resnet", "beit_base_patch16_224", "test_vit_relpos", "naflexvit_base_patch16_gap"],
 )
 def test_other_models_raise_by_name(name) -> None:
     """Trap: models that take no key mask or ignore `patch_drop` must not run unmasked."""

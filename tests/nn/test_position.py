@@ -94,7 +94,9 @@ def test_rotation_follows_the_type_of_its_input() -> None:
     x = torch.randn(1, 2, 16, 8)
     for dtype in (torch.bfloat16, torch.float16, torch.float64):
         assert rotate(x.to(dtype), table).dtype == dtype
-    torch.testing.assert_close(rotate(x.bfloat16(), table).float(), rotate(x, table), rtol=0, atol=0.05)
+    torch.testing.assert_close(
+        rotate(x.bfloat16(), table).float(), rotate(x, table), rtol=0, atol=0.05
+    )
 
 
 @pytest.mark.parametrize(("grid", "dim"), [((4,), 3), ((4, 4), 6), ((2, 2, 2), 8)])

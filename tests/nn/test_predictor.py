@@ -176,7 +176,9 @@ def test_where_the_context_is_matters(position) -> None:
 
 
 @KINDS
-def test_predict_grid_is_the_prediction_of_everything(position, joint, ragged, assert_close) -> None:
+def test_predict_grid_is_the_prediction_of_everything(
+    position, joint, ragged, assert_close
+) -> None:
     predictor = build(position=position, joint=joint)
     here = ragged((4, 5), 3, at_least=1)
     context = features(here)

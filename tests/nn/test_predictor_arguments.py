@@ -257,4 +257,6 @@ def test_other_types(position, dtype) -> None:
     expected = predictor(context, here, asked)
     out = predictor.to(dtype)(context.to(dtype), here, asked)
     assert out.dtype == dtype
-    torch.testing.assert_close(out.float(), expected, rtol=0, atol=0.05 * expected.abs().max().item())
+    torch.testing.assert_close(
+        out.float(), expected, rtol=0, atol=0.05 * expected.abs().max().item()
+    )

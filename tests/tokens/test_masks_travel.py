@@ -47,7 +47,9 @@ def test_moving_moves_all():
 
 def test_pin_memory_pins_all(monkeypatch):
     pinned = []
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(self) or self.clone())
+    monkeypatch.setattr(
+        torch.Tensor, "pin_memory", lambda self: pinned.append(self) or self.clone()
+    )
     masks = ragged()
     assert same(masks.pin_memory(), masks)
     assert len(pinned) == 4

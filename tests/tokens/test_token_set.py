@@ -8,10 +8,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.strategies import flat_masks, grid_sizes, token_sets
 from torch.utils import _pytree as pytree
 
 from jepakit import TokenSet
-from tests.strategies import flat_masks, grid_sizes, token_sets
 
 
 def same(one: TokenSet, other: TokenSet) -> bool:
@@ -71,7 +71,9 @@ def test_complement(case):
     rest = tokens.complement()
     assert torch.equal(rest.to_mask(), ~mask)
     assert torch.equal(rest.complement().to_mask(), mask)
-    assert torch.equal(tokens.counts() + rest.counts(), torch.full_like(tokens.counts(), mask.shape[-1]))
+    assert torch.equal(
+        tokens.counts() + rest.counts(), torch.full_like(tokens.counts(), mask.shape[-1])
+    )
 
 
 @given(grid=grid_sizes(), batch=st.lists(st.integers(0, 3), max_size=2))
@@ -174,12 +176,18 @@ def test_moving_keeps_everything(tokens):
     assert same(tokens.to("cpu"), tokens)
     away = tokens.to(torch.device("meta"), non_blocking=True)
     assert away.device.type == "meta" and away.valid.device.type == "meta"
-    assert (away.shape, away.grid_size, away.padded) == (tokens.shape, tokens.grid_size, tokens.padded)
+    assert (away.shape, away.grid_size, away.padded) == (
+        tokens.shape,
+        tokens.grid_size,
+        tokens.padded,
+    )
 
 
 def test_pin_memory_pins_both(monkeypatch):
     pinned = []
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(self) or self.clone())
+    monkeypatch.setattr(
+        torch.Tensor, "pin_memory", lambda self: pinned.append(self) or self.clone()
+    )
     tokens = TokenSet.from_mask(torch.rand(3, 4) < 0.5, (2, 2))
     assert same(tokens.pin_memory(), tokens)
     assert len(pinned) == 2 and pinned[0] is tokens.idx and pinned[1] is tokens.valid

@@ -54,7 +54,20 @@ class UniformSampler(Protocol):
 
 @dataclass(frozen=True)
 class Indexed:
-    """A sample together with its index in the dataset."""
+    """A sample together with its index in the dataset, as `IndexedDataset` gives it.
+
+    Args:
+        index: Position of the sample in the dataset.
+        sample: What the dataset holds there.
+
+    Example:
+        >>> from jepakit.masking import Indexed
+        >>> Indexed(3, "image").index
+        3
+
+    Source:
+        jepakit's own.
+    """
 
     index: int
     sample: Any

@@ -185,6 +185,7 @@ class MultiBlockSpec:
 
     def _with_need(self, need: int) -> "MultiBlockSpec":
         """With a coverage of exactly `need` tokens, in as few digits as tell it."""
-        rounded = (round(need / self.size, digits) for digits in range(4, 18))
-        coverage = next(c for c in rounded if needed_tokens(c, self.size) == need)
+        # Rounding down loses no token while the grid has fewer positions than the last digit tells.
+        floors = (math.floor(need / self.size * 10**d) / 10**d for d in range(4, 17))
+        coverage = next(c for c in floors if needed_tokens(c, self.size) == need)
         return replace(self, min_context_coverage=coverage)

@@ -5,6 +5,8 @@ A field is an int32 grid of zeros and ones with an empty row and column in front
 a position on that padded grid, up and left of the block's first cell: there the table is read.
 """
 
+from functools import cached_property
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -47,13 +49,23 @@ class Blocks:
         self.offset = row * self.stride + column
         self.grid_offset = row * width + column
 
-        place = torch.arange(self.num_places, device=h.device)
-        self.fits = (place // self.stride <= height - h) & (place % self.stride <= width - w)
-        if self.one_size is None:
-            # Where a block sticks out, anything on the table will do: it is never chosen there.
-            band = torch.arange(self.num_bands, device=h.device)
-            self.below = (band + h * self.stride).clamp_max((height + 1) * self.stride - 1)
-            self.right = (place + w).clamp_max(self.num_bands - 1)
+    @cached_property
+    def fits(self) -> Bool[Tensor, "k p"]:
+        """Places at which a block is whole on the grid."""
+        height, width = self.grid_size
+        place = torch.arange(self.num_places, device=self.h.device)
+        row, column = place // self.stride, place % self.stride
+        return (row <= (height - self.h)[:, None]) & (column <= (width - self.w)[:, None])
+
+    @cached_property
+    def _lookup(self) -> tuple[Int[Tensor, "k q"], Int[Tensor, "k p"]]:
+        """Where `sums` reads the table below each band and right of each place."""
+        height, _ = self.grid_size
+        band = torch.arange(self.num_bands, device=self.h.device)
+        # Where a block sticks out, anything on the table will do: it is never chosen there.
+        below = (band + (self.h * self.stride)[:, None]).clamp_max((height + 1) * self.stride - 1)
+        right = (band[: self.num_places] + self.w[:, None]).clamp_max(self.num_bands - 1)
+        return below, right
 
     def sums(self, table: Int[Tensor, "b t"]) -> Int[Tensor, "b p"]:
         """How much of a field a block would cover at each place; `table` is its `summed_area`."""
@@ -61,8 +73,9 @@ class Blocks:
             h, w = self.one_size
             bands = table[:, h * self.stride :] - table[:, : self.num_bands]
             return bands[:, w:] - bands[:, : self.num_places]
-        bands = table.gather(1, self.below) - table[:, : self.num_bands]
-        return bands.gather(1, self.right) - bands[:, : self.num_places]
+        below, right = self._lookup
+        bands = table.gather(1, below) - table[:, : self.num_bands]
+        return bands.gather(1, right) - bands[:, : self.num_places]
 
     def anywhere(self, uniforms: Float[Tensor, " b"]) -> Int[Tensor, " b"]:
         """A place for each sample, all on the grid equally likely."""

@@ -51,7 +51,7 @@ class MaskedViT(nn.Module):
 
     `encoder(images)` equals `backbone.forward_features(images)[:, num_prefix_tokens:]`, after the
     backbone's final norm. A timm model that is built to average its tokens
-    (`global_pool="avg"`) has that norm in its head (`fc_norm`) instead, and its tokens come without.
+    (`global_pool="avg"`) has that norm in its head (`fc_norm`); its tokens come without.
 
     Args:
         backbone: A timm `VisionTransformer` or `Eva` (EVA-02, DINOv3 and other rotary models), with
@@ -83,8 +83,8 @@ class MaskedViT(nn.Module):
 
         if not isinstance(backbone, VisionTransformer | Eva):
             raise TypeError(
-                f"backbone={type(backbone).__name__}: must be a timm VisionTransformer or Eva, such "
-                "as timm.create_model('vit_small_patch16_224', num_classes=0)"
+                f"backbone={type(backbone).__name__}: must be a timm VisionTransformer or Eva, "
+                "such as timm.create_model('vit_small_patch16_224', num_classes=0)"
             )
         present = backbone.patch_drop
         if not (present is None or isinstance(present, nn.Identity | _KeepTokens)):
@@ -92,10 +92,9 @@ class MaskedViT(nn.Module):
                 f"backbone.patch_drop={present}: must not drop patches itself; build the backbone "
                 "with patch_drop_rate=0"
             )
-        backbone.patch_drop = _KeepTokens(
-            backbone.num_prefix_tokens, returns_indices=isinstance(backbone, Eva)
-        )
-        self.backbone = backbone
+        keep = _KeepTokens(backbone.num_prefix_tokens, returns_indices=isinstance(backbone, Eva))
+        self.backbone: nn.Module = backbone
+        self._model.patch_drop = keep
 
     @property
     def grid_size(self) -> tuple[int, int]:
@@ -147,7 +146,11 @@ class MaskedViT(nn.Module):
         self._check(images, context)
         depth = len(self._model.blocks)
         numbers = [layer + depth if layer < 0 else layer for layer in layers]
-        if not numbers or numbers != sorted(set(numbers)) or not 0 <= numbers[0] <= numbers[-1] < depth:
+        if (
+            not numbers
+            or numbers != sorted(set(numbers))
+            or not 0 <= numbers[0] <= numbers[-1] < depth
+        ):
             raise ValueError(
                 f"layers={list(layers)}: must be distinct numbers of the {depth} blocks, ascending"
             )
@@ -177,10 +180,8 @@ class MaskedViT(nn.Module):
             raise ValueError("pool='cls': this backbone has no class token; use pool='mean'")
         self._check(images, None)
         tokens = self._model.forward_features(images)
-        if pool == "cls":
-            pooled = tokens[:, 0]
-        else:
-            pooled = tokens[:, self.num_prefix_tokens :].mean(dim=1)
+        patches = tokens[:, self.num_prefix_tokens :]
+        pooled = tokens[:, 0] if pool == "cls" else patches.mean(dim=1)
         return cast(Tensor, self._model.fc_norm(pooled))
 
     def _check(self, images: Tensor, context: TokenSet | None) -> None:
@@ -205,18 +206,21 @@ class MaskedViT(nn.Module):
                 f"{embed.img_size[1]}, as the backbone was built; build it with img_size={size} or "
                 "dynamic_img_size=True"
             )
-        if dynamic and not embed.dynamic_img_pad and any(
-            side % patch for side, patch in zip(size, embed.patch_size, strict=True)
+        if (
+            dynamic
+            and not embed.dynamic_img_pad
+            and any(side % patch for side, patch in zip(size, embed.patch_size, strict=True))
         ):
             raise ValueError(
-                f"images of {size[0]} x {size[1]} pixels: sides must be multiples of the patch size "
-                f"{embed.patch_size}, or build the backbone with dynamic_img_pad=True"
+                f"images of {size[0]} x {size[1]} pixels: sides must be multiples of the patch "
+                f"size {embed.patch_size}, or build the backbone with dynamic_img_pad=True"
             )
         if context is not None:
             grid = tuple(embed.dynamic_feat_size(size)) if dynamic else self.grid_size
             if context.grid_size != grid:
                 raise ValueError(
-                    f"context is on the grid {context.grid_size}: must be on the images' grid {grid}"
+                    f"context is on the grid {context.grid_size}: must be on the images' grid "
+                    f"{grid}"
                 )
             if context.idx.dim() != 2 or len(context.idx) != len(images):
                 raise ValueError(

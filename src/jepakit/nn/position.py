@@ -22,8 +22,8 @@ def sincos_table(grid_size: tuple[int, ...], dim: int) -> Float[Tensor, "N dim"]
     axes = len(grid_size)
     if dim % (2 * axes):
         raise ValueError(
-            f"predictor_embed_dim={dim}: must be a multiple of {2 * axes} for sine-cosine positions "
-            f"on the grid {grid_size} ({axes} axes, a sine and a cosine each)"
+            f"predictor_embed_dim={dim}: must be a multiple of {2 * axes} for sine-cosine "
+            f"positions on the grid {grid_size} ({axes} axes, a sine and a cosine each)"
         )
     pairs = dim // (2 * axes)
     frequency = 10000.0 ** (-torch.arange(pairs, dtype=torch.float64) / pairs)

@@ -53,8 +53,8 @@ class MaskedPredictor(nn.Module):
 
     Source:
         Assran et al., I-JEPA (arXiv:2301.08243), appendix A.1, with its initialisation: truncated
-        normal of 0.02, residual projections of block l divided by sqrt(2 l). Differences: padding is
-        masked; `joint` and `position` other than `"sincos"` are additions (joint as in V-JEPA,
+        normal of 0.02, residual projections of block l divided by sqrt(2 l). Differences: padding
+        is masked; `joint` and `position` other than `"sincos"` are additions (joint as in V-JEPA,
         arXiv:2404.08471).
     """
 
@@ -89,15 +89,15 @@ class MaskedPredictor(nn.Module):
             )
         if int(predictor_embed_dim * mlp_ratio) < 1:
             raise ValueError(
-                f"mlp_ratio={mlp_ratio}: must leave the MLP at least one hidden unit, so be at least "
-                f"1 / predictor_embed_dim = 1/{predictor_embed_dim}"
+                f"mlp_ratio={mlp_ratio}: must leave the MLP at least one hidden unit, so be at "
+                f"least 1 / predictor_embed_dim = 1/{predictor_embed_dim}"
             )
         if drop_path == 1:
             raise ValueError("drop_path=1: must be below 1, or the last block never learns")
         if drop_path > 0 and depth == 1:
             raise ValueError(
-                f"drop_path={drop_path}: must be 0 with depth=1, since it rises from 0 at the first "
-                "block"
+                f"drop_path={drop_path}: must be 0 with depth=1, since it rises from 0 at the "
+                "first block"
             )
         self.grid_size = grid_size
         self.position = position
@@ -110,7 +110,11 @@ class MaskedPredictor(nn.Module):
             self.position_table = nn.Parameter(torch.zeros(math.prod(grid_size), dim))
         else:
             rotary = position == "rope"
-            table = rotary_table(grid_size, dim // num_heads) if rotary else sincos_table(grid_size, dim)
+            table = (
+                rotary_table(grid_size, dim // num_heads)
+                if rotary
+                else sincos_table(grid_size, dim)
+            )
             # Follows from the arguments, so it is no part of a checkpoint.
             self.register_buffer("position_table", table, persistent=False)
         rates = [drop_path * i / max(1, depth - 1) for i in range(depth)]
@@ -167,7 +171,9 @@ class MaskedPredictor(nn.Module):
         for block in self.blocks:
             x = block(x, mask, rotary)
         out = self.proj(self.norm(x[:, here.shape[1] :]))
-        out = out.view(batch, blocks, length, self.proj.out_features)  # -1 fails where nothing is asked
+        out = out.view(
+            batch, blocks, length, self.proj.out_features
+        )  # -1 fails where nothing is asked
         return _absent_as_zero(out, target_tokens)
 
     def predict_grid(
@@ -180,7 +186,7 @@ class MaskedPredictor(nn.Module):
             context_tokens: Where they are, `[batch, n]`.
         """
         everything = TokenSet.full(self.grid_size, (len(context), 1), device=context.device)
-        return self(context, context_tokens, everything).squeeze(1)
+        return cast(Tensor, self(context, context_tokens, everything)).squeeze(1)
 
     def _check(self, context: Tensor, context_tokens: TokenSet, target_tokens: TokenSet) -> None:
         if not context.is_floating_point():
@@ -188,8 +194,8 @@ class MaskedPredictor(nn.Module):
         width = self.embed.in_features
         if context.dim() != 3 or context.shape[-1] != width:
             raise ValueError(
-                f"context {tuple(context.shape)}: must be [batch, n, {width}], the encoder_dim that "
-                "the predictor was built with"
+                f"context {tuple(context.shape)}: must be [batch, n, {width}], the encoder_dim "
+                "that the predictor was built with"
             )
         if len(context) == 0:
             raise ValueError(f"context {tuple(context.shape)}: the batch must not be empty")

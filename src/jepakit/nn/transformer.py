@@ -1,6 +1,7 @@
 """A pre-norm transformer block that knows which keys are padding."""
 
-import torch
+from typing import cast
+
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -41,7 +42,7 @@ class Attention(nn.Module):
         if rotary is not None:
             q, k = rotate(q, rotary), rotate(k, rotary)
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.proj(x.transpose(1, 2).reshape(batch, length, dim))
+        return cast(Tensor, self.proj(x.transpose(1, 2).reshape(batch, length, dim)))
 
 
 class DropPath(nn.Module):
@@ -80,4 +81,4 @@ class Block(nn.Module):
         rotary: Float[Tensor, "b n h"] | None,
     ) -> Float[Tensor, "b n d"]:
         x = x + self.drop_path(self.attn(self.norm1(x), mask, rotary))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        return cast(Tensor, x + self.drop_path(self.mlp(self.norm2(x))))

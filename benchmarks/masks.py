@@ -1,0 +1,149 @@
+"""Time to sample multi-block masks: `MultiBlockMask` in every mode beside a loop over samples.
+
+    python benchmarks/masks.py [--batch 128] [--grid 14 14] [--rounds 9] [--calls 10]
+
+One CPU thread. Rounds of both are interleaved, so that a busy machine disturbs both alike; the
+table shows medians over rounds. The loop does what is usual: for each sample it draws sizes and
+places with Python's `random`, paints NumPy-free torch masks, and lists the positions left; there
+is no floor on the context, so it is spared the work of keeping one.
+"""
+
+import argparse
+import math
+import random
+import statistics
+import time
+from collections.abc import Callable
+from itertools import product
+
+import torch
+
+from jepakit import MultiBlockMask
+
+TARGET_SCALE = (0.15, 0.2)
+DISJOINT_SCALE = (0.08, 0.1)  # four disjoint blocks of the paper's size do not always fit
+
+
+def naive_masks(
+    grid_size: tuple[int, int],
+    batch_size: int,
+    *,
+    target_scale: tuple[float, float],
+    block_size: str,
+    context_length: str | int,
+    disjoint: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Masks sample by sample: indices of contexts, cut to the shortest or padded, and of targets."""
+    height, width = grid_size
+
+    def draw_size(scale: tuple[float, float], aspect: tuple[float, float]) -> tuple[int, int]:
+        area = random.uniform(*scale) * height * width
+        ratio = math.exp(random.uniform(math.log(aspect[0]), math.log(aspect[1])))
+        h, w = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        return min(max(1, h), height), min(max(1, w), width)
+
+    def draw_block(h: int, w: int) -> tuple[slice, slice]:
+        top, left = random.randint(0, height - h), random.randint(0, width - w)
+        return slice(top, top + h), slice(left, left + w)
+
+    size = draw_size(target_scale, (0.75, 1.5))
+    contexts, targets = [], []
+    for _ in range(batch_size):
+        if block_size == "sample":
+            size = draw_size(target_scale, (0.75, 1.5))
+        context = torch.zeros(height, width, dtype=torch.bool)
+        context[draw_block(*draw_size((0.85, 1.0), (1.0, 1.0)))] = True
+        taken = torch.zeros(height, width, dtype=torch.bool)
+        blocks = []
+        for _ in range(4):
+            block = draw_block(*size)
+            for _ in range(20 if disjoint else 0):  # gives up, as published codes do
+                if not taken[block].any():
+                    break
+                block = draw_block(*size)
+            taken[block] = True
+            one = torch.zeros(height, width, dtype=torch.bool)
+            one[block] = True
+            blocks.append(one.flatten().nonzero().squeeze(1))
+        contexts.append((context & ~taken).flatten().nonzero().squeeze(1))
+        targets.extend(blocks)
+    if context_length != "pad":
+        shortest = min(len(context) for context in contexts)
+        length = shortest if context_length == "trim" else min(int(context_length), shortest)
+        contexts = [
+            context[torch.randperm(len(context))[:length].sort().values] for context in contexts
+        ]
+    pad = torch.nn.utils.rnn.pad_sequence
+    return pad(contexts, batch_first=True), pad(targets, batch_first=True)
+
+
+def seconds(function: Callable[[], object], calls: int) -> float:
+    start = time.perf_counter()
+    for _ in range(calls):
+        function()
+    return (time.perf_counter() - start) / calls
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--grid", type=int, nargs=2, default=(14, 14))
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--calls", type=int, default=10)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    grid = (options.grid[0], options.grid[1])
+    batch = options.batch
+
+    print(f"grid {grid[0]} x {grid[1]}, batch {batch}, 4 targets, one thread, images/s (median)\n")
+    print(
+        "| block_size | context_length | overlap | min_context_coverage | jepakit | loop | ratio |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    slowest = math.inf
+    for block_size, length, overlap, coverage in product(
+        ("batch", "sample"), ("pad", "trim", 40), (True, False), (0.25, 0.4)
+    ):
+        scale = TARGET_SCALE if overlap else DISJOINT_SCALE
+        need = max(1, math.ceil(coverage * math.prod(grid)))
+        sampler = MultiBlockMask(
+            grid,
+            target_scale=scale,
+            min_context_coverage=coverage,
+            allow_target_overlap=overlap,
+            block_size=block_size,
+            context_length=min(length, need) if isinstance(length, int) else length,
+        )
+
+        def ours(sampler: MultiBlockMask = sampler) -> object:
+            return sampler(batch)
+
+        def loop(arguments: tuple = (scale, block_size, length, overlap)) -> object:
+            scale, block_size, length, overlap = arguments
+            return naive_masks(
+                grid,
+                batch,
+                target_scale=scale,
+                block_size=block_size,
+                context_length=length,
+                disjoint=not overlap,
+            )
+
+        seconds(ours, 3)
+        times: dict[str, list[float]] = {"ours": [], "loop": []}
+        for _ in range(options.rounds):
+            times["ours"].append(seconds(ours, options.calls))
+            times["loop"].append(seconds(loop, 1))
+        rates = {name: batch / statistics.median(values) for name, values in times.items()}
+        slowest = min(slowest, rates["ours"])
+        print(
+            f"| {block_size} | {length} | {'yes' if overlap else 'no'} | {coverage} "
+            f"| {rates['ours']:,.0f} | {rates['loop']:,.0f} "
+            f"| {rates['ours'] / rates['loop']:.0f} x |",
+            flush=True,
+        )
+    print(f"\nslowest mode: {slowest:,.0f} images/s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,257 @@
+"""`MaskCollator`: masks by (seed, epoch, index), however the loading is arranged."""
+
+import copy
+import multiprocessing
+import pickle
+import re
+from collections.abc import Iterable, Iterator
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from jepakit import IndexedDataset, MaskCollator, Masks, MultiBlockMask, RandomMask
+from jepakit.masking import Indexed, MaskSampler
+
+# Python 3.12 and 3.13 fork by default, and warn of it where a library runs threads.
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+
+GRID = (6, 7)
+SIZE = 24
+PER_SAMPLE = [
+    MultiBlockMask(GRID, block_size="sample"),
+    MultiBlockMask(GRID, block_size="sample", context_length=6),
+    RandomMask(GRID),
+]
+PER_BATCH = [
+    MultiBlockMask(GRID),
+    MultiBlockMask(GRID, context_length="trim"),
+    MultiBlockMask(GRID, block_size="sample", context_length="trim"),
+    MultiBlockMask(GRID, context_length=6),
+]
+Drawn = dict[int, tuple[bytes, bytes]]
+
+
+def dataset() -> IndexedDataset:
+    return IndexedDataset(TensorDataset(torch.zeros(SIZE, 1, 2, 2), torch.arange(SIZE)))
+
+
+def loader(masks: MaskSampler, /, **arguments: object) -> DataLoader:
+    return DataLoader(dataset(), collate_fn=MaskCollator(masks), **arguments)
+
+
+def drawn(batches: Iterable) -> Drawn:
+    """The masks of every sample, by the index that its label holds."""
+    found: Drawn = {}
+    for (_, labels), masks in batches:
+        context, targets = masks.context.to_mask(), masks.targets.to_mask()
+        for row, index in enumerate(labels.tolist()):
+            found[index] = context[row].numpy().tobytes(), targets[row].numpy().tobytes()
+    return found
+
+
+def draw(collate: MaskCollator, indices: Iterable[int]) -> Drawn:
+    samples = dataset()
+    return drawn([collate([samples[index] for index in indices])])
+
+
+@pytest.mark.parametrize("sampler", PER_SAMPLE, ids=repr)
+def test_any_arrangement_draws_the_same(sampler):
+    """Law 2. Traps: a shared counter taken in worker order; masks that change on a resume."""
+    expected = drawn(loader(sampler, batch_size=8))
+    assert len(expected) == SIZE
+    assert len(set(expected.values())) == SIZE
+    for batch_size in (1, 5, SIZE):
+        assert drawn(loader(sampler, batch_size=batch_size)) == expected
+    assert drawn(loader(sampler, batch_size=4, shuffle=True)) == expected
+    ranks = [drawn(loader(sampler, batch_size=4, sampler=range(r, SIZE, 3))) for r in range(3)]
+    assert {index: mask for rank in ranks for index, mask in rank.items()} == expected
+    rest = drawn(loader(sampler, batch_size=8, sampler=range(10, SIZE)))
+    assert rest == {index: expected[index] for index in range(10, SIZE)}
+
+
+@pytest.mark.parametrize("sampler", [PER_SAMPLE[0], PER_BATCH[0]], ids=repr)
+def test_any_number_of_workers_draws_the_same(sampler):
+    """Trap: workers that start from one state, and draw the same masks or race for them."""
+    tables = [drawn(loader(sampler, batch_size=6, num_workers=n)) for n in (0, 1, 2)]
+    assert tables[0] == tables[1] == tables[2]
+    assert len(set(tables[0].values())) == SIZE
+
+
+@pytest.mark.parametrize("sampler", PER_BATCH, ids=repr)
+def test_a_batch_is_a_function_of_its_indices(sampler):
+    collate = MaskCollator(sampler, seed=3)
+    expected = draw(collate, [4, 7, 9])
+    draw(collate, [1, 2])
+    torch.manual_seed(1)
+    assert draw(collate, [4, 7, 9]) == expected
+    assert draw(MaskCollator(sampler, seed=3), [4, 7, 9]) == expected
+    assert draw(collate, [7, 4, 9]) != expected
+    assert draw(collate, [4, 7, 10])[4] != expected[4]
+
+
+@pytest.mark.parametrize("sampler", [*PER_SAMPLE, *PER_BATCH], ids=repr)
+def test_seed_and_epoch_matter(sampler):
+    """Trap: an ignored seed; the same masks in every epoch."""
+    tables = []
+    for seed in (0, 1, -1, 2**62):
+        collate = MaskCollator(sampler, seed=seed)
+        for epoch in (0, 1, 2):
+            collate.set_epoch(epoch)
+            assert collate.epoch == epoch
+            tables.append(draw(collate, range(8)))
+    for index in range(8):
+        assert len({table[index] for table in tables}) == len(tables)
+
+
+def test_drawing_leaves_the_global_generator_alone():
+    for sampler in (*PER_SAMPLE, *PER_BATCH):
+        before = torch.get_rng_state()
+        draw(MaskCollator(sampler), range(4))
+        assert torch.equal(torch.get_rng_state(), before)
+
+
+def epochs_of(batches: DataLoader) -> Iterator[Drawn]:
+    for epoch in (0, 1, 5):
+        batches.collate_fn.set_epoch(epoch)
+        yield drawn(batches)
+
+
+START_METHODS = [
+    pytest.param(method, marks=pytest.mark.slow)
+    for method in multiprocessing.get_all_start_methods()
+]
+
+
+@pytest.mark.parametrize("start", [None, *START_METHODS])
+def test_the_epoch_reaches_persistent_workers(start):
+    """Trap: workers that keep the copy of the collator they were started with."""
+    sampler = PER_SAMPLE[0]
+    expected = list(epochs_of(loader(sampler, batch_size=6)))
+    assert len({table[0] for table in expected}) == 3
+    batches = loader(
+        sampler,
+        batch_size=6,
+        num_workers=2,
+        persistent_workers=True,
+        multiprocessing_context=start,
+    )
+    assert list(epochs_of(batches)) == expected
+
+
+def test_copies():
+    """Law 13. A copy has its own epoch, and hands it to its own workers."""
+    collate = MaskCollator(PER_SAMPLE[0], seed=5)
+    collate.set_epoch(2)
+    expected = draw(collate, range(4))
+    for twin in (copy.deepcopy(collate), pickle.loads(pickle.dumps(collate))):
+        assert draw(twin, range(4)) == expected
+        assert twin._epoch.is_shared()
+        twin.set_epoch(3)
+        assert collate.epoch == 2
+
+
+def test_repr():
+    collate = MaskCollator(RandomMask((4, 4)), seed=5)
+    assert eval(repr(collate)).seed == 5 and eval(repr(collate)).sampler == collate.sampler
+    assert "collate_fn=" in repr(MaskCollator(RandomMask((4, 4)), collate_fn=len))
+
+
+def test_any_callable_will_do():
+    calls = []
+
+    def sampler(
+        batch_size: int,
+        *,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+    ) -> Masks:
+        calls.append(batch_size)
+        return RandomMask(GRID)(batch_size, generator=generator, device=device)
+
+    assert isinstance(sampler, MaskSampler)
+    collate = MaskCollator(sampler)
+    expected = draw(collate, [3, 5])
+    assert draw(collate, [3, 5]) == expected
+    assert draw(collate, [5, 3]) != expected
+    assert calls == [2, 2, 2]
+
+
+def test_other_collations():
+    samples = dataset()
+    collate = MaskCollator(PER_SAMPLE[0], collate_fn=lambda samples: {"n": len(samples)})
+    batch, masks = collate([samples[0], samples[1]])
+    assert batch == {"n": 2}
+    assert masks.context.shape[0] == 2
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_images_are_finite(bad):
+    images = torch.zeros(4, 3, 2, 2)
+    images[2, 1, 0, 1] = bad
+    samples = IndexedDataset(TensorDataset(images, torch.arange(4)))
+    text = (
+        "samples: must be finite, but 1 of 4 entries of the batch hold NaN or infinity (the first "
+        "at batch position 2)"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
+        MaskCollator(PER_SAMPLE[0])([samples[index] for index in range(4)])
+
+
+def test_infinities_that_cancel_are_found():
+    images = torch.zeros(2, 1, 1, 2)
+    images[1] = torch.tensor([float("inf"), -float("inf")])
+    samples = IndexedDataset(TensorDataset(images))
+    with pytest.raises(ValueError, match="the first at batch position 1"):
+        MaskCollator(PER_SAMPLE[0])([samples[0], samples[1]])
+
+
+def test_empty_batch():
+    with pytest.raises(ValueError, match=r"^samples=\[\]: the batch must not be empty$"):
+        MaskCollator(PER_SAMPLE[0])([])
+
+
+@pytest.mark.no_hook
+def test_the_dataset_must_be_wrapped():
+    bare = TensorDataset(torch.zeros(2, 1, 2, 2))
+    text = (
+        "samples: must come from IndexedDataset, got tuple; wrap the dataset: "
+        "DataLoader(IndexedDataset(dataset), collate_fn=MaskCollator(...))"
+    )
+    with pytest.raises(TypeError, match=f"^{re.escape(text)}$"):
+        next(iter(DataLoader(bare, collate_fn=MaskCollator(PER_SAMPLE[0]))))
+
+
+@pytest.mark.parametrize("epoch", [-1, -7])
+def test_epochs(epoch):
+    with pytest.raises(ValueError, match=f"epoch={epoch}: must be at least 0"):
+        MaskCollator(PER_SAMPLE[0]).set_epoch(epoch)
+
+
+@pytest.mark.no_hook
+def test_wrong_kinds():
+    with pytest.raises(TypeError, match=r"sampler=3: must be callable as sampler\(batch_size\)"):
+        MaskCollator(3)
+    with pytest.raises(TypeError, match=r"seed=1\.0: must be an int, got float"):
+        MaskCollator(PER_SAMPLE[0], seed=1.0)
+    with pytest.raises(TypeError, match=r"epoch=1\.0: must be an int, got float"):
+        MaskCollator(PER_SAMPLE[0]).set_epoch(1.0)
+
+
+@pytest.mark.parametrize("seed", [2**63, -(2**63) - 1])
+def test_seeds_fit_64_bits(seed):
+    with pytest.raises(ValueError, match=rf"^seed={seed}: must (fit 64 bits|be at least)"):
+        MaskCollator(PER_SAMPLE[0], seed=seed)
+
+
+def test_indexed_dataset():
+    samples = IndexedDataset(["a", "b", "c"])
+    assert len(samples) == 3
+    assert samples[2] == Indexed(2, "c")
+
+
+@pytest.mark.parametrize("bad", [iter([1]), {1, 2}, 3])
+def test_iterable_datasets_have_no_index(bad):
+    text = f"dataset={type(bad).__name__}: must have __"
+    with pytest.raises(TypeError, match=text):
+        IndexedDataset(bad)

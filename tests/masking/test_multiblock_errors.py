@@ -1,0 +1,191 @@
+"""What `MultiBlockMask` refuses, and how I-JEPA's configuration files become its arguments."""
+
+import re
+
+import pytest
+import torch
+
+from jepakit import MultiBlockMask
+
+
+def raises(error: type[Exception], text: str) -> pytest.RaisesExc:
+    return pytest.raises(error, match=f"^{re.escape(text)}$")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"grid_size": (0, 4)}, "grid_size=(0, 4): every side must be at least 1"),
+        ({"num_targets": 0}, "num_targets=0: must be at least 1"),
+        ({"target_scale": (0.0, 0.2)}, "target_scale=0.0: must lie in (0, 1]"),
+        ({"target_scale": (0.1, 1.2)}, "target_scale=1.2: must lie in (0, 1]"),
+        (
+            {"target_scale": (0.2, 0.1)},
+            "target_scale=(0.2, 0.1): the low end must not exceed the high end",
+        ),
+        ({"target_scale": (float("nan"), 0.2)}, "target_scale=nan: must lie in (0, 1]"),
+        ({"target_aspect_ratio": (-1.0, 1.0)}, "target_aspect_ratio=-1.0: must lie in (0, inf]"),
+        (
+            {"target_aspect_ratio": (1.5, 0.75)},
+            "target_aspect_ratio=(1.5, 0.75): the low end must not exceed the high end",
+        ),
+        (
+            {"target_aspect_ratio": (1.0, float("inf"))},
+            "target_aspect_ratio=(1.0, inf): both ends must be finite",
+        ),
+        ({"context_scale": (0.85, 1.01)}, "context_scale=1.01: must lie in (0, 1]"),
+        ({"min_context_coverage": -0.1}, "min_context_coverage=-0.1: must lie in [0, 1]"),
+        ({"min_context_coverage": 1.5}, "min_context_coverage=1.5: must lie in [0, 1]"),
+        ({"context_length": 0}, "context_length=0: must be at least 1"),
+    ],
+)
+def test_values(arguments, text):
+    with raises(ValueError, text):
+        MultiBlockMask(**{"grid_size": (8, 8)} | arguments)
+
+
+@pytest.mark.no_hook
+@pytest.mark.parametrize(
+    ("arguments", "error", "text"),
+    [
+        ({"grid_size": 8}, TypeError, "grid_size=8: must be a tuple of ints, such as (14, 14)"),
+        (
+            {"grid_size": [8, 8]},
+            TypeError,
+            "grid_size=[8, 8]: must be a tuple of ints, such as (14, 14)",
+        ),
+        ({"grid_size": (8,)}, ValueError, "grid_size=(8,): must have 2 axes, got 1"),
+        ({"grid_size": (2, 8, 8)}, ValueError, "grid_size=(2, 8, 8): must have 2 axes, got 3"),
+        ({"num_targets": 4.0}, TypeError, "num_targets=4.0: must be an int, got float"),
+        ({"num_targets": True}, TypeError, "num_targets=True: must be an int, got bool"),
+        ({"target_scale": 0.15}, TypeError, "target_scale=0.15: must be a pair (low, high)"),
+        (
+            {"target_scale": [0.1, 0.2]},
+            TypeError,
+            "target_scale=[0.1, 0.2]: must be a pair (low, high)",
+        ),
+        ({"context_scale": ("a", "b")}, TypeError, "context_scale='a': must be a number, got str"),
+        (
+            {"min_context_coverage": "0.25"},
+            TypeError,
+            "min_context_coverage='0.25': must be a number, got str",
+        ),
+        (
+            {"allow_target_overlap": "no"},
+            ValueError,
+            "allow_target_overlap='no': must be one of True, False",
+        ),
+        (
+            {"block_size": "image"},
+            ValueError,
+            "block_size='image': must be one of 'batch', 'sample'",
+        ),
+        (
+            {"context_length": "cut"},
+            ValueError,
+            "context_length='cut': must be one of 'pad', 'trim'",
+        ),
+        ({"context_length": 4.0}, TypeError, "context_length=4.0: must be an int, got float"),
+        ({"context_length": True}, TypeError, "context_length=True: must be an int, got bool"),
+    ],
+)
+def test_kinds(arguments, error, text):
+    with raises(error, text):
+        MultiBlockMask(**{"grid_size": (8, 8)} | arguments)
+
+
+def test_no_unknown_arguments():
+    """Trap: a configuration key that is read nowhere."""
+    with pytest.raises(TypeError, match="unexpected keyword argument 'min_keep'"):
+        MultiBlockMask((8, 8), min_keep=4)
+    with pytest.raises(TypeError, match="positional argument"):
+        MultiBlockMask((8, 8), 4)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_empty_batches(batch_size):
+    with raises(ValueError, f"batch_size={batch_size}: must be at least 1"):
+        MultiBlockMask((8, 8))(batch_size)
+
+
+@pytest.mark.no_hook
+def test_batch_size_of_another_kind():
+    with raises(TypeError, "batch_size=2.0: must be an int, got float"):
+        MultiBlockMask((8, 8))(2.0)
+
+
+@pytest.mark.parametrize("shape", [(0, 12), (2, 11)])
+def test_tables_of_uniforms(shape):
+    sampler = MultiBlockMask((8, 8))
+    assert sampler.num_draws == 12
+    with raises(ValueError, f"uniforms {shape}: must be [batch, 12], with a batch of at least 1"):
+        sampler.from_uniforms(torch.rand(shape))
+
+
+def test_ijepa_config():
+    published = {
+        "enc_mask_scale": [0.85, 1.0],
+        "pred_mask_scale": [0.15, 0.2],
+        "aspect_ratio": [0.75, 1.5],
+        "nenc": 1,
+        "npred": 4,
+        "min_keep": 10,
+        "allow_overlap": False,
+    }
+    assert MultiBlockMask.from_ijepa_config((14, 14), **published) == MultiBlockMask(
+        (14, 14), min_context_coverage=10 / 196
+    )
+    assert MultiBlockMask.from_ijepa_config((14, 14)) == MultiBlockMask(
+        (14, 14), min_context_coverage=10 / 196
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "field", "expected"),
+    [
+        ("enc_mask_scale", (0.7, 0.9), "context_scale", (0.7, 0.9)),
+        ("pred_mask_scale", [0.1, 0.12], "target_scale", (0.1, 0.12)),
+        ("aspect_ratio", (1.0, 2.0), "target_aspect_ratio", (1.0, 2.0)),
+        ("npred", 2, "num_targets", 2),
+        ("min_keep", 49, "min_context_coverage", 0.25),
+        ("block_size", "sample", "block_size", "sample"),
+        ("context_length", 10, "context_length", 10),
+    ],
+)
+def test_every_ijepa_key_matters(key, value, field, expected):
+    sampler = MultiBlockMask.from_ijepa_config((14, 14), **{key: value})
+    assert getattr(sampler, field) == expected
+    assert sampler != MultiBlockMask.from_ijepa_config((14, 14))
+
+
+@pytest.mark.parametrize("min_keep", range(1, 150, 7))
+def test_min_keep_is_exact(min_keep):
+    """A floor of min_keep / N must not lose a patch, or ask for one more, by rounding."""
+    sampler = MultiBlockMask.from_ijepa_config((14, 14), min_keep=min_keep)
+    assert sampler.need == min_keep
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (
+            {"allow_overlap": True},
+            "allow_overlap=True: must be False; it lets the context contain its targets, which "
+            "jepakit never does (targets may always overlap each other)",
+        ),
+        ({"nenc": 2}, "nenc=2: must be 1; call the sampler once for each context instead"),
+        ({"nenc": 0}, "nenc=0: must be at least 1"),
+        ({"min_keep": 0}, "min_keep=0: must be at least 1"),
+        ({"min_keep": 200}, "min_keep=200: must be at most the grid's 196 patches"),
+        ({"npred": 0}, "num_targets=0: must be at least 1"),
+    ],
+)
+def test_ijepa_errors(arguments, text):
+    with raises(ValueError, text):
+        MultiBlockMask.from_ijepa_config((14, 14), **arguments)
+
+
+@pytest.mark.no_hook
+def test_ijepa_pairs():
+    with raises(TypeError, "target_scale=(0.1, 0.2, 0.3): must be a pair (low, high)"):
+        MultiBlockMask.from_ijepa_config((14, 14), pred_mask_scale=[0.1, 0.2, 0.3])

@@ -1,0 +1,170 @@
+"""Laws 2 and 13 for both samplers: pure functions of a generator, built by their `repr`."""
+
+import copy
+import pickle
+import random
+import re
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils import _pytree as pytree
+
+from jepakit import Masks, MultiBlockMask, RandomMask
+
+SAMPLERS = [
+    MultiBlockMask((8, 9)),
+    MultiBlockMask((8, 9), block_size="sample"),
+    MultiBlockMask((8, 9), context_length="trim"),
+    MultiBlockMask((8, 9), block_size="sample", context_length=5, num_targets=2),
+    MultiBlockMask(
+        (8, 9), block_size="sample", allow_target_overlap=False, target_scale=(0.05, 0.1)
+    ),
+    MultiBlockMask((8, 9), min_context_coverage=0.5, context_length="trim", block_size="sample"),
+    RandomMask((8, 9)),
+    RandomMask((30,), target_ratio=0.5, context_length=7),
+    RandomMask((2, 3, 4), target_ratio=0.9),
+]
+samplers = st.sampled_from(SAMPLERS)
+seeds = st.integers(0, 2**63 - 1)
+
+
+def same(one: Masks, other: Masks) -> bool:
+    pairs = zip(pytree.tree_leaves(one), pytree.tree_leaves(other), strict=True)
+    return all(a.shape == b.shape and torch.equal(a, b) for a, b in pairs)
+
+
+@given(sampler=samplers, seed=seeds, batch=st.integers(1, 8))
+def test_same_generator_state_same_masks(sampler, seed, batch):
+    """Law 2. Trap: sizes seeded, positions from the global generator."""
+    generator = torch.Generator().manual_seed(seed)
+    first = sampler(batch, generator=generator)
+    second = sampler(batch, generator=generator)
+    torch.manual_seed(seed ^ 1)
+    again = torch.Generator().manual_seed(seed)
+    assert same(sampler(batch, generator=again), first)
+    assert same(sampler(batch, generator=again), second)
+
+
+@given(sampler=samplers, seed=seeds)
+def test_the_generator_advances(sampler, seed):
+    generator = torch.Generator().manual_seed(seed)
+    drawn = [sampler(16, generator=generator) for _ in range(2)]
+    assert not same(*drawn)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=repr)
+def test_other_random_numbers_are_left_alone(sampler):
+    """Trap: NumPy's global state, Python's, or torch's, moved by a sampler that has its own."""
+    numpy = pytest.importorskip("numpy")
+    # Under the hook beartype itself draws on `random`, for containers; so that is not compared.
+    before = torch.get_rng_state(), numpy.random.get_state()[1].copy()
+    sampler(3, generator=torch.Generator())
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (numpy.random.get_state()[1] == before[1]).all()
+
+
+@pytest.mark.no_hook
+def test_python_random_is_left_alone():
+    before = random.getstate()
+    for sampler in SAMPLERS:
+        sampler(3)
+    assert random.getstate() == before
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=repr)
+def test_without_a_generator_the_global_one_is_used(sampler):
+    torch.manual_seed(3)
+    one = sampler(4)
+    torch.manual_seed(3)
+    assert same(sampler(4), one)
+    assert same(sampler(4, generator=torch.Generator().manual_seed(3)), one)
+
+
+@given(sampler=samplers, seed=seeds)
+def test_masks_are_a_function_of_the_uniforms(sampler, seed):
+    uniforms = torch.rand(4, sampler.num_draws, generator=torch.Generator().manual_seed(seed))
+    before = uniforms.clone()
+    masks = sampler.from_uniforms(uniforms)
+    assert torch.equal(uniforms, before)
+    assert same(sampler.from_uniforms(uniforms), masks)
+    assert same(sampler(4, generator=torch.Generator().manual_seed(seed)), masks)
+
+
+@given(sampler=samplers, seed=seeds)
+def test_per_sample_is_what_it_says(sampler, seed):
+    """Law 5 for masks: with `per_sample`, batch-mates change nothing."""
+    if not sampler.per_sample:
+        return
+    uniforms = torch.rand(6, sampler.num_draws, generator=torch.Generator().manual_seed(seed))
+    together = sampler.from_uniforms(uniforms)
+    for i in range(6):
+        alone = sampler.from_uniforms(uniforms[i : i + 1])
+        assert torch.equal(alone.context.to_mask()[0], together.context.to_mask()[i])
+        assert torch.equal(alone.targets.to_mask()[0], together.targets.to_mask()[i])
+
+
+def test_per_sample_by_mode():
+    for block_size in ("batch", "sample"):
+        for length in ("pad", "trim", 5):
+            sampler = MultiBlockMask((8, 8), block_size=block_size, context_length=length)
+            assert sampler.per_sample == (block_size == "sample" and length != "trim")
+    assert RandomMask((4,)).per_sample
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=repr)
+def test_samples_of_a_batch_differ(sampler):
+    """Trap: one target set shared by a whole batch."""
+    masks = sampler(16, generator=torch.Generator().manual_seed(0))
+    assert len(masks.targets.to_mask().flatten(1).unique(dim=0)) > 12
+    assert len(masks.context.to_mask().unique(dim=0)) > 12
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=repr)
+def test_repr_builds(sampler):
+    """Law 13."""
+    twin = eval(repr(sampler))
+    assert twin == sampler and hash(twin) == hash(sampler) and repr(twin) == repr(sampler)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=repr)
+@pytest.mark.parametrize("used", [False, True])
+def test_copies_draw_the_same(sampler, used):
+    sampler = eval(repr(sampler))
+    if used:
+        sampler(1)
+    expected = sampler(4, generator=torch.Generator().manual_seed(1))
+    for twin in (copy.deepcopy(sampler), pickle.loads(pickle.dumps(sampler))):
+        assert twin == sampler
+        assert same(twin(4, generator=torch.Generator().manual_seed(1)), expected)
+
+
+@pytest.mark.parametrize("sampler", [SAMPLERS[0], SAMPLERS[-1]], ids=repr)
+def test_frozen(sampler):
+    with pytest.raises(AttributeError):
+        sampler.grid_size = (4, 4)
+
+
+@pytest.mark.no_hook
+def test_generators_of_a_device_are_refused():
+    class OfACard:
+        device = torch.device("cuda:0")
+
+    text = (
+        "generator on cuda:0: must be a CPU generator, so that masks are the same on every device; "
+        "pass `device` to get them elsewhere"
+    )
+    for sampler in (SAMPLERS[0], SAMPLERS[-1]):
+        with pytest.raises(ValueError, match=re.escape(text)):
+            sampler(2, generator=OfACard())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=repr)
+def test_masks_are_the_same_on_every_device(sampler):
+    for seed in range(20):
+        here = sampler(16, generator=torch.Generator().manual_seed(seed))
+        there = sampler(16, generator=torch.Generator().manual_seed(seed), device="cuda")
+        assert there.context.device.type == "cuda" and there.targets.device.type == "cuda"
+        assert same(there.to("cpu"), here)
