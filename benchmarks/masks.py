@@ -4,8 +4,8 @@
 
 One CPU thread. Rounds of both are interleaved, so that a busy machine disturbs both alike; the
 table shows medians over rounds. The loop does what is usual: for each sample it draws sizes and
-places with Python's `random`, paints NumPy-free torch masks, and lists the positions left; there
-is no floor on the context, so it is spared the work of keeping one.
+places with Python's `random`, paints torch masks, and lists the positions left. It keeps no floor
+on the context, so it is spared that work.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def naive_masks(
     context_length: str | int,
     disjoint: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Masks sample by sample: indices of contexts, cut to the shortest or padded, and of targets."""
+    """Masks sample by sample: indices of the contexts, padded or cut, and of the targets."""
     height, width = grid_size
 
     def draw_size(scale: tuple[float, float], aspect: tuple[float, float]) -> tuple[int, int]:

@@ -12,6 +12,9 @@ import hypothesis
 import pytest
 import torch
 
+# Test processes run side by side; threads that wait for each other make them many times slower.
+torch.set_num_threads(1)
+
 ROOT = Path(__file__).resolve().parent.parent
 HOOK = os.environ["JEPAKIT_TYPECHECK"] == "1"
 

@@ -80,7 +80,7 @@ def test_every_position_is_used_and_no_side_is_preferred(mode):
         assert lopsidedness(rows, grid) < NOISE, role
 
 
-@pytest.mark.parametrize("mode", [MODES[0], MODES[4], MODES[7]])  # two pad, one trims to an int
+@pytest.mark.parametrize("mode", [MODES[0], MODES[4], MODES[7]])  # pad, an int, disjoint
 def test_the_map_does_not_depend_on_the_batch(mode):
     """Trap: the larger the batch, the shorter and the more one-sided the contexts."""
     sampler = paper(**mode)
@@ -104,15 +104,22 @@ def test_a_batch_of_any_size_keeps_the_floor():
 @pytest.mark.parametrize("overlap", [True, False])
 def test_every_target_place_has_one_distribution(overlap):
     """The last target is placed with the least choice; a fixed order would tell which it is."""
-    sampler = paper(min_context_coverage=0.45, allow_target_overlap=overlap)
+    coverage = 0.7 if overlap else 0.45
+    sampler = paper(min_context_coverage=coverage, allow_target_overlap=overlap)
     masks = [sampler(64, generator=torch.Generator().manual_seed(seed)) for seed in range(60)]
     fields = torch.cat([m.targets.to_mask() for m in masks]).double()
-    axis = torch.arange(14) - 6.5
-    radius = (axis.square()[:, None] + axis.square()).flatten()
-    distance = (fields * radius).sum(-1) / fields.sum(-1)  # of the cells from the centre, squared
-    first, last = distance[:, 0], distance[:, -1]
-    difference = first - last
-    assert difference.mean().abs() < NOISE * difference.std() / len(difference) ** 0.5
+    areas = fields.sum(dim=-1)
+    axis = (torch.arange(14) - 6.5).square()
+    radius = (axis[:, None] + axis).flatten()
+    alone = fields.sum(dim=1, keepdim=True) == 1
+    measures = {
+        "squared distance from the centre": (fields * radius).sum(dim=-1) / areas,
+        "fraction that no other target shares": (fields * alone).sum(dim=-1) / areas,
+    }
+    for name, measure in measures.items():
+        difference = measure[:, 0] - measure[:, -1]
+        error = difference.std() / len(difference) ** 0.5
+        assert difference.mean().abs() <= NOISE * error, name
 
 
 @pytest.mark.parametrize("length", ["trim", 20])
@@ -139,7 +146,7 @@ def test_trimming_takes_a_random_subset(length):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", MODES[:5:2] + MODES[1:2])  # one size a batch; disjoint too
 def test_frequencies_over_20000_samples(mode):
     """Paper's settings on 14x14: batch 1 and batch 64 draw the same map, each over its mean.
 

@@ -106,15 +106,16 @@ def test_guarantee_over_20000_configurations(part):
         grid, arguments = random_multiblock_case(rng)
         batch = rng.randint(1, 64)
         generator = torch.Generator().manual_seed(rng.getrandbits(32))
-        start = time.perf_counter()
+        start = time.thread_time()
         try:
             sampler = MultiBlockMask(grid, **arguments)
         except InfeasibleMaskError:
             continue
         masks = sampler(batch, generator=generator)
-        seconds = time.perf_counter() - start
+        seconds = time.thread_time() - start
         assert_guarantee(sampler, masks, batch)
-        # No measure of speed: a retry loop would take for ever.
+        # No measure of speed: a retry loop would take for ever. Time of this thread's own, so that
+        # a busy machine cannot fail the test.
         assert seconds < 1, sampler
         done += 1
 

@@ -130,7 +130,7 @@ def ragged() -> Callable[..., TokenSet]:
 
 @pytest.fixture(scope="session")
 def assert_close() -> Callable[..., None]:
-    """`(actual, expected, tolerance=1e-5)`; the tolerance is a part of the largest expected value."""
+    """`(actual, expected, tolerance=1e-5)`, relative to the largest expected value."""
 
     def check(actual: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-5) -> None:
         assert actual.shape == expected.shape

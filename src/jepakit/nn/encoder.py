@@ -186,10 +186,11 @@ class MaskedViT(nn.Module):
 
     def _check(self, images: Tensor, context: TokenSet | None) -> None:
         embed = self._model.patch_embed
-        if images.dim() != 4 or not images.is_floating_point():
+        if not images.is_floating_point():
+            raise TypeError(f"images: must be floating point, got {images.dtype}")
+        if images.dim() != 4:
             raise ValueError(
-                f"images {tuple(images.shape)} of {images.dtype}: must be floating point "
-                "[batch, channels, height, width]"
+                f"images {tuple(images.shape)}: must be [batch, channels, height, width]"
             )
         if len(images) == 0:
             raise ValueError(f"images {tuple(images.shape)}: the batch must not be empty")

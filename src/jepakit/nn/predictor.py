@@ -158,12 +158,12 @@ class MaskedPredictor(nn.Module):
         asked = target_tokens.idx.flatten(1) if self.joint else target_tokens.idx.flatten(0, 1)
         here = context_tokens.idx.repeat_interleave(groups, dim=0)
         unknown = self.mask_token.expand(*asked.shape, -1)
-        x = torch.cat([known.repeat_interleave(groups, dim=0), unknown.to(known.dtype)], dim=1)
+        x = torch.cat([known.repeat_interleave(groups, dim=0), unknown], dim=1)
 
         place = F.embedding(torch.cat([here, asked], dim=1), self.position_table)
         rotary = place if self.position == "rope" else None
         if rotary is None:
-            x = x + place.to(x.dtype)
+            x = x + place
         mask = None
         if context_tokens.padded or target_tokens.padded:
             seen = context_tokens.valid.repeat_interleave(groups, dim=0)

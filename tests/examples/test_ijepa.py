@@ -1,0 +1,116 @@
+"""The example does what its first lines say; each run is a process of its own, as for a user."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+ROOT = Path(__file__).parents[2]
+TINY = ["--steps", "40", "--save-every", "4", "--eval-images", "200", "--batch-size", "8"]
+
+pytestmark = pytest.mark.slow
+
+
+def command(out: Path, *options: str) -> list[str]:
+    return [sys.executable, str(ROOT / "examples/ijepa.py"), "--out", str(out), *TINY, *options]
+
+
+def environment() -> dict[str, str]:
+    # The example runs as a user runs it, and on one thread, so that sums have one order.
+    return {**os.environ, "JEPAKIT_TYPECHECK": "0", "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
+
+
+def run(out: Path, *options: str) -> str:
+    done = subprocess.run(
+        command(out, *options), env=environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    out = tmp_path_factory.mktemp("finished")
+    return out, run(out)
+
+
+def test_prints_the_table_and_saves_pictures(finished: tuple[Path, str]) -> None:
+    out, printed = finished
+    for row in ("raw pixels", "untrained encoder", "trained teacher", "linear probe", "kNN-20"):
+        assert row in printed
+    for picture in ("masks.png", "curves.png", "pca.png"):
+        assert (out / picture).stat().st_size > 5_000
+
+
+def test_the_teacher_is_a_plain_timm_checkpoint(finished: tuple[Path, str]) -> None:
+    """The call that the example prints loads it, and no name is lost on the way."""
+    out, printed = finished
+    call = next(line for line in printed.splitlines() if line.startswith("timm.create_model"))
+    model = eval(call, {"timm": timm})
+    saved = torch.load(out / "teacher.pth", weights_only=True)
+    loaded = model.state_dict()
+    assert saved.keys() == loaded.keys()
+    assert all(torch.equal(saved[name], loaded[name]) for name in saved)
+
+
+def test_killed_and_resumed_is_as_never_stopped(finished: tuple[Path, str], tmp_path: Path) -> None:
+    """Traps: a schedule reset on resume; data and masks drawn anew after it."""
+    process = subprocess.Popen(command(tmp_path), env=environment(), stdout=subprocess.DEVNULL)
+    while not (tmp_path / "checkpoint.pt").exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    stopped_at = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"]
+    assert stopped_at < 40, "the run ended before it could be killed"
+    printed = run(tmp_path, "--resume")
+    assert f"resuming at step {stopped_at}" in printed
+    resumed = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    straight = torch.load(finished[0] / "checkpoint.pt", weights_only=True)
+    assert resumed["curves"] == straight["curves"]
+    for part in ("student", "teacher"):
+        for name, tensor in straight[part].items():
+            if isinstance(tensor, torch.Tensor):
+                assert torch.equal(resumed[part][name], tensor), name
+    assert resumed["teacher"]["_extra_state"] == {"step": 40}
+
+
+def test_resume_with_other_settings_is_refused(finished: tuple[Path, str]) -> None:
+    done = subprocess.run(
+        command(finished[0], "--resume", "--lr", "0.5"),
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "lr=0.001, now it is 0.5" in done.stderr
+
+
+def test_runs_on_arrays_and_on_an_image_folder(tmp_path: Path) -> None:
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for part in ("train", "test"):
+        arrays[f"x_{part}"] = rng.integers(0, 256, (60, 24, 32, 3), dtype=np.uint8)
+        arrays[f"y_{part}"] = np.arange(60) % 3
+    np.savez(tmp_path / "images.npz", **arrays)
+    few = ("--steps", "2", "--recipe", "paper", "--flip", "--crop-scale", "0.5", "1", "--amp")
+    assert "trained teacher" in run(
+        tmp_path / "a", "--data", str(tmp_path / "images.npz"), "--image-size", "32", *few
+    )
+    for number, array in enumerate(arrays["x_train"]):
+        folder = tmp_path / "folder" / f"class{number % 3}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(array).save(folder / f"{number}.png")
+    assert "trained teacher" in run(
+        tmp_path / "b", "--data", str(tmp_path / "folder"), "--image-size", "32",
+        "--neighbours", "5", "--loss", "cosine", *few,
+    )  # fmt: skip
