@@ -404,7 +404,7 @@ def parse_args() -> argparse.Namespace:
     add("--num-targets", 4, "target blocks for each image")
     add("--target-scale", (0.15, 0.2), "area of a target as a fraction of the grid")
     add("--min-context-coverage", 0.25, "fraction of the grid that a context has at least")
-    add("--recipe", "code", "as I-JEPA's published code or as its paper", choices=RECIPES)
+    add("--recipe", "paper", "as I-JEPA's published code or as its paper", choices=RECIPES)
     add("--loss", None, "instead of the recipe's", choices=LOSSES)
     add("--target-norm", None, "instead of the recipe's", choices=("layer", "l2", "none"))
     add("--momentum", (0.996, 1.0), "of the teacher, at the first and the last step")
