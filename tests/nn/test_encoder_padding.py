@@ -53,10 +53,12 @@ def test_padding_gives_and_gets_no_gradient(
     few_kind, build, images_for, ragged, assert_close
 ) -> None:
     """A batch's gradient is the sum of its samples' own, whatever gradient arrives at padding."""
-    encoder = build(few_kind).double()
-    images = images_for(encoder, 4).double().requires_grad_()
+    # timm before 1.0.31 has no double precision for mixed rotary tables.
+    dtype = torch.float32 if few_kind == "rope_mixed" else torch.float64
+    encoder = build(few_kind).to(dtype)
+    images = images_for(encoder, 4).to(dtype).requires_grad_()
     tokens = ragged(encoder.grid_size, 4, at_least=1)
-    into = torch.randn(*tokens.shape, encoder.embed_dim, dtype=torch.float64)
+    into = torch.randn(*tokens.shape, encoder.embed_dim, dtype=dtype)
     into = into.masked_fill(~tokens.valid.unsqueeze(-1), torch.nan)
     parameters = [p for n, p in encoder.named_parameters() if "head" not in n]
     wanted = [images, *parameters]
@@ -71,7 +73,8 @@ def test_padding_gives_and_gets_no_gradient(
         for sum_, part in zip(total, parts, strict=True):
             sum_ += part
     for ours, expected in zip(together, total, strict=True):
-        assert_close(ours, expected, 1e-6)  # timm keeps rotary tables in float32
+        # timm keeps rotary tables in float32 in double models too.
+        assert_close(ours, expected, 1e-4 if dtype == torch.float32 else 1e-6)
     # Hidden pixels get none.
     rows, columns = encoder.grid_size
     height, width = encoder.backbone.patch_embed.patch_size

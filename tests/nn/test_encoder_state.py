@@ -173,7 +173,12 @@ def test_a_backbone_that_drops_patches_itself_raises(name) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["test_resnet", "beit_base_patch16_224", "test_vit_relpos", "naflexvit_base_patch16_gap"],
+    [
+        "test_resnet",
+        "beit_base_patch16_224",
+        "vit_relpos_small_patch16_224",
+        "naflexvit_base_patch16_gap",
+    ],
 )
 def test_other_models_raise_by_name(name) -> None:
     """Trap: models that take no key mask or ignore `patch_drop` must not run unmasked."""
