@@ -41,6 +41,6 @@ def fit_context(
     length = int(mask.sum(dim=1).min()) if isinstance(context_length, str) else context_length
     # The numbers are multiples of 2^-24, and `topk` on integers takes half the time.
     keys = torch.where(mask, (uniforms * 2.0**24).int(), 2**24)
-    idx = keys.topk(length, dim=1, largest=False, sorted=False).indices.sort(dim=1).values
-    valid = torch.ones_like(idx, dtype=torch.bool)
-    return TokenSet._trusted(idx, valid, grid_size, padded=False)
+    chosen = keys.topk(length, dim=1, largest=False, sorted=False).indices
+    kept = torch.zeros_like(mask).scatter_(1, chosen, True)
+    return TokenSet._of_length(kept, length, grid_size)

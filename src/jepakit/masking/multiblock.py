@@ -16,7 +16,7 @@ from jepakit.masking.blocks import draw_sizes
 from jepakit.masking.context import check_context_length, fit_context
 from jepakit.masking.feasibility import MultiBlockSpec
 from jepakit.masking.placement import place_disjoint, place_within_budget
-from jepakit.masking.places import Blocks, empty_field, to_mask
+from jepakit.masking.places import Blocks, to_mask
 from jepakit.masking.uniforms import copy_to, draw_uniforms
 from jepakit.tokens import Masks
 
@@ -244,8 +244,7 @@ class MultiBlockMask:
         _, u_context, u_target, u_order, u_strips, u_trim = copy_to(uniforms, device).tensor_split(
             list(accumulate(widths)), dim=1
         )
-        context = empty_field(len(uniforms), grid_size, u_context.device)
-        context_block.paint(context, context_block.anywhere(u_context[:, 0]), 1)
+        context = context_block.field(context_block.anywhere(u_context[:, 0]))
         if self.allow_target_overlap:
             places = place_within_budget(blocks, context, u_target, need=self.need)
         else:

@@ -41,13 +41,27 @@ class Blocks:
         self.num_places = self.num_bands - int(w.min())
 
         self.h, self.w = copy_to(h, device), copy_to(w, device)
-        h, w = self.h[:, None], self.w[:, None]
-        entry = torch.arange(self.length, device=h.device)
-        self.exists = entry < h * w
-        # Entries past a block's area repeat its first cell, so writing one value to all is safe.
-        row, column = (x.masked_fill(~self.exists, 0) for x in (entry // w, entry % w))
-        self.offset = row * self.stride + column
-        self.grid_offset = row * width + column
+
+    @cached_property
+    def exists(self) -> Bool[Tensor, "k a"]:
+        """Which of `length` entries are cells of the block."""
+        return torch.arange(self.length, device=self.h.device) < (self.h * self.w)[:, None]
+
+    @cached_property
+    def _cells(self) -> tuple[Int[Tensor, "k a"], Int[Tensor, "k a"]]:
+        """Rows and columns of a block's cells; entries past its area repeat the first cell."""
+        entry, w = torch.arange(self.length, device=self.h.device), self.w[:, None]
+        return entry // w * self.exists, entry % w * self.exists
+
+    @cached_property
+    def _offset(self) -> Int[Tensor, "k a"]:
+        row, column = self._cells
+        return (row + 1) * self.stride + column + 1
+
+    @cached_property
+    def _grid_offset(self) -> Int[Tensor, "k a"]:
+        row, column = self._cells
+        return row * self.grid_size[1] + column
 
     @cached_property
     def fits(self) -> Bool[Tensor, "k p"]:
@@ -97,24 +111,24 @@ class Blocks:
     def token_sets(self, place: Int[Tensor, "b m"]) -> TokenSet:
         """The cells of blocks, `[b, m, a]`."""
         first = place - place // self.stride
-        idx = first[:, :, None] + self.grid_offset[:, None]
+        idx = first[:, :, None] + self._grid_offset[:, None]
         valid = self.exists[:, None].expand_as(idx)
         if not self.one_length:
             idx = idx * valid
         return TokenSet._trusted(idx, valid, self.grid_size, padded=not self.one_length)
 
+    def field(self, place: Int[Tensor, " b"]) -> Int[Tensor, "b t"]:
+        """A field with one block for each sample."""
+        row, column = (torch.arange(n + 1, device=place.device) for n in self.grid_size)
+        above, left = (place // self.stride)[:, None], (place % self.stride)[:, None]
+        rows = (row > above) & (row <= above + self.h[:, None])
+        columns = (column > left) & (column <= left + self.w[:, None])
+        return (rows[:, :, None] & columns[:, None]).flatten(1).int()
+
     def paint(self, field: Int[Tensor, "b t"], place: Int[Tensor, "b *m"], value: int) -> None:
         """Write a value to all cells of the blocks, in place."""
-        cells = place.view(len(field), -1, 1) + (self.offset[:, None] + self.stride + 1)
+        cells = place.view(len(field), -1, 1) + self._offset[:, None]
         field.scatter_(1, cells.flatten(1), value)
-
-
-def empty_field(
-    batch: int, grid_size: tuple[int, int], device: torch.device | str | None
-) -> Int[Tensor, "b t"]:
-    """A field of zeros for each sample."""
-    height, width = grid_size
-    return torch.zeros(batch, (height + 1) * (width + 1), dtype=torch.int32, device=device)
 
 
 def summed_area(field: Int[Tensor, "b t"], grid_size: tuple[int, int]) -> Int[Tensor, "b t"]:

@@ -118,18 +118,23 @@ class TokenSet:
             ValueError: If its last axis is not the grid's number of positions.
         """
         _check_mask(mask, grid_size)
-        # A member goes to the slot of its rank from 1; all others share slot 0, which is dropped.
         rank = mask.cumsum(dim=-1)
         counts = rank[..., -1]
         if counts.numel() == 0:
             longest = shortest = 0
         else:
             shortest, longest = torch.stack(torch.aminmax(counts)).tolist()
-        position = torch.arange(mask.shape[-1], device=mask.device).expand_as(rank)
-        slots = rank.new_zeros((*mask.shape[:-1], longest + 1))
-        idx = slots.scatter_(-1, rank * mask, position)[..., 1:].contiguous()
+        idx = _members(mask, rank, longest)
         valid = torch.arange(longest, device=mask.device) < counts.unsqueeze(-1)
         return cls._trusted(idx, valid, grid_size, padded=shortest < longest)
+
+    @classmethod
+    def _of_length(
+        cls, mask: Bool[Tensor, "*batch N"], length: int, grid_size: tuple[int, ...]
+    ) -> "TokenSet":
+        """`from_mask` for masks known to have `length` members each; reads nothing back."""
+        idx = _members(mask, mask.cumsum(dim=-1), length)
+        return cls._trusted(idx, torch.ones_like(idx, dtype=torch.bool), grid_size, padded=False)
 
     @classmethod
     def _trusted(
@@ -248,6 +253,16 @@ def _check_mask(mask: Tensor, grid_size: tuple[int, ...]) -> None:
             f"mask {tuple(mask.shape)}: must be flat over the grid {grid_size}, "
             f"[*batch, {size}]; flatten the grid's axes first"
         )
+
+
+def _members(
+    mask: Bool[Tensor, "*batch N"], rank: Int[Tensor, "*batch N"], length: int
+) -> Int[Tensor, "*batch length"]:
+    """Positions of the members, ascending; `rank` is the mask's cumulative sum."""
+    # A member goes to the slot of its rank from 1; all others share slot 0, which is dropped.
+    position = torch.arange(mask.shape[-1], device=mask.device).expand_as(rank)
+    slots = rank.new_zeros((*mask.shape[:-1], length + 1))
+    return slots.scatter_(-1, rank.masked_fill(~mask, 0), position)[..., 1:].contiguous()
 
 
 def _flatten(tokens: TokenSet) -> tuple[list[Any], Any]:
