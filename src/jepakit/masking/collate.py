@@ -2,54 +2,20 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Generic, TypeVar
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils.data import Dataset, default_collate
 
 from jepakit._checks import check_images_finite, check_int
+from jepakit.masking.sampler import MaskSampler, UniformSampler
 from jepakit.masking.uniforms import derive_seed, keyed_uniforms
-from jepakit.tokens import Masks
 
-__all__ = ["Indexed", "IndexedDataset", "MaskCollator", "MaskSampler"]
+__all__ = ["Indexed", "IndexedDataset", "MaskCollator"]
 
-
-@runtime_checkable
-class MaskSampler(Protocol):
-    """What a collator draws masks with: any callable with this signature."""
-
-    def __call__(
-        self,
-        batch_size: int,
-        *,
-        generator: torch.Generator | None = None,
-        device: torch.device | str | None = None,
-    ) -> Masks:
-        """Masks for a batch.
-
-        Args:
-            batch_size: Number of samples.
-            generator: A CPU generator; the masks are a function of its state.
-            device: Where the masks go.
-        """
-        ...
-
-
-@runtime_checkable
-class UniformSampler(Protocol):
-    """A sampler that is a function of a table of uniforms, one row for each sample."""
-
-    num_draws: int
-    per_sample: bool
-
-    def from_uniforms(
-        self, uniforms: Float[Tensor, "b k"], *, device: torch.device | str | None = None
-    ) -> Masks:
-        """Masks from `num_draws` numbers for each sample."""
-        ...
+M = TypeVar("M")  # `Masks`, or a list of them
 
 
 @dataclass(frozen=True)
@@ -109,7 +75,7 @@ class IndexedDataset(Dataset[Indexed]):
         return Indexed(int(index), self.dataset[index])
 
 
-class MaskCollator:
+class MaskCollator(Generic[M]):
     r"""Collate a batch and draw its masks, by (seed, epoch, sample index).
 
     For a sampler that is a function of each sample's own random numbers (`RandomMask`, and
@@ -152,7 +118,7 @@ class MaskCollator:
 
     def __init__(
         self,
-        sampler: MaskSampler,
+        sampler: MaskSampler[M],
         *,
         seed: int = 0,
         collate_fn: Callable[[list[Any]], Any] = default_collate,
@@ -181,7 +147,7 @@ class MaskCollator:
         check_int("epoch", epoch, minimum=0)
         self._epoch.fill_(epoch)
 
-    def __call__(self, samples: Sequence[Indexed]) -> tuple[Any, Masks]:
+    def __call__(self, samples: Sequence[Indexed]) -> tuple[Any, M]:
         """The collated samples and their masks.
 
         Args:
@@ -201,11 +167,12 @@ class MaskCollator:
                 check_images_finite("samples", leaf)
         return batch, self._draw([sample.index for sample in samples])
 
-    def _draw(self, indices: list[int]) -> Masks:
+    def _draw(self, indices: list[int]) -> M:
         sampler, seed, epoch = self.sampler, self.seed, self.epoch
         if isinstance(sampler, UniformSampler) and sampler.per_sample:
             keys = [derive_seed(seed, epoch, index) for index in indices]
-            return sampler.from_uniforms(keyed_uniforms(keys, sampler.num_draws))
+            masks: M = sampler.from_uniforms(keyed_uniforms(keys, sampler.num_draws))
+            return masks
         generator = torch.Generator().manual_seed(derive_seed(seed, epoch, *indices))
         return sampler(len(indices), generator=generator)
 

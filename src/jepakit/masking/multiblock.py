@@ -17,7 +17,8 @@ from jepakit.masking.context import check_context_length, fit_context
 from jepakit.masking.feasibility import MultiBlockSpec
 from jepakit.masking.placement import place_disjoint, place_within_budget
 from jepakit.masking.places import Blocks, to_mask
-from jepakit.masking.uniforms import copy_to, draw_uniforms
+from jepakit.masking.sampler import UniformSampler
+from jepakit.masking.uniforms import copy_to
 from jepakit.tokens import Masks
 
 __all__ = ["MultiBlockMask"]
@@ -27,7 +28,7 @@ _SIZES = 4
 
 
 @dataclass(frozen=True)
-class MultiBlockMask:
+class MultiBlockMask(UniformSampler[Masks]):
     r"""Several rectangular targets and the rest of one large block as context, as in I-JEPA.
 
     With $N = HW$ patches, $\mathrm{need} = \max(1, \lceil c N \rceil)$ for
@@ -196,37 +197,7 @@ class MultiBlockMask:
 
     # Sampling
 
-    def __call__(
-        self,
-        batch_size: int,
-        *,
-        generator: torch.Generator | None = None,
-        device: torch.device | str | None = None,
-    ) -> Masks:
-        """Masks for a batch.
-
-        Args:
-            batch_size: Number of samples.
-            generator: A CPU generator; torch's global one if None.
-            device: Where the masks are computed; they do not depend on it.
-        """
-        uniforms = draw_uniforms(batch_size, self.num_draws, generator=generator)
-        return self.from_uniforms(uniforms, device=device)
-
-    def from_uniforms(
-        self, uniforms: Float[Tensor, "b k"], *, device: torch.device | str | None = None
-    ) -> Masks:
-        """Masks as a pure function of `num_draws` numbers in [0, 1) for each sample.
-
-        Args:
-            uniforms: On the CPU; one row for each sample.
-            device: Where the masks are computed.
-        """
-        if uniforms.dim() != 2 or uniforms.shape[1] != self.num_draws or len(uniforms) == 0:
-            raise ValueError(
-                f"uniforms {tuple(uniforms.shape)}: must be [batch, {self.num_draws}], "
-                "with a batch of at least 1"
-            )
+    def _draw(self, uniforms: Float[Tensor, "b k"], device: torch.device | str | None) -> Masks:
         grid_size, spec = self.grid_size, self._spec
         rows = uniforms[:1] if self.block_size == "batch" else uniforms
         h, w = draw_sizes(

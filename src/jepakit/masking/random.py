@@ -11,14 +11,15 @@ from torch import Tensor
 
 from jepakit._checks import check_fraction, check_grid_size, check_int
 from jepakit.masking.feasibility import InfeasibleMaskError
-from jepakit.masking.uniforms import copy_to, draw_uniforms
+from jepakit.masking.sampler import UniformSampler
+from jepakit.masking.uniforms import copy_to
 from jepakit.tokens import Masks, TokenSet
 
 __all__ = ["RandomMask"]
 
 
 @dataclass(frozen=True)
-class RandomMask:
+class RandomMask(UniformSampler[Masks]):
     r"""One target set of positions drawn without structure; the rest is context, as in MAE.
 
     Of $N$ positions, $k = \mathrm{round}(r N)$ for $r$ = `target_ratio`, clipped to
@@ -100,37 +101,7 @@ class RandomMask:
         """Whether a sample's masks depend on its own random numbers alone."""
         return True
 
-    def __call__(
-        self,
-        batch_size: int,
-        *,
-        generator: torch.Generator | None = None,
-        device: torch.device | str | None = None,
-    ) -> Masks:
-        """Masks for a batch.
-
-        Args:
-            batch_size: Number of samples.
-            generator: A CPU generator; torch's global one if None.
-            device: Where the masks are computed; they do not depend on it.
-        """
-        uniforms = draw_uniforms(batch_size, self.num_draws, generator=generator)
-        return self.from_uniforms(uniforms, device=device)
-
-    def from_uniforms(
-        self, uniforms: Float[Tensor, "b k"], *, device: torch.device | str | None = None
-    ) -> Masks:
-        """Masks as a pure function of `num_draws` numbers in [0, 1) for each sample.
-
-        Args:
-            uniforms: On the CPU; one row for each sample.
-            device: Where the masks are computed.
-        """
-        if uniforms.dim() != 2 or uniforms.shape[1] != self.num_draws or len(uniforms) == 0:
-            raise ValueError(
-                f"uniforms {tuple(uniforms.shape)}: must be [batch, {self.num_draws}], "
-                "with a batch of at least 1"
-            )
+    def _draw(self, uniforms: Float[Tensor, "b k"], device: torch.device | str | None) -> Masks:
         order = copy_to(uniforms, device).argsort(dim=1)
         num_targets = self.num_target_tokens
         kept = None if self.context_length == "pad" else num_targets + self.context_length
