@@ -15,20 +15,23 @@ def sides_between(low: float, high: float, limit: int) -> tuple[int, int]:
     return first, last
 
 
-def rectangle_sides(fields: Tensor) -> tuple[Tensor, Tensor]:
-    """Height and width of fields `[..., H, W]`, each of which must be one full rectangle."""
-    rows, columns = fields.any(dim=-1), fields.any(dim=-2)
-    for used in (rows, columns):
+def box_sides(fields: Tensor, num_axes: int) -> Tensor:
+    """Sides `[..., axes]` of fields `[..., *grid]`, each of which must be one full box."""
+    sides = []
+    for axis in range(-num_axes, 0):
+        used = fields.any(dim=[other for other in range(-num_axes, 0) if other != axis])
         starts = used[..., 0].int() + (used[..., 1:] & ~used[..., :-1]).sum(dim=-1)
-        assert (starts == 1).all(), "one run of rows and one of columns: in one piece, not empty"
-    height, width = rows.sum(dim=-1), columns.sum(dim=-1)
-    assert (fields.sum(dim=(-2, -1)) == height * width).all(), "a full rectangle"
-    return height, width
+        assert (starts == 1).all(), "one run along each axis: in one piece, not empty"
+        sides.append(used.sum(dim=-1))
+    size = torch.stack(sides, dim=-1)
+    volume = fields.sum(dim=list(range(-num_axes, 0)))
+    assert (volume == size.prod(dim=-1)).all(), "a full box"
+    return size
 
 
 def assert_guarantee(sampler: MultiBlockMask, masks: Masks, batch_size: int) -> None:
-    grid_height, grid_width = sampler.grid_size
-    size = grid_height * grid_width
+    grid = sampler.grid_size
+    size = math.prod(grid)
     for tokens in (masks.context, masks.targets):
         TokenSet(tokens.idx, tokens.valid, tokens.grid_size, tokens.padded)  # values are checked
     assert masks.context.shape[0] == batch_size
@@ -49,24 +52,39 @@ def assert_guarantee(sampler: MultiBlockMask, masks: Masks, batch_size: int) -> 
     if not sampler.allow_target_overlap:
         assert (targets.sum(dim=1) <= 1).all(), "targets are disjoint"
 
-    h, w = rectangle_sides(targets.view(*targets.shape[:2], grid_height, grid_width))
-    assert (h == h[:, :1]).all() and (w == w[:, :1]).all(), "one size in a sample"
+    sides = box_sides(targets.view(*targets.shape[:2], *grid), len(grid))
+    assert (sides == sides[:, :1]).all(), "one size in a sample"
     if sampler.block_size == "batch":
-        assert (h == h[0, 0]).all() and (w == w[0, 0]).all(), "one size in the batch"
+        assert (sides == sides[0, 0]).all(), "one size in the batch"
         assert not masks.targets.padded
-    assert_sizes_follow_the_ranges(sampler, h, w)
+    if len(grid) == 1:
+        assert_lengths_follow(sides[..., 0], sampler.target_scale, size)
+    else:
+        assert_planes_follow_the_ranges(sampler, sides[..., -2], sides[..., -1])
+    if len(grid) == 3:
+        assert_lengths_follow(sides[..., 0], sampler.temporal_scale, grid[0])
+        frames = context.view(-1, *grid).any(dim=(2, 3))
+        assert not frames[:, max(1, math.floor(sampler.max_temporal_keep * grid[0] + 1e-9)) :].any()
 
     # The context lies inside one block of the grid's own aspect.
-    fields = context.view(-1, grid_height, grid_width)
-    root = math.sqrt(sampler.context_scale[1])
-    for axis, side in ((2, grid_height), (1, grid_width)):
-        used = fields.any(dim=axis).int()
+    space = grid[-2:]
+    fields = context.view(-1, *grid)
+    root = sampler.context_scale[1] ** (1 / len(space))
+    for axis, side in enumerate(space, start=len(grid) - len(space) + 1):
+        used = fields.any(dim=[other for other in range(1, len(grid) + 1) if other != axis])
+        used = used.view(len(fields), side).int()
         extent = side - used.argmax(dim=1) - used.flip(1).argmax(dim=1)
-        assert (extent <= max(1, math.floor(side * root + 0.5))).all()
+        assert (extent <= max(1, math.floor(side * root + 0.5 + 1e-9))).all()
 
 
-def assert_sizes_follow_the_ranges(sampler: MultiBlockMask, h: Tensor, w: Tensor) -> None:
-    grid_height, grid_width = sampler.grid_size
+def assert_lengths_follow(lengths: Tensor, scale: tuple[float, float], side: int) -> None:
+    low, high = (math.floor(end * side + 0.5) for end in scale)
+    assert (lengths >= min(max(1, low), side)).all()
+    assert (lengths <= min(max(1, high), side)).all()
+
+
+def assert_planes_follow_the_ranges(sampler: MultiBlockMask, h: Tensor, w: Tensor) -> None:
+    grid_height, grid_width = sampler.grid_size[-2:]
     s0, s1 = (scale * grid_height * grid_width for scale in sampler.target_scale)
     a0, a1 = sampler.target_aspect_ratio
     h0, h1 = sides_between(s0 * a0, s1 * a1, grid_height)

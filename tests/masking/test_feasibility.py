@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.strategies import multiblock_cases
 
 from jepakit import InfeasibleMaskError, MultiBlockMask
-from jepakit.masking.blocks import draw_sizes, reachable_sizes
+from jepakit.masking.blocks import draw_sizes, reachable_rectangles
 
 
 def rounded(area: float, aspect: float, grid: tuple[int, int]) -> tuple[int, int]:
@@ -35,7 +35,7 @@ def dense_sizes(
 def test_no_draw_is_larger_than_the_arithmetic_says(case):
     grid, arguments = case
     scale, aspect = arguments["target_scale"], arguments["target_aspect_ratio"]
-    sizes = set(reachable_sizes(grid, scale, aspect))
+    sizes = set(reachable_rectangles(grid, scale, aspect))
     dense = dense_sizes(grid, scale, aspect, 30)
     assert dense <= sizes
     assert max(h * w for h, w in dense) <= max(h * w for h, w in sizes)
@@ -47,7 +47,7 @@ def test_every_size_of_the_arithmetic_is_reached(case):
     (height, width), arguments = case
     ranges = [arguments["target_scale"], arguments["target_aspect_ratio"]]
     points = 60
-    for h, w in reachable_sizes((height, width), *ranges):
+    for h, w in reachable_rectangles((height, width), *ranges):
         # Sides that round to the size, on a grid of points; the ends stand for what is clipped.
         cells = []
         for side, limit in ((h, height), (w, width)):
@@ -67,11 +67,11 @@ def test_every_size_of_the_arithmetic_is_reached(case):
 def test_drawn_sizes_are_the_reachable_ones(case, seed):
     grid, arguments = case
     scale, aspect = arguments["target_scale"], arguments["target_aspect_ratio"]
-    sizes = reachable_sizes(grid, scale, aspect)
-    uniforms = torch.rand(200, 2, generator=torch.Generator().manual_seed(seed))
+    sizes = reachable_rectangles(grid, scale, aspect)
+    uniforms = torch.rand(200, 3, generator=torch.Generator().manual_seed(seed))
     largest = max(h * w for h, w in sizes)
-    h, w = draw_sizes(grid, scale, aspect, uniforms, largest=largest)
-    assert set(zip(h.tolist(), w.tolist(), strict=True)) <= set(sizes)
+    drawn = draw_sizes(grid, scale, aspect, (1.0, 1.0), uniforms, largest_plane=largest)
+    assert {tuple(size) for size in drawn.tolist()} <= set(sizes)
 
 
 @settings(max_examples=100)
@@ -81,7 +81,7 @@ def test_feasible_exactly_up_to_the_boundary(case):
     grid, arguments = case
     arguments |= {"allow_target_overlap": True, "context_length": "pad"}
     size = math.prod(grid)
-    sizes = reachable_sizes(grid, arguments["target_scale"], arguments["target_aspect_ratio"])
+    sizes = reachable_rectangles(grid, arguments["target_scale"], arguments["target_aspect_ratio"])
     a = max(h * w for h, w in sizes)
     h, w = rounded(arguments["context_scale"][1] * size, grid[0] / grid[1], grid)
     most = h * w - a  # the upper end of context_scale gives the largest block

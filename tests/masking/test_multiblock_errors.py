@@ -114,11 +114,11 @@ def test_batch_size_of_another_kind():
         MultiBlockMask((8, 8))(2.0)
 
 
-@pytest.mark.parametrize("shape", [(0, 12), (2, 11)])
+@pytest.mark.parametrize("shape", [(0, 13), (2, 12)])
 def test_tables_of_uniforms(shape):
     sampler = MultiBlockMask((8, 8))
-    assert sampler.num_draws == 12
-    with raises(ValueError, f"uniforms {shape}: must be [batch, 12], with a batch of at least 1"):
+    assert sampler.num_draws == 13
+    with raises(ValueError, f"uniforms {shape}: must be [batch, 13], with a batch of at least 1"):
         sampler.from_uniforms(torch.rand(shape))
 
 

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from tests.masking.guarantee import rectangle_sides
+from tests.masking.guarantee import box_sides
 from torch.utils import _pytree as pytree
 
 from jepakit import MultiBlockMask
@@ -16,7 +16,7 @@ def target_sides(sampler: MultiBlockMask, count: int, seed: int = 0) -> torch.Te
     fresh = dataclasses.replace(sampler, block_size="sample", num_targets=1)
     masks = fresh(count, generator=torch.Generator().manual_seed(seed))
     fields = masks.targets[:, 0].to_mask().view(count, *sampler.grid_size)
-    return torch.stack(rectangle_sides(fields), dim=1).double()
+    return box_sides(fields, 2).double()
 
 
 def context_areas(scale: tuple[float, float], count: int = 2000) -> torch.Tensor:
@@ -123,6 +123,8 @@ CHANGES = {
     "allow_target_overlap": False,
     "block_size": "sample",
     "context_length": "trim",
+    "temporal_scale": (0.5, 0.5),
+    "max_temporal_keep": 0.5,
 }
 
 
@@ -130,6 +132,8 @@ CHANGES = {
 def test_every_argument_matters(name):
     """Law 12, by the masks and not by the representation."""
     base, change = dict(BASE), {name: CHANGES[name]}
+    if "temporal" in name:
+        base["grid_size"] = (4, 8, 9)
     if name == "allow_target_overlap":
         base |= {"target_scale": (0.1, 0.12), "target_aspect_ratio": (0.9, 1.1)}
 

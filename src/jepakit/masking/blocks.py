@@ -1,6 +1,7 @@
-"""Sizes of rectangular blocks: which a range of scales can give, and draws of them.
+"""Sizes of blocks: which a range of scales can give, and draws of them.
 
-A size is a pair of tensors `(height, width)` with one entry for the batch or one for each sample.
+A block on `(T, H, W)` is a rectangle in space, by scale and aspect ratio, over a stretch of time,
+by a scale of its own; on `(L,)` it is a stretch alone.
 """
 
 import math
@@ -23,6 +24,28 @@ def nearest(value: float) -> int:
 
 
 def reachable_sizes(
+    grid_size: tuple[int, ...],
+    scale: tuple[float, float],
+    aspect_ratio: tuple[float, float],
+    temporal_scale: tuple[float, float],
+) -> list[tuple[int, ...]]:
+    """Every size that scales and an aspect ratio from the ranges round to."""
+    if len(grid_size) == 1:
+        return [(length,) for length in reachable_lengths(grid_size[0], scale)]
+    *time, height, width = grid_size
+    planes = reachable_rectangles((height, width), scale, aspect_ratio)
+    if not time:
+        return list(planes)
+    return [(t, h, w) for t in reachable_lengths(time[0], temporal_scale) for h, w in planes]
+
+
+def reachable_lengths(side: int, scale: tuple[float, float]) -> range:
+    """Every length that a scale from the range rounds to."""
+    first, last = (min(max(1, nearest(end * side)), side) for end in scale)
+    return range(first, last + 1)
+
+
+def reachable_rectangles(
     grid_size: tuple[int, int], scale: tuple[float, float], aspect_ratio: tuple[float, float]
 ) -> list[tuple[int, int]]:
     """Every size (height, width) that a scale and an aspect ratio from the ranges round to.
@@ -54,63 +77,79 @@ def _log_square_interval(side: int, limit: int) -> tuple[float, float]:
 
 
 def draw_sizes(
-    grid_size: tuple[int, int],
+    grid_size: tuple[int, ...],
     scale: tuple[float, float],
     aspect_ratio: tuple[float, float],
-    uniforms: Float[Tensor, "k 2"],
+    temporal_scale: tuple[float, float],
+    uniforms: Float[Tensor, "k 3"],
     *,
-    largest: int,
-) -> tuple[Int[Tensor, " k"], Int[Tensor, " k"]]:
-    """Sizes with uniform scale and, independently, log-uniform aspect ratio (height / width)."""
-    height, width = grid_size
-    u = uniforms.double()
-    area = (scale[0] + (scale[1] - scale[0]) * u[:, 0]) * (height * width)
+    largest_plane: int,
+) -> Int[Tensor, "k axes"]:
+    """Sizes with uniform scales and, independently, log-uniform aspect ratio (height / width)."""
+    u_scale, u_aspect, u_temporal = uniforms.double().unbind(1)
+    if len(grid_size) == 1:
+        return _draw_lengths(grid_size[0], scale, u_scale)[:, None]
+    *time, height, width = grid_size
+    area = (scale[0] + (scale[1] - scale[0]) * u_scale) * (height * width)
     low, high = math.log(aspect_ratio[0]), math.log(aspect_ratio[1])
-    aspect = torch.exp(low + (high - low) * u[:, 1])
+    aspect = torch.exp(low + (high - low) * u_aspect)
     h = torch.floor((area * aspect).sqrt() + 0.5).long().clamp(1, height)
     w = torch.floor((area / aspect).sqrt() + 0.5).long().clamp(1, width)
     # The last bit of a root must not make a block larger than what feasibility was checked for.
-    return h, torch.minimum(w, largest // h)
+    plane = [h, torch.minimum(w, largest_plane // h)]
+    stretch = [_draw_lengths(side, temporal_scale, u_temporal) for side in time]
+    return torch.stack([*stretch, *plane], dim=1)
+
+
+def _draw_lengths(
+    side: int, scale: tuple[float, float], uniforms: Float[Tensor, " k"]
+) -> Int[Tensor, " k"]:
+    lengths = torch.floor((scale[0] + (scale[1] - scale[0]) * uniforms) * side + 0.5).long()
+    reachable = reachable_lengths(side, scale)
+    return lengths.clamp(reachable[0], reachable[-1])
 
 
 @dataclass(frozen=True)
 class ScaledSizes:
-    """The sizes, and their chances, of a block with the grid's own aspect and a uniform scale."""
+    """The sizes, and their chances, of a block with the grid's own aspect and a uniform scale.
 
-    heights: Int[Tensor, " k"]
-    widths: Int[Tensor, " k"]
+    On `(T, H, W)` the scale is of space, and the block spans the first `frames`.
+    """
+
+    sizes: Int[Tensor, "k axes"]
     cumulative: Float[Tensor, " k"]
     largest: int
 
     @classmethod
     def from_range(
-        cls, grid_size: tuple[int, int], scale: tuple[float, float], *, smallest: int
+        cls, grid_size: tuple[int, ...], scale: tuple[float, float], *, frames: int, smallest: int
     ) -> "ScaledSizes":
-        """Sizes for scales in the range whose low end is raised until the area is `smallest`."""
-        height, width = grid_size
+        """Sizes for scales in the range whose low end is raised until the volume is `smallest`."""
+        space = grid_size[-2:]
+        power = 1 / len(space)
         # A side changes where its root crosses a half: between those scales the size is constant.
-        borders = {((k + 0.5) / side) ** 2 for side in grid_size for k in range(1, side)}
+        borders = {((k + 0.5) / side) ** len(space) for side in space for k in range(1, side)}
         inner = sorted(border for border in borders if scale[0] < border < scale[1])
         edges = [scale[0], *inner, scale[1]]
-        sizes: dict[tuple[int, int], float] = {}
+        sizes: dict[tuple[int, ...], float] = {}
         for low, high in pairwise(edges):
-            root = math.sqrt((low + high) / 2)
-            size = max(1, nearest(height * root)), max(1, nearest(width * root))
+            root = ((low + high) / 2) ** power
+            size = tuple(max(1, nearest(side * root)) for side in space)
+            if len(grid_size) == 3:
+                size = (frames, *size)
             # A point range has one size, certain; its length of 0 must not divide by 0.
             weight = high - low if scale[0] < scale[1] else 1.0
             sizes[size] = sizes.get(size, 0.0) + weight
-        largest = max(h * w for h, w in sizes)
-        kept = {size: weight for size, weight in sizes.items() if size[0] * size[1] >= smallest}
+        largest = max(math.prod(size) for size in sizes)
+        kept = {size: weight for size, weight in sizes.items() if math.prod(size) >= smallest}
         weights = torch.tensor(list(kept.values()), dtype=torch.float64)
         return cls(
-            torch.tensor([h for h, _ in kept], dtype=torch.int64),
-            torch.tensor([w for _, w in kept], dtype=torch.int64),
+            torch.tensor(list(kept), dtype=torch.int64),
             weights.cumsum(0) / weights.sum(),
             largest,
         )
 
-    def draw(self, uniforms: Float[Tensor, " k"]) -> tuple[Int[Tensor, " k"], Int[Tensor, " k"]]:
+    def draw(self, uniforms: Float[Tensor, " k"]) -> Int[Tensor, "k axes"]:
         """One size for each number in [0, 1)."""
         at = torch.searchsorted(self.cumulative, uniforms.double(), right=True)
-        at = at.clamp_max(len(self.heights) - 1)
-        return self.heights[at], self.widths[at]
+        return self.sizes[at.clamp_max(len(self.sizes) - 1)]

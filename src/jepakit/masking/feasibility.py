@@ -37,11 +37,13 @@ and 167 + 42 (largest target block, 7 x 6) = 209 exceeds 196 (largest context bl
 class MultiBlockSpec:
     """The arguments of `MultiBlockMask` that decide whether its masks exist, and what follows."""
 
-    grid_size: tuple[int, int]
+    grid_size: tuple[int, ...]
     num_targets: int
     target_scale: tuple[float, float]
     target_aspect_ratio: tuple[float, float]
+    temporal_scale: tuple[float, float]
     context_scale: tuple[float, float]
+    max_temporal_keep: float
     min_context_coverage: float
     allow_target_overlap: bool
     context_length: str | int
@@ -57,46 +59,65 @@ class MultiBlockSpec:
         return needed_tokens(self.min_context_coverage, self.size)
 
     @cached_property
-    def target_sizes(self) -> list[tuple[int, int]]:
-        """Every size (height, width) that a target can have."""
-        return reachable_sizes(self.grid_size, self.target_scale, self.target_aspect_ratio)
+    def context_frames(self) -> int:
+        """Frames, from the first, that a context may lie in; 1 without time."""
+        if len(self.grid_size) < 3:
+            return 1
+        return max(1, math.floor(self.max_temporal_keep * self.grid_size[0] + 1e-9))
 
     @cached_property
-    def largest_target(self) -> int:
-        """Cells of the largest target block."""
-        return max(h * w for h, w in self.target_sizes)
+    def target_sizes(self) -> list[tuple[int, ...]]:
+        """Every size that a target can have."""
+        return reachable_sizes(
+            self.grid_size, self.target_scale, self.target_aspect_ratio, self.temporal_scale
+        )
+
+    @cached_property
+    def largest_plane(self) -> int:
+        """Cells of the largest target block in one frame."""
+        return max(math.prod(size[-2:]) for size in self.target_sizes)
+
+    @cached_property
+    def dearest_target(self) -> tuple[int, tuple[int, ...]]:
+        """Most cells that a target can take from a context, and the size that can."""
+        return max((self._cost(size), size) for size in self.target_sizes)
+
+    def _cost(self, size: tuple[int, ...]) -> int:
+        *time, _, _ = (1, 1, *size)[-3:] if len(size) < 3 else size
+        return math.prod(size) // time[0] * min(time[0], self.context_frames)
 
     @cached_property
     def room(self) -> int:
         """Cells that a context block must have beyond `need`."""
-        return self.largest_target * (1 if self.allow_target_overlap else self.num_targets)
+        return self.dearest_target[0] * (1 if self.allow_target_overlap else self.num_targets)
 
     @cached_property
     def largest_context(self) -> int:
         """Cells of the largest context block."""
-        return ScaledSizes.from_range(self.grid_size, self.context_scale, smallest=0).largest
+        return self._context_sizes(smallest=0).largest
 
     @cached_property
     def context_sizes(self) -> ScaledSizes:
         """Sizes of context blocks that leave `need` whatever the targets are."""
+        return self._context_sizes(smallest=self.need + self.room)
+
+    def _context_sizes(self, *, smallest: int) -> ScaledSizes:
         return ScaledSizes.from_range(
-            self.grid_size, self.context_scale, smallest=self.need + self.room
+            self.grid_size, self.context_scale, frames=self.context_frames, smallest=smallest
         )
 
     @cached_property
-    def strips(self) -> tuple[int, int]:
-        """Most strips and slots of a strip packing; (0, 0) where free placement cannot dead-end."""
-        height, width = self.grid_size
+    def packing(self) -> tuple[int, ...]:
+        """Most blocks along each axis; () where free placement cannot dead-end."""
         if self.allow_target_overlap or all(
-            # A placed block bars at most (2h - 1)(2w - 1) places.
-            (self.num_targets - 1) * (2 * h - 1) * (2 * w - 1) < (height - h + 1) * (width - w + 1)
-            for h, w in self.target_sizes
+            # A placed block bars at most 2 s - 1 places along a side of s.
+            (self.num_targets - 1) * math.prod(2 * s - 1 for s in size)
+            < math.prod(side - s + 1 for side, s in zip(self.grid_size, size, strict=True))
+            for size in self.target_sizes
         ):
-            return 0, 0
-        return (
-            height // min(h for h, _ in self.target_sizes),
-            width // min(w for _, w in self.target_sizes),
-        )
+            return ()
+        smallest = [min(sides) for sides in zip(*self.target_sizes, strict=True)]
+        return tuple(side // s for side, s in zip(self.grid_size, smallest, strict=True))
 
     def check(self) -> None:
         """Raise `InfeasibleMaskError` with the arithmetic and with changes that would do."""
@@ -116,21 +137,22 @@ class MultiBlockSpec:
 
     def problem(self) -> str | None:
         """Why no masks exist, or None."""
-        height, width = self.grid_size
         if not self.allow_target_overlap:
-            capacity, h, w = min((height // h * (width // w), h, w) for h, w in self.target_sizes)
+            capacity, size = min((self._capacity(size), size) for size in self.target_sizes)
             if capacity < self.num_targets:
+                along = (side // s for side, s in zip(self.grid_size, size, strict=True))
                 return (
-                    f"num_targets={self.num_targets} blocks of {h} x {w} cannot be disjoint, "
-                    f"only {height // h} * {width // w} = {capacity} always fit"
+                    f"num_targets={self.num_targets} blocks of {_product(size)} cannot be "
+                    f"disjoint, only {' * '.join(map(str, along))} = {capacity} always fit"
                 )
         if self.need + self.room > self.largest_context:
-            _, h, w = max((h * w, h, w) for h, w in self.target_sizes)
+            cost, size = self.dearest_target
+            kept = f", {self.context_frames} frames of it" if cost < math.prod(size) else ""
             term = (
-                f"{self.room} (largest target block, {h} x {w})"
+                f"{self.room} (largest target block, {_product(size)}{kept})"
                 if self.allow_target_overlap
-                else f"{self.num_targets} * {self.largest_target} (disjoint target blocks, "
-                f"up to {h} x {w})"
+                else f"{self.num_targets} * {cost} (disjoint target blocks, "
+                f"up to {_product(size)}{kept})"
             )
             return (
                 f"min_context_coverage={self.min_context_coverage:g} needs {self.need} context "
@@ -145,6 +167,10 @@ class MultiBlockSpec:
             )
         return None
 
+    def _capacity(self, size: tuple[int, ...]) -> int:
+        """How many disjoint blocks of a size always fit."""
+        return math.prod(side // s for side, s in zip(self.grid_size, size, strict=True))
+
     def changes(self) -> list[str]:
         """Single changes of an argument, each enough, written as the argument."""
         scale = self._largest_scale()
@@ -154,6 +180,7 @@ class MultiBlockSpec:
             self._with_scale(scale) if scale > 0 else self,
             self._with_need(need) if isinstance(need, int) and 1 <= need <= self.size else self,
             replace(self, context_scale=(self.context_scale[0], 1.0)),
+            replace(self, max_temporal_keep=1.0),
             replace(self, context_length=self.need),
         ]
         if not self.allow_target_overlap:
@@ -189,3 +216,7 @@ class MultiBlockSpec:
         floors = (math.floor(need / self.size * 10**d) / 10**d for d in range(4, 17))
         coverage = next(c for c in floors if needed_tokens(c, self.size) == need)
         return replace(self, min_context_coverage=coverage)
+
+
+def _product(size: tuple[int, ...]) -> str:
+    return " x ".join(map(str, size))

@@ -15,7 +15,7 @@ from jepakit._checks import check_choice, check_fraction, check_grid_size, check
 from jepakit.masking.blocks import draw_sizes
 from jepakit.masking.context import check_context_length, fit_context
 from jepakit.masking.feasibility import MultiBlockSpec
-from jepakit.masking.placement import place_disjoint, place_within_budget
+from jepakit.masking.placement import num_packing_draws, place_disjoint, place_within_budget
 from jepakit.masking.places import Blocks, to_mask
 from jepakit.masking.sampler import UniformSampler
 from jepakit.masking.uniforms import copy_to
@@ -23,7 +23,7 @@ from jepakit.tokens import Masks
 
 __all__ = ["MultiBlockMask"]
 
-# Columns of the table of uniforms: three for sizes, one for the context block's place.
+# Columns of the table of uniforms for sizes: three of the targets', one of the context block's.
 _SIZES = 4
 
 
@@ -37,17 +37,24 @@ class MultiBlockMask(UniformSampler[Masks]):
     non-empty rectangle. This is met by construction, with no retry: a target is drawn among the
     positions whose new cells in $B$ still fit the budget $|B| - \mathrm{need}$.
 
+    On `(T, H, W)` blocks are boxes, as in V-JEPA; on `(L,)` they are stretches.
+
     Args:
-        grid_size: `(H, W)` in patches.
+        grid_size: `(H, W)`, `(T, H, W)` or `(L,)` in patches (tubelets, tokens).
         num_targets: Target blocks for each sample.
-        target_scale: Range of a target's area as a fraction of the grid, uniform.
+        target_scale: Range of a target's area as a fraction of the grid (of a frame, where there
+            is time), uniform.
         target_aspect_ratio: Range of a target's height / width, log-uniform and independent of the
             scale. Blocks are rounded to whole patches and clipped to the grid. All targets of one
-            sample have one size.
+            sample have one size. Not on `(L,)`.
+        temporal_scale: Range of a target's duration as a fraction of the frames, uniform. Only on
+            `(T, H, W)`.
         context_scale: Range of the context block's area before targets are removed, as a fraction
-            of the grid, uniform; the block has the grid's own aspect. The low end is raised to
-            `need` + the largest target's area where it lies below (plus the area of all targets if
-            they must not overlap), since no smaller block could keep the promise.
+            of the grid (of a frame), uniform; the block has the grid's own aspect. The low end is
+            raised to `need` + the largest target where it lies below (plus all targets if they
+            must not overlap), since no smaller block could keep the promise.
+        max_temporal_keep: Fraction of the frames, from the first, that the context lies in; at
+            least one frame. Only on `(T, H, W)`.
         min_context_coverage: Fraction $c$ of the grid that the context has at least, after targets
             are removed, after trimming and batching.
         allow_target_overlap: Whether targets of one sample may share patches.
@@ -58,10 +65,11 @@ class MultiBlockMask(UniformSampler[Masks]):
             an int the promise is that number, and nothing is ever read back from the device.
 
     Raises:
-        InfeasibleMaskError: At construction, if `need` + the largest target's area exceeds the
-            largest context block (all targets' area if they must not overlap), if the targets
+        InfeasibleMaskError: At construction, if `need` + what the largest target can take exceeds
+            the largest context block (all targets if they must not overlap), if the targets
             cannot be disjoint, or if an int `context_length` exceeds `need`.
-        ValueError: If an argument is out of its range; `TypeError` if it is of another kind.
+        ValueError: If an argument is out of its range or has no effect on this grid; `TypeError`
+            if it is of another kind.
 
     Example:
         >>> import torch
@@ -71,35 +79,57 @@ class MultiBlockMask(UniformSampler[Masks]):
         >>> masks.targets.shape[:2], bool((masks.context.counts() >= 49).all())
         (torch.Size([8, 4]), True)
 
+        V-JEPA's long-range set, on 8 frames:
+
+        >>> long = MultiBlockMask(
+        ...     (8, 14, 14), num_targets=2, target_scale=(0.7, 0.7), min_context_coverage=0.05
+        ... )
+        >>> long(2).targets.shape[:2]
+        torch.Size([2, 2])
+
     Source:
-        Assran et al., I-JEPA (arXiv:2301.08243), section 3 and appendix A.1. Differences: the
+        Assran et al., I-JEPA (arXiv:2301.08243), section 3 and appendix A.1; Bardes et al., V-JEPA
+        (arXiv:2404.08471), section 3, for time. Differences: the
         context floor is a promise and holds after batching; scale and aspect ratio are independent
         (the published code draws one number for both, aspect uniform); blocks reach the last row
         and column; contexts are padded or trimmed at random instead of cut to a raster-order prefix
         of the batch minimum.
     """
 
-    grid_size: tuple[int, int]
+    grid_size: tuple[int, ...]
     _: KW_ONLY
     num_targets: int = 4
     target_scale: tuple[float, float] = (0.15, 0.2)
     target_aspect_ratio: tuple[float, float] = (0.75, 1.5)
+    temporal_scale: tuple[float, float] = (1.0, 1.0)
     context_scale: tuple[float, float] = (0.85, 1.0)
+    max_temporal_keep: float = 1.0
     min_context_coverage: float = 0.25
     allow_target_overlap: bool = True
     block_size: Literal["batch", "sample"] = "batch"
     context_length: Literal["pad", "trim"] | int = "pad"
 
     def __post_init__(self) -> None:
-        check_grid_size("grid_size", self.grid_size, ndims=(2,))
+        check_grid_size("grid_size", self.grid_size)
         check_int("num_targets", self.num_targets, minimum=1)
         check_range("target_scale", self.target_scale, high=1.0)
         check_range("target_aspect_ratio", self.target_aspect_ratio)
+        check_range("temporal_scale", self.temporal_scale, high=1.0)
         check_range("context_scale", self.context_scale, high=1.0)
+        check_fraction("max_temporal_keep", self.max_temporal_keep, open_low=True)
         check_fraction("min_context_coverage", self.min_context_coverage)
         check_choice("allow_target_overlap", self.allow_target_overlap, (True, False))
         check_choice("block_size", self.block_size, ("batch", "sample"))
         check_context_length(self.context_length)
+        idle = {1: ("target_aspect_ratio",), 3: ()}.get(len(self.grid_size), ())
+        if len(self.grid_size) < 3:
+            idle += ("temporal_scale", "max_temporal_keep")
+        for name in idle:
+            if getattr(self, name) != getattr(type(self), name):
+                raise ValueError(
+                    f"{name}={getattr(self, name)}: has no effect on the grid {self.grid_size}, so "
+                    "must be left out"
+                )
         self._spec.check()
 
     @classmethod
@@ -172,7 +202,9 @@ class MultiBlockMask(UniformSampler[Masks]):
             self.num_targets,
             self.target_scale,
             self.target_aspect_ratio,
+            self.temporal_scale,
             self.context_scale,
+            self.max_temporal_keep,
             self.min_context_coverage,
             self.allow_target_overlap,
             self.context_length,
@@ -186,9 +218,8 @@ class MultiBlockMask(UniformSampler[Masks]):
     @cached_property
     def num_draws(self) -> int:
         """Random numbers that one sample takes."""
-        strips, slots = self._spec.strips
         trim = 0 if self.context_length == "pad" else self._spec.size
-        return _SIZES + 2 * self.num_targets + strips * (1 + 2 * slots) + trim
+        return _SIZES + 1 + 2 * self.num_targets + num_packing_draws(self._spec.packing) + trim
 
     @property
     def per_sample(self) -> bool:
@@ -200,27 +231,27 @@ class MultiBlockMask(UniformSampler[Masks]):
     def _draw(self, uniforms: Float[Tensor, "b k"], device: torch.device | str | None) -> Masks:
         grid_size, spec = self.grid_size, self._spec
         rows = uniforms[:1] if self.block_size == "batch" else uniforms
-        h, w = draw_sizes(
+        sizes = draw_sizes(
             grid_size,
             self.target_scale,
             self.target_aspect_ratio,
-            rows[:, :2],
-            largest=spec.largest_target,
+            self.temporal_scale,
+            rows[:, :3],
+            largest_plane=spec.largest_plane,
         )
-        blocks = Blocks(grid_size, h, w, device=device)
-        context_block = Blocks(grid_size, *spec.context_sizes.draw(rows[:, 2]), device=device)
+        blocks = Blocks(grid_size, sizes, device=device)
+        room = grid_size if len(grid_size) < 3 else (spec.context_frames, *grid_size[1:])
+        context_block = Blocks(grid_size, spec.context_sizes.draw(rows[:, 3]), device=device)
 
-        strips, slots = spec.strips
-        widths = [3, 1, self.num_targets, self.num_targets, strips * (1 + 2 * slots)]
-        _, u_context, u_target, u_order, u_strips, u_trim = copy_to(uniforms, device).tensor_split(
+        widths = [_SIZES, 1, self.num_targets, self.num_targets, num_packing_draws(spec.packing)]
+        _, u_context, u_target, u_order, u_packing, u_trim = copy_to(uniforms, device).tensor_split(
             list(accumulate(widths)), dim=1
         )
-        context = context_block.field(context_block.anywhere(u_context[:, 0]))
+        context = context_block.field(context_block.anywhere(u_context[:, 0], within=room))
         if self.allow_target_overlap:
             places = place_within_budget(blocks, context, u_target, need=self.need)
         else:
-            places = place_disjoint(blocks, u_target, u_strips, strips=strips, slots=slots)
-            blocks.paint(context, places, 0)
+            places = place_disjoint(blocks, context, u_target, u_packing, packing=spec.packing)
         # Later targets had less choice; in random order none of the m places knows which it was.
         places = places.gather(1, u_order.argsort(dim=1))
 

@@ -4,6 +4,9 @@ Every function takes uniforms, one column for each block, and places one block a
 the whole batch at once. Nothing is ever drawn again.
 """
 
+import math
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -40,16 +43,16 @@ def place_within_budget(
 
 def place_disjoint(
     blocks: Blocks,
+    context: Int[Tensor, "b t"],
     uniforms: Float[Tensor, "b m"],
-    u_strips: Float[Tensor, "b u"],
+    u_packing: Float[Tensor, "b u"],
     *,
-    strips: int,
-    slots: int,
+    packing: Sequence[int],
 ) -> Int[Tensor, "b m"]:
-    """Places of blocks that share no cell.
+    """Places of blocks that share no cell; removed from the context in place.
 
-    Each is drawn among the free places. A sample for which none is left is packed in strips
-    instead; `strips` and `slots` are the most that the sizes allow, 0 where that cannot happen.
+    Each is drawn among the free places. A sample for which none is left is packed instead, in
+    `packing` blocks along each axis at most, () where that cannot happen.
     """
     first, *later = uniforms.unbind(1)
     places = [blocks.anywhere(first)]
@@ -62,51 +65,42 @@ def place_disjoint(
         places.append(place)
     placed = torch.stack(places, dim=1)
     # Not worth waiting for an accelerator; on a CPU the answer is there, and nearly always no.
-    if strips == 0 or (stuck.device.type == "cpu" and not stuck.any()):
-        return placed
-    packed = pack_in_strips(
-        blocks, u_strips, num_blocks=len(places), max_strips=strips, max_slots=slots
-    )
-    return torch.where(stuck[:, None], packed, placed)
+    if packing and not (stuck.device.type == "cpu" and not stuck.any()):
+        packed = pack(blocks, u_packing, num_blocks=len(places), most=packing)
+        placed = torch.where(stuck[:, None], packed, placed)
+    blocks.paint(context, placed, 0)
+    return placed
 
 
-def pack_in_strips(
-    blocks: Blocks,
-    uniforms: Float[Tensor, "b u"],
-    *,
-    num_blocks: int,
-    max_strips: int,
-    max_slots: int,
+def num_packing_draws(most: Sequence[int]) -> int:
+    """Uniforms that `pack` takes for each sample."""
+    levels = [math.prod(most[: axis + 1]) for axis in range(len(most))]
+    return sum(levels) + sum(levels[-1:])
+
+
+def pack(
+    blocks: Blocks, uniforms: Float[Tensor, "b u"], *, num_blocks: int, most: Sequence[int]
 ) -> Int[Tensor, "b m"]:
-    """Places of disjoint blocks in horizontal strips with random gaps; never fails.
+    """Places of disjoint blocks in slabs, strips and slots with random gaps; never fails.
 
-    A strip as high as a block holds floor(W / w) blocks, and floor(H / h) strips fit; the rows and
-    columns to spare become gaps between them. `max_strips` and `max_slots` are those numbers for
-    the smallest block, and `uniforms` holds `max_strips * (1 + 2 * max_slots)` for each sample.
+    Along an axis of `side` cells floor(side / size) blocks fit, and what is to spare becomes gaps
+    between them: first slabs as thick as a block, in each slab strips as high, in each strip slots.
+    `most` holds those numbers for the smallest block.
     """
-    (height, width), h, w = blocks.grid_size, blocks.h, blocks.w
-    batch = len(uniforms)
-    strips, slots = height // h, width // w
-    u_top = uniforms[:, :max_strips]
-    u_left, u_slot = uniforms[:, max_strips:].chunk(2, dim=1)
-    top = _sorted_gaps(u_top, height - strips * h, strips)
-    top = top + torch.arange(max_strips, device=h.device) * h[:, None]
-    columns = u_left.reshape(-1, max_slots)
-    repeat = batch * max_strips // len(w)
-    w_strip, slots_strip = w.repeat_interleave(repeat), slots.repeat_interleave(repeat)
-    left = _sorted_gaps(columns, width - slots_strip * w_strip, slots_strip)
-    left = left + torch.arange(max_slots, device=h.device) * w_strip[:, None]
-    places = (top[:, :, None] * blocks.stride + left.view(batch, max_strips, max_slots)).flatten(1)
-
-    used_strip = torch.arange(max_strips, device=h.device) < strips[:, None]
-    used_slot = torch.arange(max_slots, device=h.device) < slots[:, None]
-    used = (used_strip[:, :, None] & used_slot[:, None]).flatten(1)
-    keys = torch.where(used, u_slot, 2.0)
+    batch, device = len(uniforms), uniforms.device
+    places = torch.zeros(batch, 1, dtype=torch.int64, device=device)
+    used = torch.ones(len(blocks.sizes), 1, dtype=torch.bool, device=device)
+    for axis, (side, stride, slots) in enumerate(
+        zip(blocks.grid_size, blocks.strides, most, strict=True)
+    ):
+        size, slot = blocks.sizes[:, axis, None, None], torch.arange(slots, device=device)
+        fit = slot < side // size
+        drawn, uniforms = uniforms.tensor_split([places.shape[1] * slots], dim=1)
+        # Ascending integers in [0, spare], as many as blocks fit, are the cells left out before.
+        spare = side - side // size * size
+        gaps = torch.minimum((drawn.view(batch, -1, slots) * (spare + 1)).long(), spare)
+        gaps = gaps.masked_fill(~fit, side).sort(dim=2).values
+        places = (places[:, :, None] + (gaps + slot * size) * stride).flatten(1)
+        used = (used[:, :, None] & fit).flatten(1)
+    keys = torch.where(used, uniforms, 2.0)
     return places.gather(1, keys.topk(num_blocks, dim=1, largest=False).indices)
-
-
-def _sorted_gaps(uniforms: Tensor, spare: Tensor, count: Tensor) -> Tensor:
-    """For the first `count` entries of each row: ascending integers in `[0, spare]`."""
-    gaps = torch.minimum((uniforms * (spare + 1)[:, None]).long(), spare[:, None])
-    unused = torch.arange(uniforms.shape[1], device=uniforms.device) >= count[:, None]
-    return gaps.masked_fill(unused, torch.iinfo(torch.int64).max // 4).sort(dim=1).values

@@ -1,11 +1,14 @@
 """Where blocks of given sizes fit on a grid and what they cover, for a whole batch at once.
 
-A field is an int32 grid of zeros and ones with an empty row and column in front, flat:
+A field is an int32 grid of zeros and ones with an empty slice in front of every axis, flat:
 `[b, (H + 1) * (W + 1)]`. So its cumulative sums are its summed-area table. The place of a block is
 a position on that padded grid, up and left of the block's first cell: there the table is read.
+Grids of one, two and three axes are all the same here.
 """
 
-from functools import cached_property
+import math
+from functools import cached_property, reduce
+from itertools import accumulate
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -22,82 +25,100 @@ class Blocks:
 
     def __init__(
         self,
-        grid_size: tuple[int, int],
-        h: Int[Tensor, " k"],
-        w: Int[Tensor, " k"],
+        grid_size: tuple[int, ...],
+        sizes: Int[Tensor, "k axes"],
         *,
         device: torch.device | str | None = None,
     ) -> None:
-        height, width = grid_size
         self.grid_size = grid_size
-        self.stride = width + 1
+        self.strides = _strides(tuple(side + 1 for side in grid_size))
         # Read here, on the CPU, so that nothing is ever read back from an accelerator.
-        area = h * w
-        self.length = int(area.max())
-        self.one_length = int(area.min()) == self.length
-        self.one_size = (int(h[0]), int(w[0])) if len(h) == 1 else None
-        # Past these counts, in raster order, no block fits.
-        self.num_bands = (height + 1 - int(h.min())) * self.stride
-        self.num_places = self.num_bands - int(w.min())
-
-        self.h, self.w = copy_to(h, device), copy_to(w, device)
+        volumes = sizes.prod(dim=1)
+        self.length = int(volumes.max())
+        self.one_length = int(volumes.min()) == self.length
+        self.one_size: list[int] | None = sizes[0].tolist() if len(sizes) == 1 else None
+        # How many differences of the table there are after each axis: past them, in raster order,
+        # no block fits.
+        steps = (n * s for n, s in zip(sizes.amin(dim=0).tolist(), self.strides, strict=True))
+        total = math.prod(side + 1 for side in grid_size)
+        self._counts = list(accumulate(steps, lambda left, step: left - step, initial=total))
+        self.sizes = copy_to(sizes, device)
 
     @cached_property
     def exists(self) -> Bool[Tensor, "k a"]:
         """Which of `length` entries are cells of the block."""
-        return torch.arange(self.length, device=self.h.device) < (self.h * self.w)[:, None]
+        entry = torch.arange(self.length, device=self.sizes.device)
+        return entry < self.sizes.prod(dim=1, keepdim=True)
 
     @cached_property
-    def _cells(self) -> tuple[Int[Tensor, "k a"], Int[Tensor, "k a"]]:
-        """Rows and columns of a block's cells; entries past its area repeat the first cell."""
-        entry, w = torch.arange(self.length, device=self.h.device), self.w[:, None]
-        return entry // w * self.exists, entry % w * self.exists
+    def _cells(self) -> list[Int[Tensor, "k a"]]:
+        """Coordinates of a block's cells along each axis; entries past its volume repeat the first.
+
+        So writing one value to all of them is safe.
+        """
+        rest = torch.arange(self.length, device=self.sizes.device)[None] * self.exists
+        cells = []
+        for side in reversed(self.sizes[:, :, None].unbind(1)):
+            cells.append(rest % side)
+            rest = rest // side
+        return cells[::-1]
 
     @cached_property
-    def _offset(self) -> Int[Tensor, "k a"]:
-        row, column = self._cells
-        return (row + 1) * self.stride + column + 1
+    def _offsets(self) -> Int[Tensor, "k a"]:
+        return _raster(self._cells, _strides(self.grid_size))
 
     @cached_property
-    def _grid_offset(self) -> Int[Tensor, "k a"]:
-        row, column = self._cells
-        return row * self.grid_size[1] + column
+    def _padded_offsets(self) -> Int[Tensor, "k a"]:
+        return _raster(self._cells, self.strides) + sum(self.strides)
 
     @cached_property
     def fits(self) -> Bool[Tensor, "k p"]:
         """Places at which a block is whole on the grid."""
-        height, width = self.grid_size
-        place = torch.arange(self.num_places, device=self.h.device)
-        row, column = place // self.stride, place % self.stride
-        return (row <= (height - self.h)[:, None]) & (column <= (width - self.w)[:, None])
+        place = torch.arange(self._counts[-1], device=self.sizes.device)
+        whole = [
+            coordinate <= (side - self.sizes[:, axis, None])
+            for axis, (side, coordinate) in enumerate(
+                zip(self.grid_size, self._coordinates(place), strict=True)
+            )
+        ]
+        return reduce(torch.logical_and, whole)
 
     @cached_property
-    def _lookup(self) -> tuple[Int[Tensor, "k q"], Int[Tensor, "k p"]]:
-        """Where `sums` reads the table below each band and right of each place."""
-        height, _ = self.grid_size
-        band = torch.arange(self.num_bands, device=self.h.device)
+    def _ahead(self) -> list[Int[Tensor, "k q"]]:
+        """Where `sums` reads the table one block further along each axis."""
         # Where a block sticks out, anything on the table will do: it is never chosen there.
-        below = (band + (self.h * self.stride)[:, None]).clamp_max((height + 1) * self.stride - 1)
-        right = (band[: self.num_places] + self.w[:, None]).clamp_max(self.num_bands - 1)
-        return below, right
+        return [
+            (
+                torch.arange(after, device=self.sizes.device) + self.sizes[:, axis, None] * stride
+            ).clamp_max(before - 1)
+            for axis, (stride, before, after) in enumerate(
+                zip(self.strides, self._counts[:-1], self._counts[1:], strict=True)
+            )
+        ]
 
     def sums(self, table: Int[Tensor, "b t"]) -> Int[Tensor, "b p"]:
         """How much of a field a block would cover at each place; `table` is its `summed_area`."""
         if self.one_size is not None:
-            h, w = self.one_size
-            bands = table[:, h * self.stride :] - table[:, : self.num_bands]
-            return bands[:, w:] - bands[:, : self.num_places]
-        below, right = self._lookup
-        bands = table.gather(1, below) - table[:, : self.num_bands]
-        return bands.gather(1, right) - bands[:, : self.num_places]
+            for side, stride in zip(self.one_size, self.strides, strict=True):
+                table = table[:, side * stride :] - table[:, : -side * stride]
+        else:
+            for ahead in self._ahead:
+                table = table.gather(1, ahead) - table[:, : ahead.shape[1]]
+        return table
 
-    def anywhere(self, uniforms: Float[Tensor, " b"]) -> Int[Tensor, " b"]:
-        """A place for each sample, all on the grid equally likely."""
-        height, width = self.grid_size
-        columns = width + 1 - self.w
-        count = (height + 1 - self.h) * columns
-        chosen = torch.minimum((uniforms * count).long(), count - 1)
-        return chosen // columns * self.stride + chosen % columns
+    def anywhere(
+        self, uniforms: Float[Tensor, " b"], *, within: tuple[int, ...] | None = None
+    ) -> Int[Tensor, " b"]:
+        """A place for each sample, all on the grid (`within` its first cells) equally likely."""
+        sides = self.grid_size if within is None else within
+        counts = [side + 1 - self.sizes[:, axis] for axis, side in enumerate(sides)]
+        count = reduce(torch.mul, counts)
+        rest = torch.minimum((uniforms * count).long(), count - 1)
+        place = torch.zeros_like(rest)
+        for axis in reversed(range(len(counts))):
+            place = place + rest % counts[axis] * self.strides[axis]
+            rest = rest // counts[axis]
+        return place
 
     def among(
         self, allowed: Bool[Tensor, "b p"], uniforms: Float[Tensor, " b"]
@@ -108,36 +129,59 @@ class Blocks:
         chosen = torch.minimum((uniforms * total).int(), total - 1)
         return torch.searchsorted(order, chosen[:, None] + 1).squeeze(1), total > 0
 
+    def field(self, place: Int[Tensor, " b"]) -> Int[Tensor, "b t"]:
+        """A field with one block for each sample."""
+        inside = torch.ones(1, 1, dtype=torch.int32, device=place.device)
+        for axis, (side, before) in enumerate(
+            zip(self.grid_size, self._coordinates(place), strict=True)
+        ):
+            cell, first = torch.arange(side + 1, device=place.device), before[:, None]
+            along = (cell > first) & (cell <= first + self.sizes[:, axis, None])
+            inside = (inside[:, :, None] * along[:, None]).flatten(1)
+        return inside
+
+    def paint(self, field: Int[Tensor, "b t"], place: Int[Tensor, "b *m"], value: int) -> None:
+        """Write a value to all cells of the blocks, in place."""
+        cells = place.view(len(field), -1, 1) + self._padded_offsets[:, None]
+        field.scatter_(1, cells.flatten(1), value)
+
     def token_sets(self, place: Int[Tensor, "b m"]) -> TokenSet:
         """The cells of blocks, `[b, m, a]`."""
-        first = place - place // self.stride
-        idx = first[:, :, None] + self._grid_offset[:, None]
+        first = _raster(self._coordinates(place), _strides(self.grid_size))
+        idx = first[:, :, None] + self._offsets[:, None]
         valid = self.exists[:, None].expand_as(idx)
         if not self.one_length:
             idx = idx * valid
         return TokenSet._trusted(idx, valid, self.grid_size, padded=not self.one_length)
 
-    def field(self, place: Int[Tensor, " b"]) -> Int[Tensor, "b t"]:
-        """A field with one block for each sample."""
-        row, column = (torch.arange(n + 1, device=place.device) for n in self.grid_size)
-        above, left = (place // self.stride)[:, None], (place % self.stride)[:, None]
-        rows = (row > above) & (row <= above + self.h[:, None])
-        columns = (column > left) & (column <= left + self.w[:, None])
-        return (rows[:, :, None] & columns[:, None]).flatten(1).int()
-
-    def paint(self, field: Int[Tensor, "b t"], place: Int[Tensor, "b *m"], value: int) -> None:
-        """Write a value to all cells of the blocks, in place."""
-        cells = place.view(len(field), -1, 1) + self._offset[:, None]
-        field.scatter_(1, cells.flatten(1), value)
+    def _coordinates(self, place: Int[Tensor, "*b"]) -> list[Int[Tensor, "*b"]]:
+        """Coordinates along each axis, on the padded grid."""
+        coordinates = []
+        for stride in self.strides:
+            coordinates.append(place // stride)
+            place = place % stride
+        return coordinates
 
 
-def summed_area(field: Int[Tensor, "b t"], grid_size: tuple[int, int]) -> Int[Tensor, "b t"]:
+def summed_area(field: Int[Tensor, "b t"], grid_size: tuple[int, ...]) -> Int[Tensor, "b t"]:
     """Sums of a field over all cells up and left of each position, itself included."""
-    rows = field.view(-1, grid_size[0] + 1, grid_size[1] + 1)
-    return rows.cumsum(2, dtype=torch.int32).cumsum(1, dtype=torch.int32).flatten(1)
+    table = field.view(-1, *(side + 1 for side in grid_size))
+    for axis in range(len(grid_size), 0, -1):
+        table = table.cumsum(axis, dtype=torch.int32)
+    return table.flatten(1)
 
 
-def to_mask(field: Int[Tensor, "b t"], grid_size: tuple[int, int]) -> Bool[Tensor, "b N"]:
+def to_mask(field: Int[Tensor, "b t"], grid_size: tuple[int, ...]) -> Bool[Tensor, "b N"]:
     """The field without its padding, as flat masks."""
-    rows = field.view(-1, grid_size[0] + 1, grid_size[1] + 1)
-    return rows[:, 1:, 1:].flatten(1).bool()
+    grid = field.view(-1, *(side + 1 for side in grid_size))
+    return grid[(slice(None), *(slice(1, None) for _ in grid_size))].flatten(1).bool()
+
+
+def _raster(coordinates: list[Int[Tensor, "*b"]], strides: list[int]) -> Int[Tensor, "*b"]:
+    """Flat positions of coordinates."""
+    return reduce(torch.add, (x * stride for x, stride in zip(coordinates, strides, strict=True)))
+
+
+def _strides(sides: tuple[int, ...]) -> list[int]:
+    """Steps in raster order from one cell to the next along each axis."""
+    return [math.prod(sides[axis + 1 :]) for axis in range(len(sides))]
