@@ -54,8 +54,6 @@ def test_values(arguments, text):
             TypeError,
             "grid_size=[8, 8]: must be a tuple of ints, such as (14, 14)",
         ),
-        ({"grid_size": (8,)}, ValueError, "grid_size=(8,): must have 2 axes, got 1"),
-        ({"grid_size": (2, 8, 8)}, ValueError, "grid_size=(2, 8, 8): must have 2 axes, got 3"),
         ({"num_targets": 4.0}, TypeError, "num_targets=4.0: must be an int, got float"),
         ({"num_targets": True}, TypeError, "num_targets=True: must be an int, got bool"),
         ({"target_scale": 0.15}, TypeError, "target_scale=0.15: must be a pair (low, high)"),

@@ -55,6 +55,17 @@ class Masks:
                 "must be equal"
             )
 
+    def coarsen(self, levels: int = 1) -> "Masks":
+        """Context and targets on a coarser grid; see `TokenSet.coarsen`.
+
+        Unless blocks are aligned to the coarse cells, as `NestedMultiBlockMask` draws them, a cell
+        on a border is of context and target at once.
+
+        Args:
+            levels: How often to halve the grid.
+        """
+        return Masks(self.context.coarsen(levels), self.targets.coarsen(levels))
+
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Masks":
         """The same masks on another device.
 

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from jepakit._checks import TYPECHECK, check_grid_size, values_readable
+from jepakit._checks import TYPECHECK, check_grid_size, check_int, values_readable
 
 __all__ = ["TokenSet"]
 
@@ -137,6 +137,15 @@ class TokenSet:
         return cls._trusted(idx, torch.ones_like(idx, dtype=torch.bool), grid_size, padded=False)
 
     @classmethod
+    def _within(
+        cls, mask: Bool[Tensor, "*batch N"], length: int, grid_size: tuple[int, ...]
+    ) -> "TokenSet":
+        """`from_mask` for masks known to have at most `length` members; reads nothing back."""
+        rank = mask.cumsum(dim=-1)
+        valid = torch.arange(length, device=mask.device) < rank[..., -1:]
+        return cls._trusted(_members(mask, rank, length), valid, grid_size, padded=True)
+
+    @classmethod
     def _trusted(
         cls, idx: Tensor, valid: Tensor, grid_size: tuple[int, ...], *, padded: bool
     ) -> "TokenSet":
@@ -199,8 +208,43 @@ class TokenSet:
         return self.counts() / self.num_positions
 
     def complement(self) -> "TokenSet":
-        """The positions that are not members; reads counts back, as `from_mask` does."""
-        return TokenSet.from_mask(~self.to_mask(), self.grid_size)
+        """The positions that are not members; of padded sets, reads counts back as `from_mask`."""
+        mask = ~self.to_mask()
+        if self.padded:
+            return TokenSet.from_mask(mask, self.grid_size)
+        return TokenSet._of_length(mask, mask.shape[-1] - self.shape[-1], self.grid_size)
+
+    def coarsen(self, levels: int = 1) -> "TokenSet":
+        """The cells of a coarser grid that hold a member; reads counts back, as `from_mask` does.
+
+        Every side of the grid is halved `levels` times, upwards: a cell is a window of
+        `2**levels` positions along each axis, cut off by the border.
+
+        Args:
+            levels: How often to halve.
+
+        Raises:
+            ValueError: If there are more halvings than it takes to a single cell.
+        """
+        check_int("levels", levels, minimum=0)
+        if levels > max(side - 1 for side in self.grid_size).bit_length():
+            raise ValueError(
+                f"levels={levels}: the grid {self.grid_size} is a single cell after "
+                f"{max(side - 1 for side in self.grid_size).bit_length()} halvings"
+            )
+        window = 2**levels
+        batch = self.shape[:-1]
+        mask = self.to_mask().view(math.prod(batch), *self.grid_size)
+        for axis, side in enumerate(self.grid_size, start=1):
+            cells = -(-side // window)
+            missing = mask.new_zeros(
+                [*mask.shape[:axis], cells * window - side, *mask.shape[axis + 1 :]]
+            )
+            whole = torch.cat([mask, missing], dim=axis)
+            windows = whole.view(*whole.shape[:axis], cells, window, *whole.shape[axis + 1 :])
+            mask = windows.any(dim=axis + 1)
+        coarse = tuple(mask.shape[1:])
+        return TokenSet.from_mask(mask.reshape(*batch, math.prod(coarse)), coarse)
 
     # Moving
 

@@ -1,0 +1,83 @@
+"""Sets of an exact size that grow as blocks: rectangles around random cells, one after another."""
+
+import math
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from jepakit._checks import check_fraction, check_range
+from jepakit.masking.feasibility import InfeasibleMaskError
+from jepakit.masking.uniforms import copy_to
+
+__all__: list[str] = []
+
+# Uniforms for one block: its share, aspect ratio, centre, and the side from which it fills up.
+DRAWS_PER_BLOCK = 4
+
+
+def exact_count(name: str, ratio: object, grid_size: tuple[int, int]) -> int:
+    """Cells that a ratio amounts to, with at least one in the set and one outside it."""
+    check_fraction(name, ratio, open_low=True)
+    if ratio == 1:
+        raise ValueError(f"{name}=1: must be below 1, so that there are both context and targets")
+    size = math.prod(grid_size)
+    if size < 2:
+        raise InfeasibleMaskError(
+            f"grid_size={grid_size}: one position cannot be both context and target. "
+            "Change: grid_size to at least 2 positions"
+        )
+    return min(max(1, math.floor(float(ratio) * size + 0.5)), size - 1)  # type: ignore[arg-type]
+
+
+def grow_blocks(
+    grid_size: tuple[int, int],
+    count: int,
+    block_scale: tuple[float, float],
+    aspect_ratio: tuple[float, float],
+    uniforms: Float[Tensor, "b u"],
+    device: torch.device | str | None,
+) -> Bool[Tensor, "b N"]:
+    """Flat masks of `count` cells each.
+
+    A block grows around a random cell as a rectangle of its aspect ratio, clipped by the border,
+    until it has added its share of new cells: a fraction of the grid drawn from `block_scale`, or
+    what is still missing. `uniforms` holds `DRAWS_PER_BLOCK` for each of `num_rounds` blocks.
+    """
+    height, width = grid_size
+    size = height * width
+    u = copy_to(uniforms, device).view(len(uniforms), -1, DRAWS_PER_BLOCK)
+    least, most = (max(1, math.floor(end * size + 0.5)) for end in block_scale)
+    shares = torch.minimum(least + (u[..., 0] * (most - least + 1)).long(), u.new_tensor(most))
+    low, high = math.log(aspect_ratio[0]), math.log(aspect_ratio[1])
+    stretch = torch.exp((low + (high - low) * u[..., 1]) / 2)
+    centre = (u[..., 2] * size).long().clamp_max(size - 1)
+    angle = 2 * math.pi * u[..., 3]
+
+    cell = torch.arange(size, device=u.device)
+    mask = torch.zeros(len(u), size, dtype=torch.bool, device=u.device)
+    missing = torch.full((len(u), 1), count, dtype=torch.int64, device=u.device)
+    for block in range(u.shape[1]):
+        at = centre[:, block, None]
+        down, right = cell // width - at // width, cell % width - at % width
+        tall = stretch[:, block, None]
+        ring = torch.maximum(down.abs() / tall, right.abs() * tall)
+        # The last ring fills up from one side; this never outweighs a whole ring's distance.
+        side = down * angle[:, block, None].sin() + right * angle[:, block, None].cos()
+        key = (ring + 1e-4 * side / (height + width)).masked_fill_(mask, math.inf)
+        new = torch.minimum(shares[:, block, None].long(), missing)
+        order = key.argsort(dim=1)
+        mask.scatter_(1, order, (cell < new) | mask.gather(1, order))
+        missing = missing - new
+    return mask
+
+
+def num_rounds(grid_size: tuple[int, int], count: int, block_scale: tuple[float, float]) -> int:
+    """Blocks after which `count` cells are reached, however small their shares are."""
+    return math.ceil(count / max(1, math.floor(block_scale[0] * math.prod(grid_size) + 0.5)))
+
+
+def check_blocks(block_scale: object, block_aspect_ratio: object) -> None:
+    """Raise unless both are ranges of what they say."""
+    check_range("block_scale", block_scale, high=1.0)
+    check_range("block_aspect_ratio", block_aspect_ratio)
