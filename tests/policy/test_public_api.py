@@ -100,7 +100,8 @@ def fields(cls: type) -> dict[str, ast.AnnAssign]:
                 name = ast.unparse(child.target)
                 if not name.startswith("_"):
                     found[name] = child
-    return found
+    own = {field.name for field in dataclasses.fields(cls)}
+    return {name: node for name, node in found.items() if name in own}
 
 
 def describe(name: str, obj: Any) -> list[str]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from jepakit._checks import TYPECHECK, check_grid_size, check_int, values_readable
+from jepakit.tokens.flat_masks import check_mask, coarsen, list_members
 
 __all__ = ["TokenSet"]
 
@@ -117,14 +118,14 @@ class TokenSet:
             TypeError: If `mask` is not bool.
             ValueError: If its last axis is not the grid's number of positions.
         """
-        _check_mask(mask, grid_size)
+        check_mask(mask, grid_size)
         rank = mask.cumsum(dim=-1)
         counts = rank[..., -1]
         if counts.numel() == 0:
             longest = shortest = 0
         else:
             shortest, longest = torch.stack(torch.aminmax(counts)).tolist()
-        idx = _members(mask, rank, longest)
+        idx = list_members(mask, rank, longest)
         valid = torch.arange(longest, device=mask.device) < counts.unsqueeze(-1)
         return cls._trusted(idx, valid, grid_size, padded=shortest < longest)
 
@@ -133,7 +134,7 @@ class TokenSet:
         cls, mask: Bool[Tensor, "*batch N"], length: int, grid_size: tuple[int, ...]
     ) -> "TokenSet":
         """`from_mask` for masks known to have `length` members each; reads nothing back."""
-        idx = _members(mask, mask.cumsum(dim=-1), length)
+        idx = list_members(mask, mask.cumsum(dim=-1), length)
         return cls._trusted(idx, torch.ones_like(idx, dtype=torch.bool), grid_size, padded=False)
 
     @classmethod
@@ -143,7 +144,7 @@ class TokenSet:
         """`from_mask` for masks known to have at most `length` members; reads nothing back."""
         rank = mask.cumsum(dim=-1)
         valid = torch.arange(length, device=mask.device) < rank[..., -1:]
-        return cls._trusted(_members(mask, rank, length), valid, grid_size, padded=True)
+        return cls._trusted(list_members(mask, rank, length), valid, grid_size, padded=True)
 
     @classmethod
     def _trusted(
@@ -227,24 +228,13 @@ class TokenSet:
             ValueError: If there are more halvings than it takes to a single cell.
         """
         check_int("levels", levels, minimum=0)
-        if levels > max(side - 1 for side in self.grid_size).bit_length():
+        most = max(side - 1 for side in self.grid_size).bit_length()
+        if levels > most:
             raise ValueError(
-                f"levels={levels}: the grid {self.grid_size} is a single cell after "
-                f"{max(side - 1 for side in self.grid_size).bit_length()} halvings"
+                f"levels={levels}: the grid {self.grid_size} is a single cell after {most}"
             )
-        window = 2**levels
-        batch = self.shape[:-1]
-        mask = self.to_mask().view(math.prod(batch), *self.grid_size)
-        for axis, side in enumerate(self.grid_size, start=1):
-            cells = -(-side // window)
-            missing = mask.new_zeros(
-                [*mask.shape[:axis], cells * window - side, *mask.shape[axis + 1 :]]
-            )
-            whole = torch.cat([mask, missing], dim=axis)
-            windows = whole.view(*whole.shape[:axis], cells, window, *whole.shape[axis + 1 :])
-            mask = windows.any(dim=axis + 1)
-        coarse = tuple(mask.shape[1:])
-        return TokenSet.from_mask(mask.reshape(*batch, math.prod(coarse)), coarse)
+        mask, coarse = coarsen(self.to_mask(), self.grid_size, 2**levels)
+        return TokenSet.from_mask(mask, coarse)
 
     # Moving
 
@@ -285,28 +275,6 @@ class TokenSet:
             f"TokenSet(shape={tuple(self.shape)}, grid_size={self.grid_size}, "
             f"padded={self.padded}{where})"
         )
-
-
-def _check_mask(mask: Tensor, grid_size: tuple[int, ...]) -> None:
-    check_grid_size("grid_size", grid_size)
-    if mask.dtype != torch.bool:
-        raise TypeError(f"mask: must be bool (True marks a member), got {mask.dtype}")
-    size = math.prod(grid_size)
-    if mask.dim() < 1 or mask.shape[-1] != size:
-        raise ValueError(
-            f"mask {tuple(mask.shape)}: must be flat over the grid {grid_size}, "
-            f"[*batch, {size}]; flatten the grid's axes first"
-        )
-
-
-def _members(
-    mask: Bool[Tensor, "*batch N"], rank: Int[Tensor, "*batch N"], length: int
-) -> Int[Tensor, "*batch length"]:
-    """Positions of the members, ascending; `rank` is the mask's cumulative sum."""
-    # A member goes to the slot of its rank from 1; all others share slot 0, which is dropped.
-    position = torch.arange(mask.shape[-1], device=mask.device).expand_as(rank)
-    slots = rank.new_zeros((*mask.shape[:-1], length + 1))
-    return slots.scatter_(-1, rank.masked_fill(~mask, 0), position)[..., 1:].contiguous()
 
 
 def _flatten(tokens: TokenSet) -> tuple[list[Any], Any]:
