@@ -11,7 +11,14 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from jepakit import IndexedDataset, MaskCollator, Masks, MultiBlockMask, RandomMask
-from jepakit.masking import Indexed, MaskSampler
+from jepakit.masking import (
+    BlockMask,
+    ComplementMask,
+    Indexed,
+    MaskSampler,
+    MixtureMask,
+    NestedMultiBlockMask,
+)
 
 # Python 3.12 and 3.13 fork by default, and warn of it where a library runs threads.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
@@ -22,6 +29,9 @@ PER_SAMPLE = [
     MultiBlockMask(GRID, block_size="sample"),
     MultiBlockMask(GRID, block_size="sample", context_length=6),
     RandomMask(GRID),
+    BlockMask(GRID, block_scale=(0.05, 0.1)),
+    NestedMultiBlockMask((12, 14), block_size="sample", context_length=3),
+    ComplementMask(MultiBlockMask((4, *GRID), temporal_scale=(0.5, 1.0), block_size="sample")),
 ]
 PER_BATCH = [
     MultiBlockMask(GRID),
@@ -70,12 +80,37 @@ def test_any_arrangement_draws_the_same(sampler):
     assert rest == {index: expected[index] for index in range(10, SIZE)}
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize("sampler", [PER_SAMPLE[0], PER_BATCH[0]], ids=repr)
 def test_any_number_of_workers_draws_the_same(sampler):
     """Trap: workers that start from one state, and draw the same masks or race for them."""
-    tables = [drawn(loader(sampler, batch_size=6, num_workers=n)) for n in (0, 1, 2)]
-    assert tables[0] == tables[1] == tables[2]
+    tables = [drawn(loader(sampler, batch_size=6, num_workers=n)) for n in (0, 1, 2, 4)]
+    assert all(table == tables[0] for table in tables)
     assert len(set(tables[0].values())) == SIZE
+
+
+def test_several_contexts_for_an_image():
+    """A mixture's list of masks, and each member's the same however the loading is arranged."""
+    members = (RandomMask(GRID), MultiBlockMask(GRID, block_size="sample"))
+    found = [
+        [masks for _, masks in loader(MixtureMask(members), batch_size=size)] for size in (4, SIZE)
+    ]
+    for member in range(2):
+        tables = [
+            torch.cat([masks[member].targets.to_mask() for masks in batches]) for batches in found
+        ]
+        assert torch.equal(*tables)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_resumed_in_the_middle_of_an_epoch(ranks):
+    """Law 2: every rank, killed after some batches, goes on with the masks it would have drawn."""
+    sampler = PER_SAMPLE[0]
+    whole = drawn(loader(sampler, batch_size=6))
+    for rank in range(ranks):
+        indices = list(range(rank, SIZE, ranks))
+        rest = drawn(loader(sampler, batch_size=3, sampler=indices[len(indices) // 2 :]))
+        assert rest == {index: whole[index] for index in indices[len(indices) // 2 :]}
 
 
 @pytest.mark.parametrize("sampler", PER_BATCH, ids=repr)

@@ -1,0 +1,235 @@
+"""Law 12 for the family: every argument changes the masks, and bad ones are named."""
+
+import dataclasses
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch.utils import _pytree as pytree
+
+from jepakit import InfeasibleMaskError, MultiBlockMask, RandomMask
+from jepakit.masking import (
+    BlockMask,
+    CausalMask,
+    ComplementMask,
+    InverseBlockMask,
+    MixtureMask,
+    NestedMultiBlockMask,
+    TubeMask,
+)
+
+SMALL_TARGETS = {"target_scale": (0.1, 0.12), "target_aspect_ratio": (0.9, 1.1)}
+# For each sampler a call that works, and for every argument another value that it takes.
+CASES: dict[type, tuple[dict[str, Any], dict[str, Any]]] = {
+    BlockMask: (
+        {"grid_size": (8, 9)},
+        {
+            "grid_size": (9, 8),
+            "target_ratio": 0.5,
+            "block_scale": (0.05, 0.06),
+            "block_aspect_ratio": (1.0, 1.1),
+        },
+    ),
+    InverseBlockMask: (
+        {"grid_size": (8, 9)},
+        {
+            "grid_size": (9, 8),
+            "context_ratio": 0.5,
+            "block_scale": (0.05, 0.06),
+            "block_aspect_ratio": (3.0, 4.0),
+        },
+    ),
+    TubeMask: (
+        {"num_frames": 2, "sampler": RandomMask((4, 4))},
+        {"num_frames": 3, "sampler": RandomMask((4, 4), target_ratio=0.5)},
+    ),
+    MixtureMask: (
+        {"samplers": (RandomMask((4, 4)),)},
+        {"samplers": (RandomMask((4, 4)), RandomMask((4, 4)))},
+    ),
+    ComplementMask: (
+        {"sampler": RandomMask((4, 4), context_length=2)},
+        {"sampler": RandomMask((4, 4), context_length=3)},
+    ),
+    CausalMask: (
+        {"grid_size": (12, 2), "num_target_steps": 2},
+        {
+            "grid_size": (12, 3),
+            "num_context_steps": (3, 4),
+            "num_targets": 2,
+            "num_target_steps": 3,
+            "block_size": "sample",
+        },
+    ),
+    NestedMultiBlockMask: (
+        {"grid_size": (24, 28)},
+        {
+            "grid_size": (28, 24),
+            "num_levels": 2,
+            "num_targets": 3,
+            "target_scale": (0.05, 0.1),
+            "target_aspect_ratio": (0.3, 0.5),
+            "context_scale": (0.5, 0.6),
+            "min_context_coverage": 0.5,
+            "allow_target_overlap": False,
+            "block_size": "sample",
+            "context_length": "trim",
+        },
+    ),
+}
+
+
+def drawn(kind: type, arguments: dict[str, Any]) -> list[torch.Tensor]:
+    masks = kind(**arguments)(32, generator=torch.Generator().manual_seed(0))
+    return pytree.tree_leaves(masks)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(kind, name) for kind, (_, changes) in CASES.items() for name in changes]
+)
+def test_every_argument_matters(kind, name):
+    base, changes = CASES[kind]
+    if name == "allow_target_overlap":
+        base = base | SMALL_TARGETS
+    one, other = drawn(kind, base), drawn(kind, base | {name: changes[name]})
+    same = len(one) == len(other) and all(map(torch.equal, one, other))
+    assert not same
+    assert all(map(torch.equal, one, drawn(kind, base)))
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_no_argument_is_left_out(kind):
+    names = {field.name for field in dataclasses.fields(kind)} - {"_"}
+    assert set(CASES[kind][1]) == names
+
+
+@pytest.mark.no_hook
+@pytest.mark.parametrize(
+    ("make", "kind", "text"),
+    [
+        (lambda: BlockMask((8,)), ValueError, "grid_size=(8,): must have 2 axes, got 1"),
+        (lambda: BlockMask((8, 8), target_ratio=0.0), ValueError, "target_ratio=0.0: must lie in"),
+        (lambda: BlockMask((8, 8), target_ratio=1.0), ValueError, "target_ratio=1: must be below"),
+        (lambda: BlockMask((8, 8), block_scale=(0.5, 0.1)), ValueError, "block_scale=(0.5, 0.1)"),
+        (
+            lambda: InverseBlockMask((8, 8), context_ratio=1.0),
+            ValueError,
+            "context_ratio=1: must be below 1, so that there are both context and targets",
+        ),
+        (
+            lambda: InverseBlockMask((1, 1)),
+            InfeasibleMaskError,
+            "grid_size=(1, 1): one position cannot be both context and target",
+        ),
+        (
+            lambda: TubeMask(0, RandomMask((4, 4))),
+            ValueError,
+            "num_frames=0: must be at least 1",
+        ),
+        (
+            lambda: TubeMask(2, lambda n: None),
+            TypeError,
+            "must be one of jepakit's samplers, got function",
+        ),
+        (
+            lambda: TubeMask(2, RandomMask((4,))),
+            ValueError,
+            "sampler on the grid (4,): must be of images, (H, W)",
+        ),
+        (
+            lambda: ComplementMask(MixtureMask((RandomMask((4, 4)),))),
+            TypeError,
+            "sampler=MixtureMask(...): must give one context for each image; mix outside instead",
+        ),
+        (
+            lambda: MixtureMask([RandomMask((4, 4))]),
+            TypeError,
+            "must be a tuple of samplers",
+        ),
+        (lambda: MixtureMask(()), ValueError, "samplers=(): must hold at least one sampler"),
+        (
+            lambda: MixtureMask((RandomMask((4, 4)), RandomMask((4, 5)))),
+            ValueError,
+            "samplers on the grids (4, 4), (4, 5): must be on one grid",
+        ),
+        (
+            lambda: CausalMask((4,), num_targets=2),
+            ValueError,
+            "num_targets=2: must be 1 where num_target_steps is None",
+        ),
+        (
+            lambda: CausalMask((4, 2, 2), num_targets=2, num_target_steps=2),
+            InfeasibleMaskError,
+            "CausalMask on the grid (4, 2, 2): 1 past step and 4 of 2 targets exceed the 4 steps. "
+            "Change one of: grid_size to at least 5 steps; num_target_steps=1; num_targets=1",
+        ),
+        (
+            lambda: CausalMask((8,), num_context_steps=(2, 7), num_target_steps=2),
+            InfeasibleMaskError,
+            "7 past steps and 2 of 1 targets exceed the 8 steps",
+        ),
+        (
+            lambda: CausalMask((8,), num_context_steps=(3, 2)),
+            ValueError,
+            "num_context_steps=(3, 2): the fewest must not exceed the most",
+        ),
+        (
+            lambda: CausalMask((8,), num_context_steps=3),
+            TypeError,
+            "num_context_steps=3: must be a pair (fewest, most)",
+        ),
+        (
+            lambda: NestedMultiBlockMask((4, 4), num_levels=4),
+            ValueError,
+            "num_levels=4: the grid (4, 4) is a single cell on level 2, so it has 3 levels",
+        ),
+        (
+            lambda: NestedMultiBlockMask((14, 14), min_context_coverage=0.9),
+            InfeasibleMaskError,
+            "NestedMultiBlockMask on the grid (14, 14) with num_levels=3 draws on its coarsest "
+            "level. MultiBlockMask on the grid (4, 4): min_context_coverage=0.9 needs 15",
+        ),
+    ],
+)
+def test_bad_arguments_are_named(make, kind, text):
+    with pytest.raises(kind, match=re.escape(text)):
+        make()
+
+
+def test_a_single_level_is_multi_block():
+    nested = NestedMultiBlockMask((12, 14), num_levels=1, block_size="sample")
+    plain = MultiBlockMask((12, 14), block_size="sample")
+    one, other = (s(8, generator=torch.Generator().manual_seed(0)) for s in (nested, plain))
+    assert torch.equal(one.context.to_mask(), other.context.to_mask())
+    assert torch.equal(one.targets.to_mask(), other.targets.to_mask())
+
+
+@pytest.mark.parametrize("grid", [(14, 14), (16, 16), (15, 13), (9, 17)])
+@pytest.mark.parametrize("length", ["pad", "trim", 3])
+def test_nested_levels_hold_what_they_should(grid, length):
+    """Trap: levels sampled independently, or a level whose scale is infeasible."""
+    sampler = NestedMultiBlockMask(grid, num_levels=3, context_length=length)
+    masks = sampler(64, generator=torch.Generator().manual_seed(0))
+    for level in range(3):
+        coarse = masks.coarsen(level)
+        context, targets = coarse.context.to_mask(), coarse.targets.to_mask()
+        assert not (context[:, None] & targets).any()
+        assert context.any(1).all() and targets.any(2).all()
+    counts = masks.coarsen(2).context.counts()
+    assert (counts >= sampler.coarsest.need).all() if length != 3 else (counts == 3).all()
+
+
+def test_grown_blocks_are_compact():
+    """A block is in one piece and fills most of its bounding box, whatever its number of cells."""
+    masks = InverseBlockMask((14, 14), context_ratio=0.2)(256)
+    fields = masks.context.to_mask().view(-1, 14, 14)
+    height, width = fields.any(2).sum(1), fields.any(1).sum(1)
+    assert (39 / (height * width) > 0.6).all()
+
+
+def test_every_position_takes_both_roles():
+    for sampler in (BlockMask((8, 9)), InverseBlockMask((8, 9)), NestedMultiBlockMask((16, 18))):
+        masks = sampler(3000, generator=torch.Generator().manual_seed(0))
+        assert masks.context.to_mask().any(0).all()
+        assert masks.targets.to_mask().any(0).any(0).all()
