@@ -1,5 +1,7 @@
 """Time to sample multi-block masks: `MultiBlockMask` in every mode beside a loop over samples.
 
+Then masks for video, and the samplers of lightly and stable-pretraining, where installed.
+
     python benchmarks/masks.py [--batch 128] [--grid 14 14] [--rounds 9] [--calls 10]
 
 One CPU thread. Rounds of both are interleaved, so that a busy machine disturbs both alike; the
@@ -14,6 +16,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import product
 
 import torch
@@ -84,6 +87,48 @@ def seconds(function: Callable[[], object], calls: int) -> float:
     return (time.perf_counter() - start) / calls
 
 
+def of_others(grid: tuple[int, int], batch: int) -> dict[str, Callable[[], object]]:
+    """One batch of I-JEPA masks by other libraries, of those that are installed."""
+    found: dict[str, Callable[[], object]] = {}
+    paper = {"aspect_ratio": (0.75, 1.5), "min_keep": 10}
+    pixels = (16 * grid[0], 16 * grid[1])
+    try:
+        from lightly.data.ijepa_collate import IJEPAMaskCollator
+    except ImportError:
+        print("lightly: not installed")
+    else:
+        collator = IJEPAMaskCollator(
+            pixels, 16, enc_mask_scale=(0.85, 1.0), pred_mask_scale=TARGET_SCALE, npred=4, **paper
+        )
+        samples = [0] * batch
+        found["lightly, IJEPAMaskCollator"] = lambda: collator(samples)
+    try:
+        from stable_pretraining.data.transforms import ContextTargetsMultiBlockMask
+    except ImportError:
+        print("stable-pretraining: not installed")
+    else:
+        transform, image = ContextTargetsMultiBlockMask(16), torch.zeros(3, *pixels)
+        found["stable-pretraining, ContextTargetsMultiBlockMask"] = lambda: [
+            transform({"image": image}) for _ in range(batch)
+        ]
+    return found
+
+
+def compare(rows: dict[str, Callable[[], object]], batch: int, rounds: int) -> None:
+    """A table of images/s, each row beside the first."""
+    times: dict[str, list[float]] = {name: [] for name in rows}
+    for call in rows.values():
+        seconds(call, 1)
+    for _ in range(rounds):
+        for name, call in rows.items():
+            times[name].append(seconds(call, 1))
+    rates = {name: batch / statistics.median(values) for name, values in times.items()}
+    first = next(iter(rates.values()))
+    print("| sampler | images/s | of the first |\n|---|---|---|")
+    for name, rate in rates.items():
+        print(f"| {name} | {rate:,.0f} | {rate / first:.2f} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=128)
@@ -142,7 +187,30 @@ def main() -> None:
             f"| {rates['ours'] / rates['loop']:.0f} x |",
             flush=True,
         )
-    print(f"\nslowest mode: {slowest:,.0f} images/s")
+    print(f"\nslowest mode: {slowest:,.0f} images/s\n")
+
+    print(f"The paper's masks, grid {grid[0]} x {grid[1]}, batch {batch}\n")
+    ours = {"jepakit, MultiBlockMask": lambda: MultiBlockMask(grid, context_length="trim")(batch)}
+    compare(ours | of_others(grid, batch), batch, options.rounds)
+
+    video = (8, *grid)
+    print(f"\nV-JEPA's masks, grid {video[0]} x {video[1]} x {video[2]}, batch {batch}\n")
+    sets = {"short, 8 x 15 %": (8, 0.15), "long, 2 x 70 %": (2, 0.7)}
+    samplers = {
+        f"{name}, block_size={block_size}": MultiBlockMask(
+            video,
+            num_targets=count,
+            target_scale=(scale, scale),
+            context_scale=(1.0, 1.0),
+            min_context_coverage=0.05,
+            block_size=block_size,
+        )
+        for name, (count, scale) in sets.items()
+        for block_size in ("batch", "sample")
+    }
+    compare(
+        {name: partial(sampler, batch) for name, sampler in samplers.items()}, batch, options.rounds
+    )
 
 
 if __name__ == "__main__":
