@@ -73,7 +73,7 @@ def test_import_is_light(hook):
     )
     out = subprocess.run(
         [sys.executable, "-c", code],
-        env={"PATH": "", "JEPAKIT_TYPECHECK": hook},
+        env={"PATH": "", "PYTHONPATH": str(SRC.parent), "JEPAKIT_TYPECHECK": hook},
         capture_output=True,
         text=True,
         check=True,

@@ -3,11 +3,11 @@
 Needs hypothesis: `pip install "jepakit[testing]"`. `jepakit.testing` itself does not import it.
 """
 
+import functools
 import math
 import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from jaxtyping import Bool
@@ -34,7 +34,29 @@ __all__ = [
     "token_sets",
 ]
 
+P = ParamSpec("P")
+R = TypeVar("R")
 
+
+def _random_kept(function: Callable[P, R]) -> Callable[P, R]:
+    """Leave Python's global generator as it was.
+
+    Under JEPAKIT_TYPECHECK=1 beartype looks at a random item of a tuple or a sequence, and
+    hypothesis forbids `random` in a strategy.
+    """
+
+    @functools.wraps(function)
+    def kept(*args: P.args, **kwargs: P.kwargs) -> R:
+        state = random.getstate()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            random.setstate(state)
+
+    return kept
+
+
+@_random_kept
 def grid_sizes(
     *, ndims: Sequence[int] = (1, 2, 3), max_side: int = 5, min_positions: int = 1
 ) -> st.SearchStrategy[tuple[int, ...]]:
@@ -64,6 +86,7 @@ def grid_sizes(
     return grids.filter(lambda grid: math.prod(grid) >= min_positions)
 
 
+@_random_kept
 def flat_masks(
     *, grid_size: tuple[int, ...] | None = None, num_axes: int | None = None
 ) -> st.SearchStrategy[tuple[Bool[Tensor, "*batch N"], tuple[int, ...]]]:
@@ -89,6 +112,7 @@ def flat_masks(
     return _flat_masks(grid_size, num_axes)
 
 
+@_random_kept
 def token_sets(
     *, grid_size: tuple[int, ...] | None = None, num_axes: int | None = None
 ) -> st.SearchStrategy[TokenSet]:
@@ -116,6 +140,7 @@ def token_sets(
     return _token_sets(grid_size, num_axes)
 
 
+@_random_kept
 def multiblock_masks(*, max_side: int = 16) -> st.SearchStrategy[MultiBlockMask]:
     """Feasible `MultiBlockMask` samplers over every option.
 
@@ -137,6 +162,7 @@ def multiblock_masks(*, max_side: int = 16) -> st.SearchStrategy[MultiBlockMask]
     return _multiblock_masks(max_side)
 
 
+@_random_kept
 def random_masks(*, max_side: int = 6) -> st.SearchStrategy[RandomMask]:
     """`RandomMask` samplers on grids of 1 to 3 axes.
 
@@ -158,6 +184,7 @@ def random_masks(*, max_side: int = 6) -> st.SearchStrategy[RandomMask]:
     return _random_masks(max_side)
 
 
+@_random_kept
 def samplers() -> st.SearchStrategy[MultiBlockMask | RandomMask]:
     """Samplers of every kind.
 
@@ -177,18 +204,8 @@ def samplers() -> st.SearchStrategy[MultiBlockMask | RandomMask]:
     return st.one_of(multiblock_masks(), random_masks())
 
 
-@contextmanager
-def _random_kept() -> Iterator[None]:
-    # Under JEPAKIT_TYPECHECK=1 beartype looks at a random item of a tuple, and hypothesis forbids
-    # `random` in a strategy.
-    state = random.getstate()
-    try:
-        yield
-    finally:
-        random.setstate(state)
-
-
 @st.composite
+@_random_kept
 def _flat_masks(draw: Any, grid_size: Any, num_axes: Any) -> Any:
     grid = draw(grid_sizes()) if grid_size is None else grid_size
     axes = draw(st.integers(0, 2)) if num_axes is None else num_axes
@@ -201,32 +218,32 @@ def _flat_masks(draw: Any, grid_size: Any, num_axes: Any) -> Any:
 
 
 @st.composite
+@_random_kept
 def _token_sets(draw: Any, grid_size: Any, num_axes: Any) -> Any:
-    with _random_kept():
-        mask, grid = draw(_flat_masks(grid_size, num_axes))
-        return TokenSet.from_mask(mask, grid)
+    mask, grid = draw(_flat_masks(grid_size, num_axes))
+    return TokenSet.from_mask(mask, grid)
 
 
 @st.composite
+@_random_kept
 def _multiblock_masks(draw: Any, max_side: Any) -> Any:
-    with _random_kept():
-        grid, arguments = multiblock_arguments(
-            lambda low, high: draw(st.integers(low, high)),
-            lambda low, high: draw(st.floats(low, high)),
-            lambda options: draw(st.sampled_from(options)),
-            max_side=max_side,
-        )
-        try:
-            return MultiBlockMask(grid, **arguments)
-        except InfeasibleMaskError:
-            assume(False)
+    grid, arguments = multiblock_arguments(
+        lambda low, high: draw(st.integers(low, high)),
+        lambda low, high: draw(st.floats(low, high)),
+        lambda options: draw(st.sampled_from(options)),
+        max_side=max_side,
+    )
+    try:
+        return MultiBlockMask(grid, **arguments)
+    except InfeasibleMaskError:
+        assume(False)
 
 
 @st.composite
+@_random_kept
 def _random_masks(draw: Any, max_side: Any) -> Any:
-    with _random_kept():
-        grid = draw(grid_sizes(max_side=max_side, min_positions=2))
-        sampler = RandomMask(grid, target_ratio=draw(st.floats(0.01, 0.99)))
-        rest = math.prod(grid) - sampler.num_target_tokens
-        length = draw(st.one_of(st.just("pad"), st.integers(1, rest)))
-        return RandomMask(grid, target_ratio=sampler.target_ratio, context_length=length)
+    grid = draw(grid_sizes(max_side=max_side, min_positions=2))
+    sampler = RandomMask(grid, target_ratio=draw(st.floats(0.01, 0.99)))
+    rest = math.prod(grid) - sampler.num_target_tokens
+    length = draw(st.one_of(st.just("pad"), st.integers(1, rest)))
+    return RandomMask(grid, target_ratio=sampler.target_ratio, context_length=length)
