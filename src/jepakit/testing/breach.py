@@ -46,6 +46,7 @@ def require_close(
     scale: float | None = None,
 ) -> None:
     """Fail unless two tensors agree to `tolerance` times `scale`, the largest expected value."""
+    actual, expected = actual.detach(), expected.detach()
     if actual.shape != expected.shape:
         fail(law, f"{what}: shape {tuple(actual.shape)} against {tuple(expected.shape)}")
     if actual.numel() == 0:
@@ -54,8 +55,8 @@ def require_close(
         if not torch.isfinite(tensor).all():
             where = first_of(~torch.isfinite(tensor))
             fail(law, f"{what}: {float(tensor[where])} at {where}")
-    largest = float(expected.detach().abs().max()) if scale is None else scale
-    gaps = (actual - expected).detach().abs()
+    largest = float(expected.abs().max()) if scale is None else scale
+    gaps = (actual - expected).abs()
     gap = float(gaps.max())
     if gap > tolerance * largest:
         where = first_of(gaps == gap)

@@ -110,7 +110,7 @@ def _check_padding_is_zero(out: Tensor, tokens: TokenSet) -> None:
         fail(
             Law.PADDING,
             f"slot {slot} of sample {sample} is padding and must come out as exact zeros, got "
-            f"values up to {float(out[sample, slot].abs().max()):.3g}",
+            f"values up to {out[sample, slot].abs().max().item():.3g}",
         )
 
 
@@ -231,7 +231,7 @@ def _check_nothing_visible(encoder: Any, images: Tensor, tokens: TokenSet) -> No
             where = first_of(~torch.isfinite(out))
             fail(
                 Law.PADDING,
-                f"{who} nothing, and the output is {float(out[where])} at {where}",
+                f"{who} nothing, and the output is {out[where].item()} at {where}",
             )
         _check_padding_is_zero(out, nothing)
         gradients = torch.autograd.grad(

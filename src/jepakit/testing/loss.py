@@ -40,7 +40,7 @@ def assert_loss_contract(
             them. `("mean",)` for a loss without that argument.
         grows_with_dim: Whether it is meant to grow with the width, as a distance or a sum over
             features does. Else features repeated twice must give the same loss.
-        dim: Width of the features.
+        dim: Width of the features; at least 2, so that a target of width 1 does not fit.
         tolerance: Largest difference as a fraction of the larger value.
         seed: Of the features.
 
@@ -60,7 +60,7 @@ def assert_loss_contract(
         check_choice("reductions", reduction, _REDUCTIONS)
     if "mean" not in reductions:
         raise ValueError(f"reductions={tuple(reductions)}: must hold 'mean', what the law is about")
-    check_int("dim", dim, minimum=1)
+    check_int("dim", dim, minimum=2)
     check_number("tolerance", tolerance, positive=True)
 
     random = torch.Generator().manual_seed(seed)

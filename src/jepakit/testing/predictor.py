@@ -117,14 +117,14 @@ class _Case:
 def _check_output(case: _Case, out: Tensor, asked: TokenSet) -> None:
     if not torch.isfinite(out).all():
         where = first_of(~torch.isfinite(out))
-        fail(Law.PADDING, f"the prediction is {float(out[where])} at {where}")
+        fail(Law.PADDING, f"the prediction is {out[where].item()} at {where}")
     wrong = (out != 0).any(dim=-1) & ~asked.valid
     if wrong.any():
         where = first_of(wrong)
         fail(
             Law.PADDING,
             f"(sample, target, slot) {where} is padding and must come out as exact zeros, got "
-            f"values up to {float(out[where].abs().max()):.3g}",
+            f"values up to {out[where].abs().max().item():.3g}",
         )
 
 

@@ -269,11 +269,12 @@ def _check_uniforms(sampler: Any, batch_size: int, seed: int, floor: int) -> Non
     for end in (0.0, 1 - 2**-24):
         for share in (1.0, 0.5):
             fixed = torch.rand(table.shape, generator=generator) < share
-            extreme = sampler.from_uniforms(table.masked_fill(fixed, end))
+            extremes = table.masked_fill(fixed, end)
             try:
-                _check_guarantee(sampler, extreme, batch_size, floor)
-            except AssertionError as error:
-                raise AssertionError(f"{error} (with uniforms of {end!r}, a legal draw)") from None
+                _check_guarantee(sampler, sampler.from_uniforms(extremes), batch_size, floor)
+            except Exception as error:
+                seen = f"with uniforms of {end!r}, a legal draw, {type(error).__name__}: {error}"
+                raise AssertionError(f"{Law.GUARANTEE}: {seen}") from error
     if not getattr(sampler, "per_sample", False):
         return
     for sample in range(batch_size):

@@ -90,7 +90,7 @@ def grid_sizes(
 def flat_masks(
     *, grid_size: tuple[int, ...] | None = None, num_axes: int | None = None
 ) -> st.SearchStrategy[tuple[Bool[Tensor, "*batch N"], tuple[int, ...]]]:
-    """Masks `[*batch, N]` with their grid; empty sets, full sets and empty batches among them.
+    """Masks `[*batch, N]` with their grid; empty and full sets are among them.
 
     Args:
         grid_size: The grid in patches; any if None.
@@ -116,7 +116,7 @@ def flat_masks(
 def token_sets(
     *, grid_size: tuple[int, ...] | None = None, num_axes: int | None = None
 ) -> st.SearchStrategy[TokenSet]:
-    """Ragged token sets; empty sets, full sets and empty batches among them.
+    """Ragged token sets; empty and full sets are among them.
 
     Args:
         grid_size: The grid in patches; any if None.
