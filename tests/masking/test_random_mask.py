@@ -8,9 +8,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.strategies import grid_sizes
 
 from jepakit import InfeasibleMaskError, RandomMask, TokenSet
+from jepakit.testing.strategies import grid_sizes
 
 ratios = st.floats(0.01, 0.99)
 

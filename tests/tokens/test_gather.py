@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.strategies import token_sets
 
 from jepakit import TokenSet, put_tokens, take_tokens
+from jepakit.testing.strategies import token_sets
 
 batched = st.integers(1, 2).flatmap(lambda axes: token_sets(num_axes=axes))
 seeds = st.integers(0, 2**31)

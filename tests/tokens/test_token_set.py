@@ -8,10 +8,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.strategies import flat_masks, grid_sizes, token_sets
 from torch.utils import _pytree as pytree
 
 from jepakit import TokenSet
+from jepakit.testing.strategies import flat_masks, grid_sizes, token_sets
 
 
 def same(one: TokenSet, other: TokenSet) -> bool:

@@ -1,0 +1,48 @@
+"""The global random states that a pure function of its generator neither reads nor moves."""
+
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from jepakit._checks import TYPECHECK
+
+__all__: list[str] = []
+
+
+def _numpy() -> Any:
+    # Whoever draws on NumPy has imported it; the contracts themselves do not need it.
+    return sys.modules.get("numpy")
+
+
+@contextmanager
+def global_seed(seed: int) -> Iterator[None]:
+    """Seed the global generators of torch (CPU), Python and NumPy; put back what was there."""
+    numpy = _numpy()
+    before = torch.get_rng_state(), random.getstate(), numpy and numpy.random.get_state()
+    torch.default_generator.manual_seed(seed)
+    random.seed(seed)
+    if numpy:
+        numpy.random.seed(seed % 2**32)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before[0])
+        random.setstate(before[1])
+        if numpy:
+            numpy.random.set_state(before[2])
+
+
+def global_states() -> dict[str, Any]:
+    """The state of every global generator, comparable by `==`."""
+    numpy = _numpy()
+    states: dict[str, Any] = {"torch": torch.get_rng_state().tolist()}
+    if not TYPECHECK:  # beartype itself draws on `random`
+        states["random"] = random.getstate()
+    if numpy:
+        kind, keys, *rest = numpy.random.get_state()
+        states["numpy.random"] = (kind, keys.tolist(), *rest)
+    return states

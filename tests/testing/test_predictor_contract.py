@@ -1,0 +1,190 @@
+"""`assert_predictor_contract`: `MaskedPredictor` passes, and every trap that it is for is seen."""
+
+import pytest
+import torch
+from tests.testing.breaches import breach
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from jepakit import MaskedPredictor, TokenSet
+from jepakit.testing import assert_predictor_contract
+from jepakit.testing.breach import Law
+
+DIM, GRID = 16, (3, 4)
+
+
+class Own(nn.Module):
+    """A user's predictor that keeps the contract; the broken ones change one method of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.position = nn.Parameter(0.02 * torch.randn(12, DIM))
+        self.mask_token = nn.Parameter(torch.zeros(DIM))
+        self.query, self.key_value = nn.Linear(DIM, DIM), nn.Linear(DIM, 2 * DIM)
+        self.nobody = nn.Parameter(torch.zeros(1, 1, DIM))  # a key that is always there
+        self.out = nn.Linear(DIM, DIM)
+        nn.init.zeros_(self.out.weight)  # at its initial values it predicts zeros
+
+    def known(self, context: Tensor, here: TokenSet) -> Tensor:
+        return context.masked_fill(~here.valid.unsqueeze(-1), 0) + self.position[here.idx]
+
+    def asked(self, asked: TokenSet) -> Tensor:
+        return self.mask_token + self.position[asked.idx.flatten(1)]
+
+    def keys(self, here: TokenSet) -> Tensor | None:
+        return here.valid
+
+    def finish(self, out: Tensor, asked: TokenSet) -> Tensor:
+        return out.masked_fill(~asked.valid.unsqueeze(-1), 0)
+
+    def attend(self, q: Tensor, known: Tensor, keys: Tensor | None) -> Tensor:
+        k, v = self.key_value(torch.cat([self.nobody.expand(len(q), -1, -1), known], 1)).chunk(2, 2)
+        mask = None
+        if keys is not None:
+            mask = torch.cat([keys.new_ones(len(keys), 1), keys], dim=1)[:, None]
+        return q + F.scaled_dot_product_attention(self.query(q), k, v, mask)
+
+    def forward(self, context: Tensor, here: TokenSet, asked: TokenSet) -> Tensor:
+        x = self.attend(self.asked(asked), self.known(context, here), self.keys(here))
+        return self.finish(self.out(x).view(*asked.shape, DIM), asked)
+
+
+@pytest.mark.parametrize("joint", [False, True])
+@pytest.mark.parametrize("position", ["sincos", "rope", "learned"])
+@pytest.mark.parametrize("grid", [(7,), (3, 4), (2, 3, 2)])
+def test_masked_predictor_passes(grid, position, joint):
+    predictor = MaskedPredictor(
+        grid, 10, predictor_embed_dim=48, depth=2, num_heads=4, position=position, joint=joint
+    ).train()
+    before = {name: tensor.clone() for name, tensor in predictor.state_dict().items()}
+    assert_predictor_contract(predictor, grid, 10, num_targets=1 + joint, seed=len(grid))
+    assert predictor.training, "the predictor is left as it was"
+    assert all(torch.equal(tensor, before[n]) for n, tensor in predictor.state_dict().items())
+    assert all(parameter.grad is None for parameter in predictor.parameters())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_users_own_predictor_passes(seed):
+    assert_predictor_contract(
+        Own(), GRID, DIM, seed=seed, batch_size=2 + seed, num_targets=1 + seed
+    )
+
+
+class PaddedKeysAttend(Own):
+    def keys(self, here: TokenSet) -> None:
+        return None
+
+
+class SeesItsBatchMates(Own):
+    def finish(self, out: Tensor, asked: TokenSet) -> Tensor:
+        return super().finish(out + out.mean(dim=0), asked)
+
+
+class AveragesOverPadding(Own):
+    def finish(self, out: Tensor, asked: TokenSet) -> Tensor:
+        return super().finish(out + out.mean(dim=2, keepdim=True), asked)
+
+
+class LeavesPadding(Own):
+    def finish(self, out: Tensor, asked: TokenSet) -> Tensor:
+        return out
+
+
+class LooksAtPadding(Own):
+    """Padding is no key, and its features are in a mean."""
+
+    def known(self, context: Tensor, here: TokenSet) -> Tensor:
+        total = context.sum(dim=1) / here.counts().clamp(min=1).unsqueeze(-1)
+        return super().known(context, here) + total.unsqueeze(1)
+
+
+class ZeroInTheForwardOnly(Own):
+    def finish(self, out: Tensor, asked: TokenSet) -> Tensor:
+        return out + (super().finish(out, asked) - out).detach()
+
+
+class NanWithoutContext(Own):
+    def attend(self, q: Tensor, known: Tensor, keys: Tensor | None) -> Tensor:
+        k, v = self.key_value(known + self.nobody).chunk(2, dim=-1)
+        scores = (self.query(q) @ k.mT).masked_fill(~keys[:, None], -torch.inf)
+        return q + scores.softmax(dim=-1) @ v
+
+
+class NoPositionOfTargets(Own):
+    def asked(self, asked: TokenSet) -> Tensor:
+        return self.mask_token.expand(*asked.idx.flatten(1).shape, -1)
+
+
+class NoPositionOfContext(Own):
+    def known(self, context: Tensor, here: TokenSet) -> Tensor:
+        return context.masked_fill(~here.valid.unsqueeze(-1), 0)
+
+
+class UnusedParameter(Own):
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(3))
+
+
+class ParameterTimesZero(Own):
+    def __init__(self) -> None:
+        super().__init__()
+        self.off = nn.Parameter(torch.zeros(DIM))
+
+    def asked(self, asked: TokenSet) -> Tensor:
+        return super().asked(asked) + 0 * self.off
+
+
+class IgnoresTheContext(Own):
+    def known(self, context: Tensor, here: TokenSet) -> Tensor:
+        return self.position[here.idx]
+
+
+class UsesTheFirstTokenOnly(Own):
+    def known(self, context: Tensor, here: TokenSet) -> Tensor:
+        kept = torch.cat([context[:, :1], context[:, 1:].detach()], dim=1)
+        return super().known(kept, here)
+
+
+class OneBlockForAll(Own):
+    def forward(self, context: Tensor, here: TokenSet, asked: TokenSet) -> Tensor:
+        return super().forward(context, here, asked).flatten(1, 2)
+
+
+class Detached(Own):
+    def forward(self, context: Tensor, here: TokenSet, asked: TokenSet) -> Tensor:
+        return super().forward(context, here, asked).detach()
+
+
+BROKEN = [
+    (PaddedKeysAttend, Law.BATCH, r"sample \d in a padded batch against alone"),
+    (SeesItsBatchMates, Law.BATCH, r"sample \d in a padded batch against alone"),
+    (AveragesOverPadding, Law.BATCH, r"sample \d in a padded batch against alone"),
+    (LeavesPadding, Law.PADDING, r"\(0, 0, 1\) is padding and must come out as exact zeros"),
+    (LooksAtPadding, Law.PADDING, "features at padded context changed it"),
+    (ZeroInTheForwardOnly, Law.PADDING, "what stands at padding changed the gradient of"),
+    (NanWithoutContext, Law.PADDING, "the prediction is nan at"),
+    (NoPositionOfTargets, Law.POSITIONS, r"positions 0 and 1 differ by .* mask tokens need"),
+    (NoPositionOfContext, Law.POSITIONS, "one position further on .* context tokens need"),
+    (UnusedParameter, Law.LEARNS, "unused gets no gradient; DDP stops"),
+    (ParameterTimesZero, Law.LEARNS, "the gradient of off is zero everywhere"),
+    (IgnoresTheContext, Law.LEARNS, "the context gets no gradient"),
+    (UsesTheFirstTokenOnly, Law.LEARNS, r"slot 1 of the context of sample \d gets no gradient"),
+    (OneBlockForAll, Law.INTERFACE, r"must be \[b m n d\] = \(4, 2, 15, 16\), got \(4, 30, 16\)"),
+    (Detached, Law.INTERFACE, "the output carries no gradient"),
+]
+
+
+@pytest.mark.parametrize(("kind", "law", "text"), BROKEN)
+def test_broken(kind, law, text):
+    """Traps: padded context as keys; no position on the mask tokens, or on them alone; an unused
+    parameter, at which DDP stops."""
+    with breach(law, text):
+        assert_predictor_contract(kind(), GRID, DIM)
+
+
+def test_arguments():
+    with pytest.raises(ValueError, match=r"^grid_size=\(1, 2\): must have at least 3 positions$"):
+        assert_predictor_contract(Own(), (1, 2), DIM)
+    with pytest.raises(ValueError, match=r"^batch_size=1: must be at least 2$"):
+        assert_predictor_contract(Own(), GRID, DIM, batch_size=1)

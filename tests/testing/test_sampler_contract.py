@@ -1,0 +1,409 @@
+"""`assert_sampler_contract`: jepakit's samplers pass, and every trap that it is for is seen."""
+
+import itertools
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.testing.breaches import breach
+from torch import Tensor
+
+from jepakit import Masks, MultiBlockMask, RandomMask, TokenSet
+from jepakit.masking.sampler import UniformSampler
+from jepakit.testing import assert_sampler_contract
+from jepakit.testing.breach import Law
+from jepakit.testing.strategies import samplers
+
+
+def masks_of(context: Tensor, targets: Tensor, grid: tuple[int, ...] = (4, 4)) -> Masks:
+    return Masks(TokenSet.from_mask(context, grid), TokenSet.from_mask(targets, grid))
+
+
+@dataclass(frozen=True)
+class Own:
+    """A user's sampler that keeps the contract; the broken ones change one method of it."""
+
+    grid_size: tuple[int, ...] = (4, 4)
+    num_context: int = 6
+
+    def order(self, batch_size: int, generator: torch.Generator | None) -> Tensor:
+        return torch.rand(batch_size, 16, generator=generator).argsort(dim=1)
+
+    def masks(self, order: Tensor) -> Masks:
+        targets = torch.stack([order // 4 == 2, order // 4 == 3], dim=1)
+        return masks_of(order < self.num_context, targets, self.grid_size)
+
+    def __call__(self, batch_size: int, *, generator: Any = None, device: Any = None) -> Masks:
+        return self.masks(self.order(batch_size, generator)).to(device or "cpu")
+
+
+def draw(batch_size: int, *, generator: Any = None, device: Any = None) -> Masks:
+    """A sampler may be a function."""
+    return Own()(batch_size, generator=generator, device=device)
+
+
+@pytest.mark.parametrize("sampler", [Own(), Own(num_context=3), draw, lambda b, **k: draw(b, **k)])
+def test_a_users_own_sampler_passes(sampler):
+    assert_sampler_contract(sampler)
+
+
+@settings(max_examples=25)
+@given(sampler=samplers(), seed=st.integers(0, 2**31))
+def test_jepakits_samplers_pass(sampler, seed):
+    assert_sampler_contract(sampler, seed=seed, batch_size=3, varies=False)
+
+
+def test_several_masks_for_an_image_pass():
+    def mixture(batch_size: int, **keywords: Any) -> list[Masks]:
+        return [draw(batch_size, **keywords), RandomMask((3, 3))(batch_size, **keywords)]
+
+    assert_sampler_contract(mixture)
+
+
+# Law 1
+
+
+class LeakyContext(Own):
+    def masks(self, order: Tensor) -> Masks:
+        return masks_of(order < 9, (order >= 8)[:, None])
+
+
+class AllPatchesAsContext(Own):
+    def masks(self, order: Tensor) -> Masks:
+        return masks_of(order < 16, (order >= 12)[:, None])
+
+
+class EmptyTarget(Own):
+    def masks(self, order: Tensor) -> Masks:
+        targets = torch.stack([order > 12, (order > 12) & (order[:, :1] > 0)], dim=1)
+        return masks_of(order < 6, targets)
+
+
+class EmptyContext(Own):
+    def masks(self, order: Tensor) -> Masks:
+        return masks_of((order < 6) & (order[:, :1] > 0), (order > 12)[:, None])
+
+
+class NeedCheckedBeforeSubtraction(Own):
+    need = 10
+
+
+class FewerTargetsThanAskedFor(Own):
+    num_targets = 4
+
+
+class NoTargets(Own):
+    def masks(self, order: Tensor) -> Masks:
+        return masks_of(order < 6, (order > 12)[:, None][:, :0])
+
+
+class Unsorted(Own):
+    def masks(self, order: Tensor) -> Masks:
+        masks = super().masks(order)
+        masks.context.idx.copy_(masks.context.idx.flip(-1))
+        return masks
+
+
+LAW_1 = [
+    (LeakyContext, r"context of sample 0 holds position \d+ of its target 0; 1 positions"),
+    (AllPatchesAsContext, "4 positions of that sample are in both"),
+    (EmptyTarget, r"target 1 of sample \d+ is empty"),
+    (EmptyContext, r"the context of sample \d+ has 0 tokens, must have at least 1"),
+    (NeedCheckedBeforeSubtraction, "sample 0 has 6 tokens, must have at least 10"),
+    (FewerTargetsThanAskedFor, "2 targets for each sample, must be num_targets=4"),
+    (NoTargets, "0 targets for each sample, must be at least one"),
+    (Unsorted, "the context is no legal TokenSet; idx: must ascend"),
+]
+
+
+@pytest.mark.parametrize(("kind", "text"), LAW_1)
+def test_the_guarantee(kind, text):
+    """Traps: fallbacks that let context meet targets or use all patches; a minimum checked before
+    subtraction; fewer targets than asked for; empty ones."""
+    with breach(Law.GUARANTEE, text):
+        assert_sampler_contract(kind(), batch_size=64)
+
+
+def test_min_context():
+    assert_sampler_contract(Own(), min_context=6)
+    with breach(Law.GUARANTEE, "sample 0 has 6 tokens, must have at least 7"):
+        assert_sampler_contract(Own(), min_context=7)
+    with breach(Law.GUARANTEE, "must have at least 50"):
+        assert_sampler_contract(MultiBlockMask((14, 14), context_length=49), min_context=50)
+
+
+# What it must be
+
+
+class BareIndices(Own):
+    def __call__(self, *args: Any, **keywords: Any) -> Any:
+        masks = super().__call__(*args, **keywords)
+        return masks.context.idx, masks.targets.idx
+
+
+class OneSampleTooMany(Own):
+    def order(self, batch_size: int, generator: torch.Generator | None) -> Tensor:
+        return super().order(batch_size + 1, generator)
+
+
+class OtherGrid(Own):
+    def masks(self, order: Tensor) -> Masks:
+        return masks_of(order < 6, (order > 12)[:, None], (2, 8))
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        (BareIndices, "must return Masks or a list of Masks, got Tensor"),
+        (OneSampleTooMany, "asked for 1 samples, context has 2"),
+        (OtherGrid, r"grid_size is \(4, 4\), context is on the grid \(2, 8\)"),
+    ],
+)
+def test_the_interface(kind, text):
+    with breach(Law.INTERFACE, text):
+        assert_sampler_contract(kind())
+
+
+# Law 2
+
+
+class GlobalTorch(Own):
+    def order(self, batch_size: int, generator: torch.Generator | None) -> Tensor:
+        return super().order(batch_size, None)
+
+
+class SizesSeededPlacesGlobal(Own):
+    def masks(self, order: Tensor) -> Masks:
+        turned = order.roll(int(torch.randint(16, ())), dims=1)
+        return super().masks(turned)
+
+
+class GlobalNumpy(Own):
+    def order(self, batch_size: int, generator: torch.Generator | None) -> Tensor:
+        return torch.from_numpy(numpy.random.rand(batch_size, 16)).argsort(dim=1)
+
+
+class GlobalPython(Own):
+    def order(self, batch_size: int, generator: torch.Generator | None) -> Tensor:
+        rows = [random.sample(range(16), 16) for _ in range(batch_size)]
+        return torch.tensor(rows)
+
+
+class CountsItsCalls(Own):
+    calls = itertools.count()
+
+    def order(self, batch_size: int, generator: torch.Generator | None) -> Tensor:
+        return super().order(batch_size, torch.Generator().manual_seed(next(self.calls)))
+
+
+class FixedSeed(Own):
+    def order(self, batch_size: int, generator: torch.Generator | None) -> Tensor:
+        return super().order(batch_size, torch.Generator().manual_seed(0))
+
+
+class OneForTheBatch(Own):
+    def order(self, batch_size: int, generator: torch.Generator | None) -> Tensor:
+        return super().order(1, generator).expand(batch_size, -1).clone()
+
+
+class OwnSeedWithoutGenerator(Own):
+    def order(self, batch_size: int, generator: torch.Generator | None) -> Tensor:
+        if generator is None:
+            generator = torch.Generator()
+            generator.seed()
+        return super().order(batch_size, generator)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        (GlobalTorch, "moved the global state of torch"),
+        (SizesSeededPlacesGlobal, "moved the global state of torch"),
+        (GlobalNumpy, "moved the global state of numpy.random"),
+        (GlobalPython, "(moved the global state of random|gave different masks)"),
+        (CountsItsCalls, "two generators seeded with 0 gave different masks"),
+        (FixedSeed, "four batches of 8 drawn one after another from one generator are equal"),
+        (OneForTheBatch, "every sample has the masks of its batch-mates"),
+        (OwnSeedWithoutGenerator, "without a generator .* torch's global one"),
+    ],
+)
+def test_pure_function_of_the_generator(kind, text):
+    """Traps: sizes seeded and positions not; NumPy's global state; a counter in call order; an
+    ignored seed; one target set for a whole batch."""
+    with breach(Law.PURE, text):
+        assert_sampler_contract(kind())
+
+
+@pytest.mark.parametrize("kind", [GlobalTorch, GlobalNumpy, GlobalPython])
+def test_the_contract_leaves_global_generators_alone(kind):
+    before = torch.get_rng_state(), numpy.random.get_state()[1].tolist(), random.getstate()
+    with breach(Law.PURE):
+        assert_sampler_contract(kind(), varies=False)
+    assert_sampler_contract(Own())
+    after = torch.get_rng_state(), numpy.random.get_state()[1].tolist(), random.getstate()
+    if kind is not GlobalTorch:  # its batches of the first law's check come from the global one
+        assert torch.equal(before[0], after[0])
+    assert kind is GlobalNumpy or before[1] == after[1]
+
+
+class DependsOnTheDevice(Own):
+    def __call__(self, batch_size: int, *, generator: Any = None, device: Any = None) -> Masks:
+        order = self.order(batch_size, generator)
+        return self.masks(order if device is None else order.flip(1))
+
+
+def test_device():
+    with breach(Law.PURE, "device='cpu' gave other masks than no device"):
+        assert_sampler_contract(DependsOnTheDevice())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("sampler", [MultiBlockMask((8, 9)), RandomMask((8, 9)), Own()])
+def test_on_a_gpu(sampler):
+    assert_sampler_contract(sampler, device="cuda")
+
+
+def test_without_randomness():
+    def causal(batch_size: int, *, generator: Any = None, device: Any = None) -> Masks:
+        past = (torch.arange(16) < 8).expand(batch_size, -1)
+        return masks_of(past, ~past[:, None], (16,))
+
+    assert_sampler_contract(causal, varies=False)
+    with breach(Law.PURE, "varies=False if there is nothing to draw"):
+        assert_sampler_contract(causal)
+
+
+# Law 13
+
+
+@dataclass(frozen=True)
+class ReprLacksAnArgument(Own):
+    num_context: int = field(default=6, repr=False)
+
+
+class ReprRaises(Own):
+    def __repr__(self) -> str:
+        return "ReprRaises(no_such_argument=1)"
+
+
+class SeededByItsBirth(Own):
+    births = itertools.count()
+
+    def __init__(self) -> None:
+        super().__init__()
+        object.__setattr__(self, "turn", next(self.births))
+
+    def __reduce__(self) -> Any:
+        return SeededByItsBirth, ()
+
+    def __repr__(self) -> str:
+        return "<born>"
+
+    def masks(self, order: Tensor) -> Masks:
+        return super().masks(order.roll(self.turn, dims=1))
+
+
+class HoldsALambda(Own):
+    def __init__(self) -> None:
+        super().__init__()
+        object.__setattr__(self, "rule", lambda order: order)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "text"),
+    [
+        (ReprLacksAnArgument(num_context=3), "eval.* which is not equal to"),
+        (ReprRaises(), "evaluating it raised TypeError"),
+        (SeededByItsBirth(), "what deepcopy gave draws other masks"),
+        (HoldsALambda(), "pickle, as DataLoader workers need it, raised"),
+    ],
+)
+def test_copies(sampler, text):
+    with breach(Law.COPIES, text):
+        assert_sampler_contract(sampler)
+
+
+# Functions of uniforms
+
+
+@dataclass(frozen=True)
+class OwnUniform(UniformSampler[Masks]):
+    """One position is context, another the target; both from two numbers."""
+
+    grid_size: tuple[int, ...] = (5,)
+    num_draws = 2
+    per_sample = True
+
+    def positions(self, u: Tensor) -> Tensor:
+        return (u * 5).long()
+
+    def _draw(self, uniforms: Tensor, device: Any) -> Masks:
+        context = self.positions(uniforms[:, 0])
+        target = (context + 1 + (uniforms[:, 1] * 4).long()) % 5
+        one_hot = torch.nn.functional.one_hot
+        return masks_of(one_hot(context, 5).bool(), one_hot(target, 5).bool()[:, None], (5,))
+
+
+class OffTheGridAtTheEnds(OwnUniform):
+    def positions(self, u: Tensor) -> Tensor:
+        return (u * 5).ceil().long() - 1
+
+
+class OffTheGridNearOne(OwnUniform):
+    def positions(self, u: Tensor) -> Tensor:
+        return (u * (5 + 1e-6)).long()
+
+
+class DependsOnItsBatch(OwnUniform):
+    def positions(self, u: Tensor) -> Tensor:
+        return (u[:1] * 5).long().expand_as(u)
+
+
+class ChangesItsTable(OwnUniform):
+    def _draw(self, uniforms: Tensor, device: Any) -> Masks:
+        masks = super()._draw(uniforms, device)
+        uniforms.mul_(0.5)
+        return masks
+
+
+@pytest.mark.parametrize(
+    ("kind", "law", "text"),
+    [
+        (OffTheGridAtTheEnds, Law.GUARANTEE, "with uniforms of 0.0, a legal draw, RuntimeError"),
+        (OffTheGridNearOne, Law.GUARANTEE, r"with uniforms of 0\.9999999\d*, a legal draw"),
+        (DependsOnItsBatch, Law.BATCH, r"the context of sample \d depends on its batch-mates"),
+        (ChangesItsTable, Law.PURE, r"from_uniforms changed its table, first at \(0, 0\)"),
+    ],
+)
+def test_uniforms(kind, law, text):
+    assert_sampler_contract(OwnUniform())
+    with breach(law, text):
+        assert_sampler_contract(kind())
+
+
+# What it does not see, and its own arguments
+
+
+class PrefixOfTheShortest(Own):
+    """The reference sampler's truncation: legal for every sample, and a matter for an audit."""
+
+    def masks(self, order: Tensor) -> Masks:
+        context = order < 3 + order[:, :1] % 4
+        shortest = int(context.sum(1).min())
+        return masks_of(context & (context.cumsum(1) <= shortest), (order >= 8)[:, None])
+
+
+def test_a_prefix_is_no_breach():
+    assert_sampler_contract(PrefixOfTheShortest())
+
+
+def test_arguments():
+    with pytest.raises(ValueError, match=r"^batch_size=1: must be at least 2$"):
+        assert_sampler_contract(Own(), batch_size=1)
+    with pytest.raises(ValueError, match=r"^min_context=-1: must be at least 0$"):
+        assert_sampler_contract(Own(), min_context=-1)

@@ -1,0 +1,79 @@
+"""The strategies draw what they promise, and hypothesis is asked for by name where it is absent."""
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import hypothesis
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import jepakit
+from jepakit import MultiBlockMask, RandomMask
+from jepakit.testing.strategies import (
+    flat_masks,
+    grid_sizes,
+    multiblock_masks,
+    random_masks,
+    samplers,
+    token_sets,
+)
+
+
+@given(data=st.data(), ndims=st.sets(st.integers(1, 3), min_size=1), side=st.integers(2, 9))
+def test_grid_sizes(data, ndims, side):
+    grid = data.draw(grid_sizes(ndims=sorted(ndims), max_side=side, min_positions=2))
+    assert len(grid) in ndims and max(grid) <= side and math.prod(grid) >= 2
+
+
+@given(data=st.data(), axes=st.none() | st.integers(0, 2), grid=st.none() | grid_sizes())
+def test_masks_and_token_sets(data, axes, grid):
+    mask, on = data.draw(flat_masks(grid_size=grid, num_axes=axes))
+    tokens = data.draw(token_sets(grid_size=grid, num_axes=axes))
+    assert mask.dtype == torch.bool and mask.shape[-1] == math.prod(on)
+    if grid is not None:
+        assert on == tokens.grid_size == grid
+    if axes is not None:
+        assert mask.dim() == tokens.idx.dim() == axes + 1
+
+
+def test_what_is_hard_is_among_them():
+    """Sets of nothing, of everything, and both in one batch."""
+    for condition in (
+        lambda tokens: tokens.shape == (2, 0),
+        lambda tokens: not tokens.padded and tokens.shape == (2, 4),
+        lambda tokens: {0, 4} <= set(tokens.counts().tolist()),
+    ):
+        drawn = token_sets(grid_size=(2, 2), num_axes=1)
+        tokens = hypothesis.find(drawn, condition, settings=settings(database=None))
+        assert condition(tokens)
+
+
+@given(multiblock=multiblock_masks(max_side=9), random=random_masks(max_side=4), any_=samplers())
+def test_samplers(multiblock, random, any_):
+    assert isinstance(multiblock, MultiBlockMask) and max(multiblock.grid_size) <= 9
+    assert isinstance(random, RandomMask) and max(random.grid_size) <= 4
+    assert any_(2).context.shape[0] == 2
+
+
+def test_without_hypothesis():
+    """The contracts work, and the strategies say what to install."""
+    code = """
+import sys
+sys.modules["hypothesis"] = None
+import jepakit
+from jepakit.testing import assert_loss_contract
+assert_loss_contract(jepakit.masked_mse)
+try:
+    import jepakit.testing.strategies
+except ImportError as error:
+    print(error)
+"""
+    source = str(Path(jepakit.__file__).parents[1])
+    env = {"PATH": "", "PYTHONPATH": source, "JEPAKIT_TYPECHECK": "0"}
+    out = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert out.stdout == (
+        'jepakit.testing.strategies needs hypothesis: pip install "jepakit[testing]"\n'
+    ), out.stderr
