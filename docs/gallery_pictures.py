@@ -1,0 +1,130 @@
+"""A picture of every sampler, for the gallery: what each draws on images, video and sequences."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from drawing import Theme, legend, outline_blocks, paint
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from jepakit import Masks, MultiBlockMask, RandomMask
+from jepakit.masking import (
+    BlockMask,
+    CausalMask,
+    ComplementMask,
+    InverseBlockMask,
+    MixtureMask,
+    NestedMultiBlockMask,
+    TubeMask,
+)
+
+COLUMNS = 8
+SHORT = MultiBlockMask(
+    (8, 14, 14), num_targets=8, target_scale=(0.15, 0.15), min_context_coverage=0.1
+)
+LONG = MultiBlockMask((8, 14, 14), num_targets=2, target_scale=(0.7, 0.7), min_context_coverage=0.1)
+# What a name shows: samples side by side, or the frames of one video.
+IMAGES: dict[str, Any] = {
+    "multi-block": MultiBlockMask((14, 14), block_size="sample"),
+    "random": RandomMask((14, 14)),
+    "block": BlockMask((14, 14)),
+    "inverse-block": InverseBlockMask((14, 14)),
+    "complement": ComplementMask(MultiBlockMask((14, 14), block_size="sample")),
+}
+VIDEOS: dict[str, list[Any]] = {
+    "tube": [TubeMask(8, RandomMask((14, 14), target_ratio=0.9))],
+    "multi-block-video": [
+        MultiBlockMask((8, 14, 14), temporal_scale=(0.3, 0.5), target_scale=(0.2, 0.3))
+    ],
+    "mixture": [MixtureMask((SHORT, LONG))],
+    "causal": [CausalMask((8, 14, 14), num_context_steps=(4, 4), num_target_steps=2)],
+}
+SEQUENCES = {
+    "MultiBlockMask": MultiBlockMask((64,), block_size="sample", target_scale=(0.1, 0.15)),
+    "RandomMask": RandomMask((64,)),
+    "CausalMask": CausalMask((64,), num_targets=3, num_target_steps=6, block_size="sample"),
+}
+
+
+def fields(masks: Masks, grid_size: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Context and the union of the targets, on the grid."""
+    batch = len(masks.context.idx)
+    context = masks.context.to_mask().view(batch, *grid_size)
+    return context, masks.targets.to_mask().any(dim=1).view(batch, *grid_size)
+
+
+def key(figure: Figure, theme: Theme) -> None:
+    entries = [(theme.context, "context"), (theme.target, "target"), (theme.hidden, "neither")]
+    legend(figure, entries, theme)
+
+
+def images(name: str, theme: Theme) -> Figure:
+    sampler = IMAGES[name]
+    masks = sampler(COLUMNS, generator=torch.Generator().manual_seed(1))
+    figure, axes = plt.subplots(1, COLUMNS, figsize=(8.4, 1.5))
+    context, targets = fields(masks, sampler.grid_size)
+    for k, ax in enumerate(axes):
+        layers = [(context[k], theme.context), (targets[k], theme.target)]
+        paint(ax, layers, theme.hidden, theme)
+        if isinstance(sampler, MultiBlockMask):
+            outline_blocks(ax, masks.targets[k], theme)
+    key(figure, theme)
+    return figure
+
+
+def video(name: str, theme: Theme) -> Figure:
+    rows: list[Masks] = []
+    for sampler in VIDEOS[name]:
+        drawn = sampler(1, generator=torch.Generator().manual_seed(3))
+        rows += drawn if isinstance(drawn, list) else [drawn]
+    figure, axes = plt.subplots(
+        len(rows), COLUMNS, figsize=(8.4, 1.25 * len(rows) + 0.4), squeeze=False
+    )
+    for row, masks in zip(axes, rows, strict=True):
+        context, targets = fields(masks, (8, 14, 14))
+        for frame, ax in enumerate(row):
+            layers = [(context[0, frame], theme.context), (targets[0, frame], theme.target)]
+            paint(ax, layers, theme.hidden, theme)
+    for frame, ax in enumerate(axes[0]):
+        ax.set_title(f"frame {frame}", fontsize=8)
+    key(figure, theme)
+    return figure
+
+
+def nested(theme: Theme) -> Figure:
+    sampler = NestedMultiBlockMask((14, 14), num_levels=3, block_size="sample")
+    masks = sampler(4, generator=torch.Generator().manual_seed(0))
+    figure, axes = plt.subplots(3, 4, figsize=(6.0, 4.6))
+    for level, row in enumerate(axes):
+        coarse = masks.coarsen(level)
+        context, targets = fields(coarse, coarse.context.grid_size)
+        for k, ax in enumerate(row):
+            paint(
+                ax, [(context[k], theme.context), (targets[k], theme.target)], theme.hidden, theme
+            )
+        height, width = coarse.context.grid_size
+        row[0].set_ylabel(f"level {level}\n{height} x {width}", fontsize=8.5)
+    key(figure, theme)
+    return figure
+
+
+def sequences(theme: Theme) -> Figure:
+    figure, axes = plt.subplots(len(SEQUENCES), 1, figsize=(8.4, 2.6))
+    for ax, (name, sampler) in zip(axes, SEQUENCES.items(), strict=True):
+        masks = sampler(4, generator=torch.Generator().manual_seed(2))
+        context, targets = fields(masks, sampler.grid_size)
+        paint(ax, [(context, theme.context), (targets, theme.target)], theme.hidden, theme)
+        ax.set_aspect("auto")
+        ax.set_ylabel(name, fontsize=8, rotation=0, ha="right", va="center")
+    key(figure, theme)
+    return figure
+
+
+PICTURES: dict[str, Callable[[Theme], Figure]] = {
+    "gallery-nested": nested,
+    "gallery-sequences": sequences,
+    **{f"gallery-{name}": partial(images, name) for name in IMAGES},
+    **{f"gallery-{name}": partial(video, name) for name in VIDEOS},
+}
