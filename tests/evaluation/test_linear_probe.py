@@ -48,12 +48,12 @@ def test_collapsed_features_score_like_chance() -> None:
 def test_the_same_twice_and_no_trace_in_the_global_generators() -> None:
     train, test = blobs(150, 0, noise=3.0), blobs(90, 1, noise=3.0)
     state = torch.get_rng_state()
-    scores = {linear_probe(train, test, regularization=(0.01, 1.0)) for _ in range(3)}
+    scores = {linear_probe(train, test, C=(0.01, 1.0)) for _ in range(3)}
     assert len(scores) == 1
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_regularization_and_max_iter_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_c_and_max_iter_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     """Law 12: both reach the solver."""
     fits = []
 
@@ -63,7 +63,7 @@ def test_regularization_and_max_iter_matter(monkeypatch: pytest.MonkeyPatch) -> 
 
     fit = linear._fit
     monkeypatch.setattr(linear, "_fit", record)
-    linear_probe(blobs(30, 0), blobs(9, 1), regularization=0.5, max_iter=77)
+    linear_probe(blobs(30, 0), blobs(9, 1), C=0.5, max_iter=77)
     assert fits == [(30, 0.5, 77)]
     weights = [abs(fit(*_arrays(blobs(60, 0)), c, 500)[-1].coef_).sum() for c in (0.01, 1.0)]
     assert weights[0] < 0.5 * weights[1]
@@ -85,7 +85,7 @@ def test_a_choice_is_made_on_a_held_out_fifth_of_train(monkeypatch: pytest.Monke
     monkeypatch.setattr(linear, "_fit", record_fit)
     monkeypatch.setattr(linear, "_score", record_score)
     train, test = blobs(150, 0, noise=0.1), blobs(12, 1)
-    linear_probe(train, test, regularization=(1.0, 0.1))
+    linear_probe(train, test, C=(1.0, 0.1))
     # Both are right everywhere: of equals the smallest, that is the most regularised.
     assert fits == [(120, 0.1), (120, 1.0), (150, 0.1)]
     assert scored[:2] == [(30, [0] * 10 + [1] * 10 + [2] * 10)] * 2
@@ -96,9 +96,9 @@ def test_the_best_of_several_is_taken() -> None:
     """With 1e-6 every row gets about the same vote; the choice must see that."""
     train, test = blobs(150, 0), blobs(90, 1)
     skewed = Features(x=torch.cat([train.x, train.x[::3]]), y=torch.cat([train.y, train.y[::3]]))
-    alone = linear_probe(skewed, test, regularization=1.0)
-    assert linear_probe(skewed, test, regularization=(1e-6, 1.0)) == alone
-    assert linear_probe(skewed, test, regularization=1e-6) < alone
+    alone = linear_probe(skewed, test, C=1.0)
+    assert linear_probe(skewed, test, C=(1e-6, 1.0)) == alone
+    assert linear_probe(skewed, test, C=1e-6) < alone
 
 
 def test_importing_does_not_import_scikit_learn() -> None:
@@ -115,19 +115,35 @@ def test_missing_scikit_learn_names_the_extra(monkeypatch: pytest.MonkeyPatch) -
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without_sklearn)
-    for regularization in (1.0, (0.1, 1.0)):
+    for C in (1.0, (0.1, 1.0)):
         with pytest.raises(ImportError, match=r"pip install 'jepakit\[evaluation\]'"):
-            linear_probe(blobs(30, 0), blobs(9, 1), regularization=regularization)
+            linear_probe(blobs(30, 0), blobs(9, 1), C=C)
 
 
 @pytest.mark.no_hook
 @pytest.mark.parametrize(
     ("arguments", "error", "text"),
     [
-        ({"regularization": 0.0}, ValueError, "regularization=0.0: must be above 0"),
-        ({"regularization": (1.0, -1.0)}, ValueError, "regularization=-1.0: must be above 0"),
-        ({"regularization": ()}, ValueError, "regularization=(): must hold at least one number"),
-        ({"regularization": "1"}, TypeError, "regularization='1': must be a number, got str"),
+        (
+            {"C": 0.0},
+            ValueError,
+            "C=0.0: must be above 0",
+        ),
+        (
+            {"C": (1.0, -1.0)},
+            ValueError,
+            "C=-1.0: must be above 0",
+        ),
+        (
+            {"C": ()},
+            ValueError,
+            "C=(): must hold at least one number",
+        ),
+        (
+            {"C": "1"},
+            TypeError,
+            "C='1': must be a number, got str",
+        ),
         ({"max_iter": 0}, ValueError, "max_iter=0: must be at least 1"),
         (
             {"test": blobs(9, 1, dim=5)},
@@ -140,10 +156,10 @@ def test_missing_scikit_learn_names_the_extra(monkeypatch: pytest.MonkeyPatch) -
             "train: must hold at least 2 classes, got only 4",
         ),
         (
-            {"train": blobs(13, 0), "regularization": (0.1, 1.0)},
+            {"train": blobs(13, 0), "C": (0.1, 1.0)},
             ValueError,
             "train: must hold at least 5 rows of every class to choose among "
-            "regularization=(0.1, 1.0), got 4 of class 1",
+            "C=(0.1, 1.0), got 4 of class 1",
         ),
     ],
 )

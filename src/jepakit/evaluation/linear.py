@@ -17,7 +17,7 @@ def linear_probe(
     train: Features,
     test: Features,
     *,
-    regularization: float | tuple[float, ...] = 1.0,
+    C: float | tuple[float, ...] = 1.0,
     max_iter: int = 1000,
 ) -> float:
     r"""Accuracy of a logistic regression that is trained on frozen features.
@@ -31,7 +31,7 @@ def linear_probe(
     Args:
         train: Rows to fit on.
         test: Rows to classify; nothing is chosen by them.
-        regularization: scikit-learn's $C$, the inverse strength: smaller shrinks the weights more.
+        C: Inverse strength of the regularisation, as in scikit-learn: smaller shrinks more.
             Of several, the one with the highest accuracy on a held-out, stratified fifth of `train`
             is taken (of equal ones the smallest) and refitted on all of `train`.
         max_iter: Most iterations of the solver (L-BFGS); where it stops there, scikit-learn warns.
@@ -41,7 +41,7 @@ def linear_probe(
 
     Raises:
         ImportError: If scikit-learn is missing.
-        TypeError: If `regularization` is not a number or a tuple of them, or `max_iter` not an int.
+        TypeError: If `C` is not a number or a tuple of them, or `max_iter` not an int.
         ValueError: If a value is not above 0, the widths differ, `train` holds a single class, or a
             choice among several has fewer than 5 training rows of some class.
 
@@ -59,11 +59,11 @@ def linear_probe(
     _need_sklearn()
     check_same_width(train, test)
     check_int("max_iter", max_iter, minimum=1)
-    candidates = regularization if isinstance(regularization, tuple) else (regularization,)
+    candidates = C if isinstance(C, tuple) else (C,)
     if not candidates:
-        raise ValueError("regularization=(): must hold at least one number")
+        raise ValueError("C=(): must hold at least one number")
     for candidate in candidates:
-        check_number("regularization", candidate, positive=True)
+        check_number("C", candidate, positive=True)
     classes, counts = torch.unique(train.y, return_counts=True)
     if len(classes) < 2:
         raise ValueError(f"train: must hold at least 2 classes, got only {int(classes[0])}")
@@ -73,7 +73,7 @@ def linear_probe(
         if int(counts.min()) < _FOLDS:
             raise ValueError(
                 f"train: must hold at least {_FOLDS} rows of every class to choose among "
-                f"regularization={regularization}, got {int(counts.min())} of class "
+                f"C={C}, got {int(counts.min())} of class "
                 f"{int(classes[counts.argmin()])}"
             )
         strength = _choose(x, y, candidates, max_iter)
