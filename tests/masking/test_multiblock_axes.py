@@ -1,6 +1,5 @@
 """`MultiBlockMask` along one axis and through time: the same promises on `(L,)` and `(T, H, W)`."""
 
-import math
 import random
 import re
 
@@ -10,26 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.masking.guarantee import assert_guarantee, box_sides
 from tests.masking.test_multiblock_guarantee import suggestions
-from tests.strategies import random_multiblock_case
 
 from jepakit import InfeasibleMaskError, MultiBlockMask
+from jepakit.testing.random_samplers import multiblock_arguments
 
 
 def random_case(rng: random.Random, max_sides: tuple[int, ...]) -> tuple[tuple[int, ...], dict]:
-    """Arguments on a grid of as many axes as `max_sides`; most of them feasible."""
-    _, arguments = random_multiblock_case(rng)
     grid = tuple(rng.randint(2, side) for side in max_sides)
-    if len(grid) == 1:
-        del arguments["target_aspect_ratio"]
-    else:
-        high = math.exp(rng.uniform(math.log(0.05), 0.0))
-        arguments["temporal_scale"] = (high * rng.uniform(0.2, 1.0), high)
-        arguments["max_temporal_keep"] = rng.choice([1.0, 1.0, rng.uniform(0.1, 1.0)])
-        arguments["min_context_coverage"] *= rng.choice([1.0, 0.5, 0.1])
-    if isinstance(arguments["context_length"], int):
-        need = max(1, math.ceil(arguments["min_context_coverage"] * math.prod(grid) - 1e-9))
-        arguments["context_length"] = rng.randint(1, need)
-    return grid, arguments
+    return grid, multiblock_arguments(rng, grid)
 
 
 @settings(max_examples=150)

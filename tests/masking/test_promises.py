@@ -7,25 +7,27 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.masking.configurations import KINDS, SMALL, random_sampler
 from tests.masking.promises import assert_promise
+
+from jepakit.testing.random_samplers import KINDS, LARGEST, random_sampler
+from jepakit.testing.strategies import samplers
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=40)
-@given(seed=st.integers(0, 2**31), batch=st.sampled_from([1, 2, 5]))
-def test_promise(kind, seed, batch):
+@given(data=st.data(), seed=st.integers(0, 2**31), batch=st.sampled_from([1, 2, 5]))
+def test_promise(kind, data, seed, batch):
     """Traps: empty targets, fewer than asked for; nesting in name only; a minimum checked early."""
-    sampler = random_sampler(kind, random.Random(seed), SMALL)
+    sampler = data.draw(samplers(kind))
     masks = sampler(batch, generator=torch.Generator().manual_seed(seed))
     assert_promise(sampler, masks, batch)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=20)
-@given(seed=st.integers(0, 2**31), extreme=st.sampled_from([0.0, 1 - 2**-24]))
-def test_promise_at_the_ends_of_the_uniforms(kind, seed, extreme):
-    sampler = random_sampler(kind, random.Random(seed), SMALL)
+@given(data=st.data(), seed=st.integers(0, 2**31), extreme=st.sampled_from([0.0, 1 - 2**-24]))
+def test_promise_at_the_ends_of_the_uniforms(kind, data, seed, extreme):
+    sampler = data.draw(samplers(kind))
     uniforms = torch.rand(3, sampler.num_draws, generator=torch.Generator().manual_seed(seed))
     uniforms[torch.rand(uniforms.shape) < 0.5] = extreme
     assert_promise(sampler, sampler.from_uniforms(uniforms), 3)
@@ -39,7 +41,7 @@ def test_promise_over_5000_configurations(kind):
     """Up to 1,024 tokens, 32 x 32 patches, 16 x 24 x 24 tubelets; none above a second."""
     rng = random.Random(0)
     for _ in range(5_000):
-        sampler = random_sampler(kind, rng)
+        sampler = random_sampler(kind, rng, LARGEST)
         batch = rng.randint(1, 4)
         generator = torch.Generator().manual_seed(rng.getrandbits(32))
         start = time.thread_time()

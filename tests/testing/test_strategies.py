@@ -6,17 +6,19 @@ import sys
 from pathlib import Path
 
 import hypothesis
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jepakit
-from jepakit import MultiBlockMask, RandomMask
+import jepakit.masking
+from jepakit import Masks
+from jepakit.masking.sampler import UniformSampler
+from jepakit.testing.random_samplers import KINDS
 from jepakit.testing.strategies import (
     flat_masks,
     grid_sizes,
-    multiblock_masks,
-    random_masks,
     samplers,
     token_sets,
 )
@@ -51,11 +53,26 @@ def test_what_is_hard_is_among_them():
         assert condition(tokens)
 
 
-@given(multiblock=multiblock_masks(max_side=9), random=random_masks(max_side=4), any_=samplers())
-def test_samplers(multiblock, random, any_):
-    assert isinstance(multiblock, MultiBlockMask) and max(multiblock.grid_size) <= 9
-    assert isinstance(random, RandomMask) and max(random.grid_size) <= 4
-    assert any_(2).context.shape[0] == 2
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=10)
+@given(data=st.data())
+def test_samplers(kind, data):
+    sampler = data.draw(samplers(kind, largest={1: (6,), 2: (4, 5), 3: (2, 3, 4)}))
+    assert type(sampler).__name__ == kind and math.prod(sampler.grid_size) <= 24
+    masks = sampler(2)
+    assert isinstance(masks, list if kind == "MixtureMask" else Masks)
+
+
+def test_every_sampler_has_its_strategy():
+    found = {
+        name
+        for name in jepakit.masking.__all__
+        if isinstance(thing := getattr(jepakit.masking, name), type)
+        and issubclass(thing, UniformSampler)
+    }
+    assert found == set(KINDS)
+    with pytest.raises(ValueError, match="kind='Multi': must be one of 'MultiBlockMask'"):
+        samplers("Multi")
 
 
 def test_without_hypothesis():

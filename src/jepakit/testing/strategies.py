@@ -6,19 +6,18 @@ Needs hypothesis: `pip install "jepakit[testing]"`. `jepakit.testing` itself doe
 import functools
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from jepakit.masking import InfeasibleMaskError, MultiBlockMask, RandomMask
-from jepakit.testing.arguments import multiblock_arguments
+from jepakit._checks import check_choice
+from jepakit.testing.random_samplers import KINDS, SMALL, random_sampler
 from jepakit.tokens import TokenSet
 
 try:
-    from hypothesis import assume
     from hypothesis import strategies as st
 except ImportError as error:
     raise ImportError(
@@ -28,8 +27,6 @@ except ImportError as error:
 __all__ = [
     "flat_masks",
     "grid_sizes",
-    "multiblock_masks",
-    "random_masks",
     "samplers",
     "token_sets",
 ]
@@ -141,52 +138,17 @@ def token_sets(
 
 
 @_random_kept
-def multiblock_masks(*, max_side: int = 16) -> st.SearchStrategy[MultiBlockMask]:
-    """Feasible `MultiBlockMask` samplers over every option.
+def samplers(
+    kind: str | None = None, *, largest: Mapping[int, tuple[int, ...]] = SMALL
+) -> st.SearchStrategy[Any]:
+    """Feasible samplers of every kind and option, on grids of one to three axes.
 
     Args:
-        max_side: Largest side of the grid in patches; the smallest is 2.
+        kind: Name of a class, such as `"MultiBlockMask"`; any of `jepakit.masking` if None.
+        largest: Largest sides of a grid, by its number of axes.
 
-    Example:
-        >>> from hypothesis import given, settings
-        >>> from jepakit.testing.strategies import multiblock_masks
-        >>> @settings(max_examples=10, deadline=None)
-        ... @given(multiblock_masks(max_side=8))
-        ... def check(sampler):
-        ...     assert sampler(2).targets.shape[1] == sampler.num_targets
-        >>> check()
-
-    Source:
-        jepakit's own.
-    """
-    return _multiblock_masks(max_side)
-
-
-@_random_kept
-def random_masks(*, max_side: int = 6) -> st.SearchStrategy[RandomMask]:
-    """`RandomMask` samplers on grids of 1 to 3 axes.
-
-    Args:
-        max_side: Largest side of the grid in patches.
-
-    Example:
-        >>> from hypothesis import given, settings
-        >>> from jepakit.testing.strategies import random_masks
-        >>> @settings(max_examples=10, deadline=None)
-        ... @given(random_masks(max_side=4))
-        ... def check(sampler):
-        ...     assert not sampler(2).context.padded
-        >>> check()
-
-    Source:
-        jepakit's own.
-    """
-    return _random_masks(max_side)
-
-
-@_random_kept
-def samplers() -> st.SearchStrategy[MultiBlockMask | RandomMask]:
-    """Samplers of every kind.
+    Raises:
+        ValueError: If `kind` is not the name of a sampler.
 
     Example:
         >>> from hypothesis import given, settings
@@ -201,7 +163,9 @@ def samplers() -> st.SearchStrategy[MultiBlockMask | RandomMask]:
     Source:
         jepakit's own.
     """
-    return st.one_of(multiblock_masks(), random_masks())
+    if kind is not None:
+        check_choice("kind", kind, tuple(KINDS))
+    return _samplers(kind, dict(largest))
 
 
 @st.composite
@@ -226,24 +190,6 @@ def _token_sets(draw: Any, grid_size: Any, num_axes: Any) -> Any:
 
 @st.composite
 @_random_kept
-def _multiblock_masks(draw: Any, max_side: Any) -> Any:
-    grid, arguments = multiblock_arguments(
-        lambda low, high: draw(st.integers(low, high)),
-        lambda low, high: draw(st.floats(low, high)),
-        lambda options: draw(st.sampled_from(options)),
-        max_side=max_side,
-    )
-    try:
-        return MultiBlockMask(grid, **arguments)
-    except InfeasibleMaskError:
-        assume(False)
-
-
-@st.composite
-@_random_kept
-def _random_masks(draw: Any, max_side: Any) -> Any:
-    grid = draw(grid_sizes(max_side=max_side, min_positions=2))
-    sampler = RandomMask(grid, target_ratio=draw(st.floats(0.01, 0.99)))
-    rest = math.prod(grid) - sampler.num_target_tokens
-    length = draw(st.one_of(st.just("pad"), st.integers(1, rest)))
-    return RandomMask(grid, target_ratio=sampler.target_ratio, context_length=length)
+def _samplers(draw: Any, kind: Any, largest: Any) -> Any:
+    rng = draw(st.randoms(use_true_random=False))
+    return random_sampler(kind or rng.choice(list(KINDS)), rng, largest)
