@@ -56,7 +56,7 @@ def main() -> None:
     train, test = load_data(args)
     normalize, size = pixel_statistics(train, device)
     torch.manual_seed(args.seed)
-    steps = args.steps or args.epochs * (len(train) // args.batch_size)
+    steps = args.epochs * (len(train) // args.batch_size) if args.steps is None else args.steps
 
     # The parts
     model_args: dict[str, Any] = dict(
@@ -283,6 +283,8 @@ def augment(images: Tensor, scale: tuple[float, float], *, flip: bool) -> Tensor
 
 def load_data(args: argparse.Namespace) -> tuple[Dataset, Dataset]:
     if args.data == "digits":
+        if args.image_size is not None:
+            raise SystemExit("--image-size: has no effect on digits, which are 32 x 32")
         return digits()
     if args.data.endswith(".npz"):
         return npz(args.data, args.image_size)
@@ -304,11 +306,18 @@ def load_data(args: argparse.Namespace) -> tuple[Dataset, Dataset]:
         raise SystemExit(f"--data {args.data}: must be a folder of images, and needs --image-size")
     for name in ("val", "test"):
         if (root / "train").is_dir() and (root / name).is_dir():
-            return tuple(datasets.ImageFolder(root / part, transform) for part in ("train", name))
-    everything = datasets.ImageFolder(root, transform)
-    order = torch.randperm(len(everything), generator=torch.Generator().manual_seed(0)).tolist()
-    held = max(1, len(order) // 5)
-    return Subset(everything, order[held:]), Subset(everything, order[:held])
+            return tuple(
+                shuffled(datasets.ImageFolder(root / part, transform)) for part in ("train", name)
+            )
+    everything = shuffled(datasets.ImageFolder(root, transform))
+    held = max(1, len(everything) // 5)
+    return Subset(everything, range(held, len(everything))), Subset(everything, range(held))
+
+
+def shuffled(dataset: Dataset) -> Dataset:
+    """In a fixed random order: folders are sorted by class, and some images stand for all."""
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))
+    return Subset(dataset, order.tolist())
 
 
 def digits(num_train: int = 6000, num_test: int = 1500) -> tuple[Dataset, Dataset]:

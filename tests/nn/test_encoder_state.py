@@ -6,6 +6,7 @@ import pickle
 import pytest
 import timm
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from jepakit import MaskedViT, TokenSet
@@ -154,14 +155,36 @@ def test_gradient_checkpointing(few_kind, build, images_for, assert_close) -> No
     """timm recomputes blocks in the backward pass, after the context is gone."""
     encoder = build(few_kind).train()
     images = images_for(encoder, 2)
-    for context in (None, half_context(encoder, 2), TokenSet.full(encoder.grid_size, (2,))):
+    runs: list[None] = []
+    encoder.backbone.blocks[0].register_forward_pre_hook(lambda *_: runs.append(None))
+    half = TokenSet.full(encoder.grid_size, (2,)).idx % 2 == 0
+    for context in (None, TokenSet.from_mask(half, encoder.grid_size)):
         gradients = []
         for on in (False, True):
             encoder.backbone.set_grad_checkpointing(on)
             encoder.zero_grad()
+            runs.clear()
             encoder(images, context).square().sum().backward()
+            assert len(runs) == 1 + on, "computed again in the backward pass, or not"
             gradients.append(encoder.backbone.patch_embed.proj.weight.grad.clone())
         assert_close(gradients[1], gradients[0])
+
+
+def test_gradient_checkpointing_of_padded_contexts(few_kind, build, images_for, ragged) -> None:
+    """Trap: an option that is ignored; timm's plain transformer drops it where a mask comes in."""
+    encoder = build(few_kind).train()
+    images, tokens = images_for(encoder, 3), ragged(encoder.grid_size, 3, at_least=1)
+    encoder.backbone.set_grad_checkpointing(True)
+    runs: list[None] = []
+    encoder.backbone.blocks[0].register_forward_pre_hook(lambda *_: runs.append(None))
+    if isinstance(encoder.backbone, VisionTransformer):
+        with pytest.raises(ValueError, match="would leave gradient checkpointing out"):
+            encoder(images, tokens)
+        with torch.no_grad():
+            encoder(images, tokens)
+    else:
+        encoder(images, tokens).square().sum().backward()
+        assert len(runs) == 2
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "eva02_tiny_patch14_224"])

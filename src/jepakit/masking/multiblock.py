@@ -212,8 +212,8 @@ class MultiBlockMask(UniformSampler[Masks]):
 
     @cached_property
     def need(self) -> int:
-        """Context tokens that every sample has at least."""
-        return self._spec.need
+        """Context tokens that every sample has at least; exactly so many with an int length."""
+        return self.context_length if isinstance(self.context_length, int) else self._spec.need
 
     @cached_property
     def num_draws(self) -> int:
@@ -249,7 +249,7 @@ class MultiBlockMask(UniformSampler[Masks]):
         )
         context = context_block.field(context_block.anywhere(u_context[:, 0], within=room))
         if self.allow_target_overlap:
-            places = place_within_budget(blocks, context, u_target, need=self.need)
+            places = place_within_budget(blocks, context, u_target, need=spec.need)
         else:
             places = place_disjoint(blocks, context, u_target, u_packing, packing=spec.packing)
         # Later targets had less choice; in random order none of the m places knows which it was.

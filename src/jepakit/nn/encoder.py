@@ -1,4 +1,4 @@
-"""`MaskedViT`: any timm vision transformer, computing only the visible patches."""
+"""`MaskedViT`: a timm vision transformer that computes only the visible patches."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -53,13 +53,19 @@ class MaskedViT(nn.Module):
     backbone's final norm. A timm model that is built to average its tokens
     (`global_pool="avg"`) has that norm in its head (`fc_norm`); its tokens come without.
 
+    Build the backbone with `num_classes=0`: a head, or a pooling layer of timm's own, gets no
+    gradient from patch tokens, at which `DistributedDataParallel` stops; freeze what remains.
+    Hybrids, with a convolutional stem in front, compute it on the whole image: what is hidden then
+    reaches the visible patches through the stem, by its receptive field and its group norms.
+
     Args:
         backbone: A timm `VisionTransformer` or `Eva` (EVA-02, DINOv3 and other rotary models), with
             or without class token, registers, pretrained weights and `dynamic_img_size`.
 
     Raises:
         TypeError: If `backbone` is of another class.
-        ValueError: If it drops patches itself (`patch_drop_rate` above 0).
+        ValueError: If it drops patches itself (`patch_drop_rate` above 0). In a forward with
+            padded contexts, if gradient checkpointing is on and timm would leave it out.
 
     Example:
         >>> import timm, torch
@@ -95,6 +101,8 @@ class MaskedViT(nn.Module):
         keep = _KeepTokens(backbone.num_prefix_tokens, returns_indices=isinstance(backbone, Eva))
         self.backbone: nn.Module = backbone
         self._model.patch_drop = keep
+        # timm's plain transformer leaves gradient checkpointing out where it is given a mask.
+        self._masks_without_checkpointing = isinstance(backbone, VisionTransformer)
 
     @property
     def grid_size(self) -> tuple[int, int]:
@@ -217,6 +225,7 @@ class MaskedViT(nn.Module):
                 f"size {embed.patch_size}, or build the backbone with dynamic_img_pad=True"
             )
         if context is not None:
+            self._check_checkpointing(context)
             grid = tuple(embed.dynamic_feat_size(size)) if dynamic else self.grid_size
             if context.grid_size != grid:
                 raise ValueError(
@@ -230,6 +239,18 @@ class MaskedViT(nn.Module):
                 )
         if value_checks_on(images):
             check_images_finite("images", images)
+
+    def _check_checkpointing(self, context: TokenSet) -> None:
+        if (
+            context.padded
+            and self._masks_without_checkpointing
+            and self._model.grad_checkpointing
+            and torch.is_grad_enabled()
+        ):
+            raise ValueError(
+                "context with padding: timm's VisionTransformer would leave gradient checkpointing "
+                "out; use contexts of one length (context_length='trim' or an int), or turn it off"
+            )
 
 
 @contextmanager
