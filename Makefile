@@ -61,7 +61,7 @@ types: $(VENV)/.dev
 
 # Without the hook: doctest does not see the docstrings of functions that beartype has wrapped.
 doctest: $(VENV)/.dev
-	JEPAKIT_TYPECHECK=0 $(PYTEST) --doctest-modules --ignore-glob="docs/*.py" src/jepakit docs $(ARGS)
+	JEPAKIT_TYPECHECK=0 $(PYTEST) --doctest-modules --ignore=docs/_build --ignore-glob="docs/*.py" src/jepakit docs $(ARGS)
 
 docs: $(VENV)/.dev
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
