@@ -115,6 +115,19 @@ def test_a_group_without_effect_raises(loss: Callable[..., Tensor], reduction: s
         loss(**GOOD, reduction=reduction, process_group=group)
 
 
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("group", ["world", -100, True])
+def test_groups_of_another_kind(loss: Callable[..., Tensor], group: object) -> None:
+    """A rank outside a new group is handed a number in the group's place."""
+    text = (
+        f"process_group={group!r}: must be a torch.distributed ProcessGroup or None, "
+        f"got {type(group).__name__}"
+    )
+    with pytest.raises(TypeError) as caught:
+        loss(**GOOD, process_group=group)
+    assert str(caught.value) == text
+
+
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
 @pytest.mark.parametrize(("loss", "name"), [(masked_smooth_l1, "beta"), (masked_huber, "delta")])
 def test_knees_are_positive(loss: Callable[..., Tensor], name: str, value: float) -> None:

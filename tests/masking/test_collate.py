@@ -257,6 +257,27 @@ def test_the_dataset_must_be_wrapped():
         next(iter(DataLoader(bare, collate_fn=MaskCollator(PER_SAMPLE[0]))))
 
 
+@pytest.mark.no_hook
+def test_the_loader_must_batch():
+    text = (
+        "samples: must be a list of samples, got a single jepakit.masking.collate.Indexed; give "
+        "the DataLoader a batch_size, since batch_size=None collates one sample at a time"
+    )
+    with pytest.raises(TypeError, match=f"^{re.escape(text)}$"):
+        next(iter(loader(PER_SAMPLE[0], batch_size=None)))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_scalars_are_finite(bad):
+    """A collation may hand on a scalar of the batch, which has no first axis to count along."""
+    collate = MaskCollator(PER_SAMPLE[0], collate_fn=lambda samples: torch.tensor(bad))
+    text = f"samples: must be finite, but a scalar among them is {bad}"
+    with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
+        collate([dataset()[0]])
+    finite = MaskCollator(PER_SAMPLE[0], collate_fn=lambda samples: torch.tensor(1.0))
+    assert finite([dataset()[0]])[0] == 1
+
+
 @pytest.mark.parametrize("epoch", [-1, -7])
 def test_epochs(epoch):
     with pytest.raises(ValueError, match=f"epoch={epoch}: must be at least 0"):

@@ -177,7 +177,17 @@ def test_no_argument_is_left_out(kind):
         (
             lambda: CausalMask((8,), num_context_steps=3),
             TypeError,
-            "num_context_steps=3: must be a pair (fewest, most)",
+            "num_context_steps=3: must be a tuple (fewest, most), got int",
+        ),
+        (
+            lambda: CausalMask((8,), num_context_steps=[2, 3]),
+            TypeError,
+            "num_context_steps=[2, 3]: must be a tuple (fewest, most), got list",
+        ),
+        (
+            lambda: NestedMultiBlockMask((24, 24), allow_target_overlap=1),
+            TypeError,
+            "allow_target_overlap=1: must be a bool, got int",
         ),
         (
             lambda: NestedMultiBlockMask((4, 4), num_levels=4),

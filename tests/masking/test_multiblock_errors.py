@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
 
@@ -44,23 +45,40 @@ def test_values(arguments, text):
         MultiBlockMask(**{"grid_size": (8, 8)} | arguments)
 
 
+NUMPY_INT = f"num_targets={np.int64(4)!r}: must be an int, got numpy.int64"
+
+
 @pytest.mark.no_hook
 @pytest.mark.parametrize(
     ("arguments", "error", "text"),
     [
-        ({"grid_size": 8}, TypeError, "grid_size=8: must be a tuple of ints, such as (14, 14)"),
+        (
+            {"grid_size": 8},
+            TypeError,
+            "grid_size=8: must be a tuple of ints, such as (14, 14), got int",
+        ),
         (
             {"grid_size": [8, 8]},
             TypeError,
-            "grid_size=[8, 8]: must be a tuple of ints, such as (14, 14)",
+            "grid_size=[8, 8]: must be a tuple of ints, such as (14, 14), got list",
         ),
         ({"num_targets": 4.0}, TypeError, "num_targets=4.0: must be an int, got float"),
+        ({"num_targets": np.int64(4)}, TypeError, NUMPY_INT),
         ({"num_targets": True}, TypeError, "num_targets=True: must be an int, got bool"),
-        ({"target_scale": 0.15}, TypeError, "target_scale=0.15: must be a pair (low, high)"),
+        (
+            {"target_scale": 0.15},
+            TypeError,
+            "target_scale=0.15: must be a tuple (low, high), got float",
+        ),
         (
             {"target_scale": [0.1, 0.2]},
             TypeError,
-            "target_scale=[0.1, 0.2]: must be a pair (low, high)",
+            "target_scale=[0.1, 0.2]: must be a tuple (low, high), got list",
+        ),
+        (
+            {"target_scale": (0.1, 0.15, 0.2)},
+            TypeError,
+            "target_scale=(0.1, 0.15, 0.2): must be a pair (low, high), got 3 entries",
         ),
         ({"context_scale": ("a", "b")}, TypeError, "context_scale='a': must be a number, got str"),
         (
@@ -70,8 +88,13 @@ def test_values(arguments, text):
         ),
         (
             {"allow_target_overlap": "no"},
-            ValueError,
-            "allow_target_overlap='no': must be one of True, False",
+            TypeError,
+            "allow_target_overlap='no': must be a bool, got str",
+        ),
+        (
+            {"allow_target_overlap": 1},
+            TypeError,
+            "allow_target_overlap=1: must be a bool, got int",
         ),
         (
             {"block_size": "image"},
@@ -110,6 +133,14 @@ def test_empty_batches(batch_size):
 def test_batch_size_of_another_kind():
     with raises(TypeError, "batch_size=2.0: must be an int, got float"):
         MultiBlockMask((8, 8))(2.0)
+
+
+@pytest.mark.no_hook
+def test_generators_of_another_kind():
+    """Trap: a seed in the generator's place."""
+    hint = "for a seed, torch.Generator().manual_seed(seed)"
+    with raises(TypeError, f"generator=0: must be a torch.Generator or None, got int; {hint}"):
+        MultiBlockMask((8, 8))(2, generator=0)
 
 
 @pytest.mark.parametrize("shape", [(0, 13), (2, 12)])
@@ -184,6 +215,20 @@ def test_ijepa_errors(arguments, text):
 
 
 @pytest.mark.no_hook
-def test_ijepa_pairs():
-    with raises(TypeError, "target_scale=(0.1, 0.2, 0.3): must be a pair (low, high)"):
-        MultiBlockMask.from_ijepa_config((14, 14), pred_mask_scale=[0.1, 0.2, 0.3])
+@pytest.mark.parametrize("key", ["enc_mask_scale", "pred_mask_scale", "aspect_ratio"])
+@pytest.mark.parametrize(
+    ("value", "got"),
+    [(0.75, "float"), ("ab", "str"), ([0.1, 0.2, 0.3], "3 entries"), ([], "0 entries")],
+)
+def test_ijepa_pairs(key, value, got):
+    with raises(TypeError, f"{key}={value!r}: must be a pair (low, high), got {got}"):
+        MultiBlockMask.from_ijepa_config((14, 14), **{key: value})
+
+
+@pytest.mark.no_hook
+@pytest.mark.parametrize("value", ["False", 0, None])
+def test_ijepa_overlap_is_a_bool(value):
+    """Trap: the string "False" of a command line, which is true."""
+    text = f"allow_overlap={value!r}: must be a bool, got {type(value).__name__}"
+    with raises(TypeError, text):
+        MultiBlockMask.from_ijepa_config((14, 14), allow_overlap=value)

@@ -119,7 +119,11 @@ def test_errors(arguments, error, text):
 @pytest.mark.parametrize(
     ("arguments", "error", "text"),
     [
-        ({"grid_size": 16}, TypeError, "grid_size=16: must be a tuple of ints, such as (14, 14)"),
+        (
+            {"grid_size": 16},
+            TypeError,
+            "grid_size=16: must be a tuple of ints, such as (14, 14), got int",
+        ),
         ({"target_ratio": "a"}, TypeError, "target_ratio='a': must be a number, got str"),
         (
             {"context_length": "trim"},

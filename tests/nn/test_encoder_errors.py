@@ -1,9 +1,11 @@
 """Bad input to `MaskedViT`: the text names the argument, the value and the rule."""
 
+import re
+
 import pytest
 import torch
 
-from jepakit import TokenSet
+from jepakit import Masks, TokenSet
 
 
 @pytest.mark.parametrize("kind", ["vit_cls", "rope_gap_reg1"])
@@ -90,6 +92,39 @@ def test_context_of_another_batch(shape, cached) -> None:
     tokens = TokenSet.full((4, 4), shape)
     with pytest.raises(ValueError, match=r"context \(.*must be \[batch, n\] .* batch size 2"):
         cached("vit_cls")(torch.zeros(2, 3, 64, 64), tokens)
+
+
+FULL = TokenSet.full((4, 4), (2,))
+
+
+@pytest.mark.no_hook
+@pytest.mark.parametrize(
+    ("context", "got"),
+    [
+        (Masks(FULL, FULL[:, None]), "jepakit.tokens.masks.Masks"),
+        (FULL.to_mask(), "torch.Tensor"),
+        (FULL.idx, "torch.Tensor"),
+    ],
+)
+def test_context_of_another_kind(context, got, cached) -> None:
+    """Trap: all masks handed over, or a bool mask, where the context is meant."""
+    text = (
+        r"^context: must be a TokenSet, such as masks\.context or "
+        rf"TokenSet\.from_mask\(mask, grid_size\), got {got}$"
+    )
+    encoder, images = cached("vit_cls"), torch.zeros(2, 3, 64, 64)
+    with pytest.raises(TypeError, match=text):
+        encoder(images, context)
+    with pytest.raises(TypeError, match=text):
+        encoder.forward_intermediates(images, [0], context)
+
+
+@pytest.mark.no_hook
+@pytest.mark.parametrize("layers", [1, None, {0, 1}, [0.0, 1], ["0"], "01", [True]])
+def test_layers_of_another_kind(layers, cached) -> None:
+    text = f"layers={layers!r}: must be a sequence of ints, such as [2, 5, 8, 11]"
+    with pytest.raises(TypeError, match=f"^{re.escape(text)}$"):
+        cached("vit_cls").forward_intermediates(torch.zeros(2, 3, 64, 64), layers)
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])

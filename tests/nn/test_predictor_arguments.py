@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 
-from jepakit import MaskedPredictor, TokenSet
+from jepakit import MaskedPredictor, Masks, TokenSet
 
 BASE = {"predictor_embed_dim": 48, "depth": 2, "num_heads": 4}
 
@@ -132,7 +132,8 @@ def test_constructor_errors(changes, text) -> None:
     ("changes", "error", "text"),
     [
         ({"position": "alibi"}, ValueError, r"position='alibi': must be one of 'sincos', 'rope', "),
-        ({"joint": "yes"}, ValueError, r"joint='yes': must be one of True, False"),
+        ({"joint": "yes"}, TypeError, r"joint='yes': must be a bool, got str"),
+        ({"joint": 1}, TypeError, r"joint=1: must be a bool, got int"),
         ({"depth": 2.0}, TypeError, r"depth=2.0: must be an int, got float"),
         ({"depth": True}, TypeError, r"depth=True: must be an int"),
         ({"drop_path": "a"}, TypeError, r"drop_path='a': must be a number"),
@@ -221,6 +222,22 @@ def test_predict_grid_errors() -> None:
 def test_context_of_another_rank(context) -> None:
     with pytest.raises(ValueError, match=r"context \(.*must be \[batch, n, 10\]"):
         build()(context, FULL((4, 5), (2,)), FULL((4, 5), (2, 1)))
+
+
+@pytest.mark.no_hook
+@pytest.mark.parametrize("kind", ["Masks", "Tensor"])
+def test_tokens_of_another_kind(kind) -> None:
+    """Trap: all masks handed over, or a bool mask, where one token set is meant."""
+    context, here, asked = inputs()
+    bad = Masks(here, asked) if kind == "Masks" else here.to_mask()
+    got = rf"TokenSet\.from_mask\(mask, grid_size\), got .*{kind}$"
+    for call in (lambda: build()(context, bad, asked), lambda: build().predict_grid(context, bad)):
+        with pytest.raises(TypeError, match=rf"^context_tokens: .* masks\.context or {got}"):
+            call()
+    with pytest.raises(TypeError, match=rf"^target_tokens: .* masks\.targets or {got}"):
+        build()(context, here, bad)
+    with pytest.raises(TypeError, match=r"^context: must be a torch\.Tensor, got .*Masks"):
+        build().predict_grid(Masks(here, asked), here)
 
 
 @pytest.mark.no_hook

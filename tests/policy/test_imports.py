@@ -81,6 +81,18 @@ def test_import_is_light(hook):
     assert json.loads(out.stdout) == []
 
 
+def test_the_switch_is_0_or_1():
+    """Trap: `JEPAKIT_TYPECHECK=true`, which checked nothing and did not say so."""
+    run = subprocess.run(
+        [sys.executable, "-c", "import jepakit"],
+        env={"PATH": "", "PYTHONPATH": str(SRC.parent), "JEPAKIT_TYPECHECK": "true"},
+        capture_output=True,
+        text=True,
+    )
+    error = run.stderr.strip().splitlines()[-1]
+    assert error == "ValueError: JEPAKIT_TYPECHECK='true': must be '0' or '1', or not be set"
+
+
 @pytest.mark.parametrize("module", FILES)
 def test_imports_go_downwards(module):
     part = part_of(module)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jepakit import TokenSet, put_tokens, take_tokens
+from jepakit import Masks, TokenSet, put_tokens, take_tokens
 from jepakit.testing.strategies import token_sets
 
 batched = st.integers(1, 2).flatmap(lambda axes: token_sets(num_axes=axes))
@@ -143,6 +143,32 @@ def test_wrong_kinds():
         put_tokens(torch.zeros(2, 6, 4), TokenSet.full((2, 3)))
     with pytest.raises(ValueError, match=re.escape("features (2, 6, 1, 4): must hold every")):
         take_tokens(torch.zeros(2, 6, 1, 4), TOKENS)
+
+
+@pytest.mark.no_hook
+@pytest.mark.parametrize("call", [take_tokens, put_tokens])
+@pytest.mark.parametrize(
+    ("tokens", "got"),
+    [
+        (Masks(TOKENS, TOKENS[:, None]), "jepakit.tokens.masks.Masks"),
+        (TOKENS.to_mask(), "torch.Tensor"),
+        (None, "NoneType"),
+    ],
+)
+def test_tokens_of_another_kind(call, tokens, got):
+    """Trap: all masks handed over, or a bool mask, where one token set is meant."""
+    text = (
+        "tokens: must be a TokenSet, such as masks.targets or "
+        f"TokenSet.from_mask(mask, grid_size), got {got}"
+    )
+    with raises(TypeError, text):
+        call(torch.zeros(2, 6, 4), tokens)
+
+
+@pytest.mark.no_hook
+def test_features_are_a_tensor():
+    with raises(TypeError, "features: must be a torch.Tensor, got list"):
+        take_tokens([[0.0]], TOKENS)
 
 
 @pytest.mark.no_hook

@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
 
@@ -100,9 +101,18 @@ def test_grids(grid, text):
 
 
 @pytest.mark.no_hook
-@pytest.mark.parametrize("grid", [4, [2, 2], (2.0, 2)])
-def test_grids_of_another_kind(grid):
-    text = f"grid_size={grid!r}: must be a tuple of ints, such as (14, 14)"
+@pytest.mark.parametrize(
+    ("grid", "got"),
+    [
+        (4, "int"),
+        ([2, 2], "list"),
+        ((2.0, 2), "float in it"),
+        ((2, True), "bool in it"),
+        ((2, np.int64(2)), "numpy.int64 in it"),
+    ],
+)
+def test_grids_of_another_kind(grid, got):
+    text = f"grid_size={grid!r}: must be a tuple of ints, such as (14, 14), got {got}"
     with raises(TypeError, text):
         TokenSet.full(grid)
 
@@ -129,6 +139,48 @@ def test_dtypes_and_shapes():
         TokenSet(idx[0, 0], valid[0, 0], (2, 3))
     with raises(ValueError, "idx is on cpu, valid on meta: must be on one device"):
         TokenSet(idx, valid.to("meta"), (2, 3))
+
+
+@pytest.mark.no_hook
+def test_arrays_are_no_tensors():
+    """Trap: "must be int64, got int64", of an array whose dtype prints like a tensor's."""
+    idx, valid = np.zeros((2, 1), dtype=np.int64), np.ones((2, 1), dtype=np.bool_)
+    text = "must be a torch.Tensor, got numpy.ndarray; convert it with torch.from_numpy"
+    with raises(TypeError, f"idx: {text}"):
+        TokenSet(idx, torch.from_numpy(valid), (2, 3))
+    with raises(TypeError, f"valid: {text}"):
+        TokenSet(torch.from_numpy(idx), valid, (2, 3))
+    with raises(TypeError, f"mask: {text}"):
+        TokenSet.from_mask(np.ones((2, 6), dtype=np.bool_), (2, 3))
+    with raises(TypeError, "idx: must be a torch.Tensor, got list"):
+        TokenSet([[0]], torch.from_numpy(valid), (2, 3))
+
+
+@pytest.mark.no_hook
+def test_padded_is_a_bool():
+    with raises(TypeError, "padded=0: must be a bool, got int"):
+        TokenSet(torch.zeros(2, 1, dtype=torch.int64), torch.ones(2, 1).bool(), (2, 3), 0)
+
+
+@pytest.mark.no_hook
+@pytest.mark.parametrize(
+    ("device", "shown"),
+    [
+        (torch.float16, "torch.float16"),
+        (torch.bfloat16, "torch.bfloat16"),
+        (torch.zeros(1), "torch.Tensor"),
+        (None, "None"),
+    ],
+)
+def test_sets_move_to_devices_only(device, shown):
+    """Trap: `.to(torch.float16)`, or of a tensor, turns positions and validity into floats."""
+    tokens = TokenSet.full((2, 3), (2, 1))
+    text = f"device={shown}: must be a device; positions have no other dtype"
+    for item in (tokens, Masks(tokens[:, 0], tokens)):
+        with raises(TypeError, text):
+            item.to(device)
+        with raises(TypeError, "non_blocking=1: must be a bool, got int"):
+            item.to("cpu", non_blocking=1)
 
 
 def test_values_on_an_accelerator_are_not_read():
@@ -159,3 +211,13 @@ def test_values_on_an_accelerator_are_not_read():
 def test_masks_fit_together(context, targets, text):
     with raises(ValueError, text):
         Masks(context, targets)
+
+
+@pytest.mark.no_hook
+def test_masks_hold_token_sets():
+    tokens = TokenSet.full((2, 3), (2, 1))
+    text = "must be a TokenSet, such as TokenSet.from_mask(mask, grid_size), got torch.Tensor"
+    with raises(TypeError, f"context: {text}"):
+        Masks(tokens.to_mask()[:, 0], tokens)
+    with raises(TypeError, f"targets: {text}"):
+        Masks(tokens[:, 0], tokens.to_mask())

@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from jepakit._checks import check_floating
+
 __all__ = ["effective_rank"]
 
 # Features that are constant up to float32 rounding vary by about (1e-7)^2 of their mean square.
@@ -50,8 +52,7 @@ def effective_rank(features: Float[Tensor, "*batch d"]) -> Float[Tensor, ""]:
         centred covariance. RankMe (arXiv:2210.02885) takes the singular values of the uncentred
         features instead, in which a large mean hides everything else.
     """
-    if not features.is_floating_point():
-        raise TypeError(f"features: must be floating point, got {features.dtype}")
+    check_floating("features", features)
     shape = tuple(features.shape)
     rows = features.shape[:-1].numel()
     if features.dim() < 2 or rows < 2 or features.shape[-1] == 0:

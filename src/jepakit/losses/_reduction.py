@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from jepakit._checks import check_choice
+from jepakit._checks import check_choice, check_floating, kind_of
 
 __all__ = ["Reduction", "check_masked", "float32_or_wider", "reduce_masked"]
 
@@ -24,8 +24,7 @@ def check_masked(
 ) -> None:
     """Raise unless the arguments of a masked loss fit together; reads no tensor's values."""
     for name, tensor in (("pred", pred), ("target", target)):
-        if not tensor.is_floating_point():
-            raise TypeError(f"{name}: must be floating point, got {tensor.dtype}")
+        check_floating(name, tensor)
     if not isinstance(valid, Tensor):
         raise TypeError(
             f"valid: must be a bool tensor, got {type(valid).__name__}; pass e.g. tokens.valid"
@@ -54,6 +53,11 @@ def check_masked(
         raise ValueError(
             f"reduction='sample': pred {tuple(pred.shape)} has no batch axis, "
             "must have the shape [b, ..., n, d]"
+        )
+    if process_group is not None and not isinstance(process_group, dist.ProcessGroup):
+        raise TypeError(
+            f"process_group={process_group!r}: must be a torch.distributed ProcessGroup or None, "
+            f"got {kind_of(process_group)}"
         )
     if process_group is not None and reduction != "mean":
         raise ValueError(

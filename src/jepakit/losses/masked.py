@@ -44,7 +44,8 @@ def masked_mse(
             batch, also when counts differ. Every rank must call. Only with `reduction="mean"`.
 
     Raises:
-        TypeError: If `pred` or `target` is not floating point, or `valid` not bool.
+        TypeError: If `pred` or `target` is not floating point, `valid` not bool, or `process_group`
+            not a process group.
         ValueError: If shapes differ (nothing is broadcast), the batch is empty, `reduction` is
             unknown, or `process_group` comes with another reduction than `"mean"`.
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from jepakit._checks import check_choice
+from jepakit._checks import check_choice, check_floating
 from jepakit.losses._reduction import float32_or_wider
 
 __all__ = ["normalize_targets"]
@@ -43,8 +43,7 @@ def normalize_targets(
         The published code of I-JEPA (arXiv:2301.08243) applies `"layer"`; its paper mentions no
         normalisation, which is `"none"`. No difference from that code's layer norm.
     """
-    if not features.is_floating_point():
-        raise TypeError(f"features: must be floating point, got {features.dtype}")
+    check_floating("features", features)
     if features.dim() < 1:
         raise ValueError("features (): must have the shape [*batch, d]")
     check_choice("kind", kind, ("layer", "l2", "none"))

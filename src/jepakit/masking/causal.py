@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from jepakit._checks import check_choice, check_grid_size, check_int
+from jepakit._checks import check_choice, check_grid_size, check_int, check_pair
 from jepakit.masking.feasibility import InfeasibleMaskError
 from jepakit.masking.sampler import UniformSampler
 from jepakit.masking.uniforms import copy_to
@@ -78,13 +78,9 @@ class CausalMask(UniformSampler[Masks]):
             )
         if self.num_context_steps is None:
             return
-        if not isinstance(self.num_context_steps, tuple) or len(self.num_context_steps) != 2:
-            raise TypeError(
-                f"num_context_steps={self.num_context_steps!r}: must be a pair (fewest, most)"
-            )
-        for end in self.num_context_steps:
+        fewest, last = check_pair("num_context_steps", self.num_context_steps, "(fewest, most)")
+        for end in (fewest, last):
             check_int("num_context_steps", end, minimum=1)
-        fewest, last = self.num_context_steps
         if fewest > last:
             raise ValueError(
                 f"num_context_steps={self.num_context_steps}: the fewest must not exceed the most"

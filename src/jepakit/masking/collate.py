@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils.data import Dataset, default_collate
 
-from jepakit._checks import check_images_finite, check_int
+from jepakit._checks import check_images_finite, check_int, kind_of
 from jepakit.masking.sampler import MaskSampler, UniformSampler
 from jepakit.masking.uniforms import derive_seed, keyed_uniforms
 
@@ -94,7 +94,8 @@ class MaskCollator(Generic[M]):
         collate_fn: What collates the samples themselves.
 
     Raises:
-        TypeError: If a sample does not come from `IndexedDataset`.
+        TypeError: If a sample does not come from `IndexedDataset`, or the loader's `batch_size` is
+            None.
         ValueError: If the batch is empty or a floating tensor in it holds NaN or infinity.
 
     Example:
@@ -153,6 +154,11 @@ class MaskCollator(Generic[M]):
         Args:
             samples: Of an `IndexedDataset`.
         """
+        if not isinstance(samples, Sequence):
+            raise TypeError(
+                f"samples: must be a list of samples, got a single {kind_of(samples)}; give the "
+                "DataLoader a batch_size, since batch_size=None collates one sample at a time"
+            )
         if len(samples) == 0:
             raise ValueError("samples=[]: the batch must not be empty")
         for sample in samples:

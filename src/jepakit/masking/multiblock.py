@@ -11,7 +11,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jepakit._checks import check_choice, check_fraction, check_grid_size, check_int, check_range
+from jepakit._checks import (
+    check_bool,
+    check_choice,
+    check_fraction,
+    check_grid_size,
+    check_int,
+    check_range,
+    kind_of,
+)
 from jepakit.masking.blocks import draw_sizes
 from jepakit.masking.context import check_context_length, fit_context
 from jepakit.masking.feasibility import MultiBlockSpec
@@ -118,7 +126,7 @@ class MultiBlockMask(UniformSampler[Masks]):
         check_range("context_scale", self.context_scale, high=1.0)
         check_fraction("max_temporal_keep", self.max_temporal_keep, open_low=True)
         check_fraction("min_context_coverage", self.min_context_coverage)
-        check_choice("allow_target_overlap", self.allow_target_overlap, (True, False))
+        check_bool("allow_target_overlap", self.allow_target_overlap)
         check_choice("block_size", self.block_size, ("batch", "sample"))
         check_context_length(self.context_length)
         idle = {1: ("target_aspect_ratio",), 3: ()}.get(len(self.grid_size), ())
@@ -163,6 +171,7 @@ class MultiBlockMask(UniformSampler[Masks]):
             context_length: As in the constructor.
 
         Raises:
+            TypeError: If an argument is of another kind, such as a range that is no pair.
             ValueError: If `allow_overlap` is True or `nenc` above 1.
 
         Example:
@@ -172,6 +181,7 @@ class MultiBlockMask(UniformSampler[Masks]):
         check_grid_size("grid_size", grid_size, ndims=(2,))
         check_int("nenc", nenc, minimum=1)
         check_int("min_keep", min_keep, minimum=1)
+        check_bool("allow_overlap", allow_overlap)
         if allow_overlap:
             raise ValueError(
                 "allow_overlap=True: must be False; it lets the context contain its targets, which "
@@ -187,9 +197,9 @@ class MultiBlockMask(UniformSampler[Masks]):
         return cls(
             grid_size,
             num_targets=npred,
-            target_scale=_as_pair(pred_mask_scale),
-            target_aspect_ratio=_as_pair(aspect_ratio),
-            context_scale=_as_pair(enc_mask_scale),
+            target_scale=_as_pair("pred_mask_scale", pred_mask_scale),
+            target_aspect_ratio=_as_pair("aspect_ratio", aspect_ratio),
+            context_scale=_as_pair("enc_mask_scale", enc_mask_scale),
             min_context_coverage=min_keep / size,
             block_size=block_size,
             context_length=context_length,
@@ -261,6 +271,10 @@ class MultiBlockMask(UniformSampler[Masks]):
         )
 
 
-def _as_pair(value: Sequence[float]) -> tuple[float, float]:
-    # Configuration files hold lists; what is not a pair is named by the constructor's own check.
-    return tuple(value)  # type: ignore[return-value]
+def _as_pair(name: str, value: Sequence[float]) -> tuple[float, float]:
+    # Configuration files hold lists, the constructor takes tuples.
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise TypeError(f"{name}={value!r}: must be a pair (low, high), got {kind_of(value)}")
+    if len(value) != 2:
+        raise TypeError(f"{name}={value!r}: must be a pair (low, high), got {len(value)} entries")
+    return value[0], value[1]

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jepakit._checks import check_int
+from jepakit._checks import check_int, kind_of
 
 __all__ = ["derive_seed", "draw_uniforms", "keyed_uniforms"]
 
@@ -33,6 +33,11 @@ def draw_uniforms(
         device: Where the numbers go; copied without waiting for the device.
     """
     check_int("batch_size", batch_size, minimum=1)
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(
+            f"generator={generator!r}: must be a torch.Generator or None, got "
+            f"{kind_of(generator)}; for a seed, torch.Generator().manual_seed(seed)"
+        )
     if generator is not None and generator.device.type != "cpu":
         raise ValueError(
             f"generator on {generator.device}: must be a CPU generator, so that masks are the same "

@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from jepakit._checks import check_choice, check_images_finite, value_checks_on
+from jepakit._checks import check_choice, check_floating, check_images_finite, value_checks_on
 from jepakit.nn.transformer import key_mask
 from jepakit.tokens import TokenSet, take_tokens
+from jepakit.tokens.kind import check_token_set
 
 __all__ = ["MaskedViT"]
 
@@ -152,6 +153,8 @@ class MaskedViT(nn.Module):
             context: What is visible; None for everything.
         """
         self._check(images, context)
+        if not isinstance(layers, Sequence) or not all(type(layer) is int for layer in layers):
+            raise TypeError(f"layers={layers!r}: must be a sequence of ints, such as [2, 5, 8, 11]")
         depth = len(self._model.blocks)
         numbers = [layer + depth if layer < 0 else layer for layer in layers]
         if (
@@ -194,8 +197,7 @@ class MaskedViT(nn.Module):
 
     def _check(self, images: Tensor, context: TokenSet | None) -> None:
         embed = self._model.patch_embed
-        if not images.is_floating_point():
-            raise TypeError(f"images: must be floating point, got {images.dtype}")
+        check_floating("images", images)
         if images.dim() != 4:
             raise ValueError(
                 f"images {tuple(images.shape)}: must be [batch, channels, height, width]"
@@ -225,6 +227,7 @@ class MaskedViT(nn.Module):
                 f"size {embed.patch_size}, or build the backbone with dynamic_img_pad=True"
             )
         if context is not None:
+            check_token_set("context", context, like="masks.context")
             self._check_checkpointing(context)
             grid = tuple(embed.dynamic_feat_size(size)) if dynamic else self.grid_size
             if context.grid_size != grid:

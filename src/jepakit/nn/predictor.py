@@ -8,10 +8,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jepakit._checks import check_choice, check_fraction, check_grid_size, check_int, check_number
+from jepakit._checks import (
+    check_bool,
+    check_choice,
+    check_floating,
+    check_fraction,
+    check_grid_size,
+    check_int,
+    check_number,
+)
 from jepakit.nn.position import rotary_table, sincos_table
 from jepakit.nn.transformer import Block, key_mask
 from jepakit.tokens import TokenSet
+from jepakit.tokens.kind import check_token_set
 
 __all__ = ["MaskedPredictor"]
 
@@ -82,7 +91,7 @@ class MaskedPredictor(nn.Module):
         check_number("mlp_ratio", mlp_ratio, positive=True)
         check_fraction("drop_path", drop_path)
         check_choice("position", position, ("sincos", "rope", "learned"))
-        check_choice("joint", joint, (True, False))
+        check_bool("joint", joint)
         if predictor_embed_dim % num_heads:
             raise ValueError(
                 f"num_heads={num_heads}: must divide predictor_embed_dim={predictor_embed_dim}"
@@ -185,12 +194,14 @@ class MaskedPredictor(nn.Module):
             context: The encoder's tokens of the context.
             context_tokens: Where they are, `[batch, n]`.
         """
+        check_floating("context", context)
         everything = TokenSet.full(self.grid_size, (len(context), 1), device=context.device)
         return cast(Tensor, self(context, context_tokens, everything)).squeeze(1)
 
     def _check(self, context: Tensor, context_tokens: TokenSet, target_tokens: TokenSet) -> None:
-        if not context.is_floating_point():
-            raise TypeError(f"context: must be floating point, got {context.dtype}")
+        check_floating("context", context)
+        check_token_set("context_tokens", context_tokens, like="masks.context")
+        check_token_set("target_tokens", target_tokens, like="masks.targets")
         width = self.embed.in_features
         if context.dim() != 3 or context.shape[-1] != width:
             raise ValueError(

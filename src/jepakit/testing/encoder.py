@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from jepakit._checks import check_grid_size, check_int, check_number
+from jepakit._checks import check_bool, check_grid_size, check_int, check_number
 from jepakit.testing.breach import Law, fail, first_of, require_close
 from jepakit.testing.probe import alone, moved_copy, ragged_sets, trainable, without
 from jepakit.tokens import TokenSet
@@ -60,6 +60,7 @@ def assert_encoder_contract(
         jepakit's own.
     """
     check_number("tolerance", tolerance, positive=True)
+    check_bool("drops_hidden", drops_hidden)
     generator = torch.Generator().manual_seed(seed)
     encoder = moved_copy(encoder, generator)
     grid_size, dim = _interface(encoder, images)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from jepakit._checks import check_choice, check_int, check_number
+from jepakit._checks import check_bool, check_choice, check_int, check_number
 from jepakit.testing.breach import Law, fail, first_of, require_close
 
 __all__ = ["assert_loss_contract"]
@@ -62,6 +62,7 @@ def assert_loss_contract(
         raise ValueError(f"reductions={tuple(reductions)}: must hold 'mean', what the law is about")
     check_int("dim", dim, minimum=2)
     check_number("tolerance", tolerance, positive=True)
+    check_bool("grows_with_dim", grows_with_dim)
 
     random = torch.Generator().manual_seed(seed)
     pred, target = (

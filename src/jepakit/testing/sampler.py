@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import jepakit.masking
-from jepakit._checks import check_int
+from jepakit._checks import check_bool, check_int
 from jepakit.masking import MaskSampler
 from jepakit.testing.breach import Law, fail, first_of
 from jepakit.testing.global_random import global_seed, global_states
@@ -65,6 +65,7 @@ def assert_sampler_contract(
         jepakit's own.
     """
     check_int("batch_size", batch_size, minimum=2)
+    check_bool("varies", varies)
     if min_context is not None:
         check_int("min_context", min_context, minimum=0)
     floor = _floor(sampler) if min_context is None else min_context

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from jepakit._checks import check_grid_size
+from jepakit._checks import check_grid_size, check_tensor
 
 __all__: list[str] = []
 
@@ -14,6 +14,7 @@ __all__: list[str] = []
 def check_mask(mask: Tensor, grid_size: tuple[int, ...]) -> None:
     """Raise unless a mask is bool and flat over the grid."""
     check_grid_size("grid_size", grid_size)
+    check_tensor("mask", mask)
     if mask.dtype != torch.bool:
         raise TypeError(f"mask: must be bool (True marks a member), got {mask.dtype}")
     size = math.prod(grid_size)

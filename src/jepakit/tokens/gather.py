@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from jepakit._checks import check_floating
+from jepakit.tokens.kind import check_token_set
 from jepakit.tokens.token_set import TokenSet
 
 __all__ = ["put_tokens", "take_tokens"]
@@ -19,6 +21,7 @@ def take_tokens(features: Float[Tensor, "b N d"], tokens: TokenSet) -> Float[Ten
         tokens: Which to take; any number of axes between batch and set.
 
     Raises:
+        TypeError: If `features` is not floating point or `tokens` not a `TokenSet`.
         ValueError: If `features` does not hold the whole grid, or the batch sizes differ.
 
     Example:
@@ -56,6 +59,7 @@ def put_tokens(features: Float[Tensor, "b *m n d"], tokens: TokenSet) -> Float[T
         tokens: Where to put them.
 
     Raises:
+        TypeError: If `features` is not floating point or `tokens` not a `TokenSet`.
         ValueError: If `features` does not have the shape of `tokens`.
 
     Example:
@@ -90,8 +94,8 @@ def _rows(idx: Tensor, batch: int, size: int) -> Tensor:
 
 
 def _check(features: Tensor, tokens: TokenSet) -> tuple[int, int, int]:
-    if not features.is_floating_point():
-        raise TypeError(f"features: must be floating point, got {features.dtype}")
+    check_token_set("tokens", tokens, like="masks.targets")
+    check_floating("features", features)
     if features.dim() < 3 or tokens.idx.dim() < 2:
         raise ValueError(
             f"features {tuple(features.shape)} and tokens {tuple(tokens.shape)}: must be "

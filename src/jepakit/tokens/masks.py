@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from jepakit.tokens.kind import check_token_set
 from jepakit.tokens.token_set import TokenSet
 
 __all__ = ["Masks"]
@@ -23,6 +24,7 @@ class Masks:
         targets: What is predicted, `[batch, num_targets, n]`.
 
     Raises:
+        TypeError: If one of the two is not a `TokenSet`.
         ValueError: If the two do not share grid and batch size, or have other axes.
 
     Example:
@@ -39,6 +41,8 @@ class Masks:
     targets: TokenSet
 
     def __post_init__(self) -> None:
+        check_token_set("context", self.context)
+        check_token_set("targets", self.targets)
         if self.context.idx.dim() != 2 or self.targets.idx.dim() != 3:
             raise ValueError(
                 f"context {tuple(self.context.shape)} and targets {tuple(self.targets.shape)}: "
@@ -72,6 +76,9 @@ class Masks:
         Args:
             device: Where to.
             non_blocking: As in `torch.Tensor.to`.
+
+        Raises:
+            TypeError: If `device` is something else, such as a dtype.
         """
         return Masks(
             self.context.to(device, non_blocking=non_blocking),

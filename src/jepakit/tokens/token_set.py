@@ -10,8 +10,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from jepakit._checks import TYPECHECK, check_grid_size, check_int, values_readable
+from jepakit._checks import TYPECHECK, check_bool, check_device, check_grid_size, check_int
 from jepakit.tokens.flat_masks import check_mask, coarsen, list_members
+from jepakit.tokens.set_rules import check_set
 
 __all__ = ["TokenSet"]
 
@@ -36,7 +37,7 @@ class TokenSet:
             Known on the host, so that nobody has to read `valid` back.
 
     Raises:
-        TypeError: If `idx` is not int64 or `valid` not bool.
+        TypeError: If `idx` is not an int64 tensor, `valid` not a bool one, or `padded` not a bool.
         ValueError: If the shapes differ, or (on the CPU) if an index is off the grid, not
             ascending, not 0 where not valid, if valid entries do not come first, or if `padded` is
             False although an entry is not valid.
@@ -65,42 +66,7 @@ class TokenSet:
     padded: bool = True
 
     def __post_init__(self) -> None:
-        check_grid_size("grid_size", self.grid_size)
-        if self.idx.dtype != torch.int64:
-            raise TypeError(f"idx: must be int64, got {self.idx.dtype}")
-        if self.valid.dtype != torch.bool:
-            raise TypeError(f"valid: must be bool, got {self.valid.dtype}")
-        if self.idx.shape != self.valid.shape or self.idx.dim() < 1:
-            raise ValueError(
-                f"idx {tuple(self.idx.shape)} and valid {tuple(self.valid.shape)}: "
-                "must have one shape, [*batch, n]"
-            )
-        if self.idx.device != self.valid.device:
-            raise ValueError(
-                f"idx is on {self.idx.device}, valid on {self.valid.device}: must be on one device"
-            )
-        if values_readable(self.idx, self.valid):
-            self._check_values()
-
-    def _check_values(self) -> None:
-        idx, valid, size = self.idx, self.valid, self.num_positions
-        if idx.numel() == 0:
-            return
-        if not self.padded and not valid.all():
-            raise ValueError("padded=False: promises that every entry is valid, but some are not")
-        low, high = int(idx.min()), int(idx.max())
-        if low < 0 or high >= size:
-            raise ValueError(
-                f"idx: must lie on the grid {self.grid_size}, in [0, {size - 1}], "
-                f"got values from {low} to {high}"
-            )
-        both = valid[..., 1:]
-        if (both & ~valid[..., :-1]).any():
-            raise ValueError("valid: valid entries must come first in every set")
-        if ((idx[..., 1:] <= idx[..., :-1]) & both).any():
-            raise ValueError("idx: must ascend within every set, without repeats")
-        if self.padded and idx.masked_fill(valid, 0).any():
-            raise ValueError("idx: must be 0 where not valid")
+        check_set(self.idx, self.valid, self.grid_size, self.padded)
 
     # Building
 
@@ -244,7 +210,12 @@ class TokenSet:
         Args:
             device: Where to.
             non_blocking: As in `torch.Tensor.to`.
+
+        Raises:
+            TypeError: If `device` is something else, such as a dtype.
         """
+        check_device("device", device)
+        check_bool("non_blocking", non_blocking)
         idx = self.idx.to(device, non_blocking=non_blocking)
         return self._moved(idx, self.valid.to(device, non_blocking=non_blocking))
 

@@ -1,0 +1,49 @@
+"""The argument checks themselves, where no public function shows all that they decide."""
+
+import re
+
+import numpy as np
+import pytest
+
+from jepakit._checks import check_bool, check_int, check_number, kind_of, read_switch
+
+VARIABLE = "JEPAKIT_TEST_SWITCH"
+
+
+@pytest.mark.parametrize(("value", "on"), [(None, False), ("", False), ("0", False), ("1", True)])
+def test_switches(value, on, monkeypatch):
+    monkeypatch.delenv(VARIABLE, raising=False)
+    if value is not None:
+        monkeypatch.setenv(VARIABLE, value)
+    assert read_switch(VARIABLE) is on
+
+
+@pytest.mark.parametrize("value", ["true", "True", "yes", "on", "2", " 1", "false"])
+def test_other_values_of_a_switch_raise(value, monkeypatch):
+    """Trap: a switch that is off for every spelling but one, without a word."""
+    monkeypatch.setenv(VARIABLE, value)
+    text = f"{VARIABLE}={value!r}: must be '0' or '1', or not be set"
+    with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
+        read_switch(VARIABLE)
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_bools(value):
+    check_bool("flag", value)
+
+
+@pytest.mark.parametrize(
+    ("value", "got"), [(1, "int"), (0, "int"), ("False", "str"), (None, "NoneType")]
+)
+def test_no_bools(value, got):
+    with pytest.raises(TypeError, match=rf"^flag={value!r}: must be a bool, got {got}$"):
+        check_bool("flag", value)
+
+
+def test_numbers_of_numpy_are_named_in_full():
+    """Trap: "must be an int, got int64"."""
+    with pytest.raises(TypeError, match=r"^n=.*4.*: must be an int, got numpy\.int64$"):
+        check_int("n", np.int64(4), minimum=1)
+    with pytest.raises(TypeError, match=r"^x=.*1.*: must be a number, got numpy\.float32$"):
+        check_number("x", np.float32(1))
+    assert kind_of([]) == "list"
