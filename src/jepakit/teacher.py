@@ -1,7 +1,9 @@
 """`EMATeacher`: the moving average of a student."""
 
 import copy
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
+from numbers import Real
 from typing import Any
 
 import torch
@@ -11,18 +13,34 @@ from jepakit._checks import check_fraction
 
 __all__ = ["EMATeacher"]
 
+# What is floating or complex and less precise than float32, the types of eight bits too.
+_HALF = frozenset(
+    dtype
+    for dtype in vars(torch).values()
+    if isinstance(dtype, torch.dtype)
+    and (dtype.is_floating_point or dtype.is_complex)
+    and dtype.itemsize < (torch.complex64 if dtype.is_complex else torch.float32).itemsize
+)
+
 
 class EMATeacher(nn.Module):
     r"""The exponential moving average of a student, called like it, without gradient.
 
-    $\bar\theta \leftarrow m\,\bar\theta + (1 - m)\,\theta$ for every floating parameter, with
-    $m = m(\mathrm{step})$; buffers and integer tensors are copied. The teacher starts as an exact
-    copy, is kept in float32 (half types are raised; an average in bfloat16 at momentum 0.999 stands
-    still), never gets a gradient and is always in eval mode, whatever its parent is set to.
+    $\bar\theta \leftarrow m\,\bar\theta + (1 - m)\,\theta$ for every floating or complex parameter,
+    with $m = m(\mathrm{step})$; buffers and integer tensors are copied. The teacher starts as an
+    exact copy, is kept in float32 (half types are raised; an average in bfloat16 at momentum 0.999
+    stands still), never gets a gradient and is always in eval mode, whatever its parent is set to.
 
     Build it before wrapping the student in FSDP or DDP, and after loading pretrained weights. Call
     `update` once for each optimiser step, after it. The state dict holds `step`, so a resumed run
     goes on where it was.
+
+    FSDP2: build the teacher first, then call `fully_shard` in the same way, with the same blocks
+    and the same mesh, on the student and on `teacher.module`; the roots must be these two, not a
+    parent that holds both. `update` reshards both and averages shard by shard, without
+    communication. `state_dict` then gives DTensors, which `load_state_dict` takes back into a
+    teacher that is sharded the same way; for one whole file, use `get_model_state_dict` and
+    `set_model_state_dict` of `torch.distributed.checkpoint.state_dict` with `full_state_dict=True`.
 
     Args:
         student: Any module; DDP and `torch.compile` wrappers are looked through.
@@ -31,7 +49,7 @@ class EMATeacher(nn.Module):
 
     Raises:
         TypeError: If `student` is no module or `momentum` neither number nor callable.
-        ValueError: If a momentum is not in [0, 1].
+        ValueError: If a momentum is not in [0, 1], or the student is already sharded.
 
     Example:
         >>> import torch
@@ -55,23 +73,34 @@ class EMATeacher(nn.Module):
         if not isinstance(student, nn.Module):
             raise TypeError(f"student={type(student).__name__}: must be a torch.nn.Module")
         if not callable(momentum):
-            check_fraction("momentum", momentum)
+            momentum = _fraction("momentum", momentum)
+        if _fsdp_parts(student):
+            raise ValueError(
+                "student: is already sharded by fully_shard and cannot be copied; build the "
+                "teacher first, then shard the student and teacher.module the same way"
+            )
         self._schedule = momentum
         self.step = 0
         self.module = copy.deepcopy(_unwrap(student)).requires_grad_(False)
         for tensor in (*self.module.parameters(), *self.module.buffers()):
-            if tensor.dtype in (torch.float16, torch.bfloat16):
-                tensor.data = tensor.data.float()
+            if tensor.dtype in _HALF:
+                tensor.data = tensor.data.to(
+                    torch.complex64 if tensor.is_complex() else torch.float32
+                )
         self.eval()
 
     @property
     def momentum(self) -> float:
         """The momentum that the next update uses."""
         if not callable(self._schedule):
-            return float(self._schedule)
-        value = self._schedule(self.step)
-        check_fraction(f"momentum schedule at step {self.step}", value)
-        return float(value)
+            return self._schedule
+        name = f"momentum schedule at step {self.step}"
+        try:
+            value = self._schedule(self.step)
+        except AttributeError as error:
+            # From a property of a module it would end as "no attribute 'momentum'".
+            raise RuntimeError(f"{name}: {type(error).__name__}: {error}") from error
+        return _fraction(name, value)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the averaged student gives, without gradient.
@@ -91,21 +120,40 @@ class EMATeacher(nn.Module):
             student: The module that the teacher was built from, wrapped or not.
 
         Raises:
-            ValueError: If the student has a name or a shape that the teacher has not, or lacks one.
+            TypeError: If `student` is no module, or the teacher was made a half type.
+            ValueError: If the student has a name or a shape that the teacher has not, or lacks one,
+                or one of the two is sharded in another way.
         """
+        if not isinstance(student, nn.Module):
+            raise TypeError(
+                f"student={type(student).__name__}: must be a torch.nn.Module, the one that the "
+                "teacher was built from, not its state dict"
+            )
         momentum = self.momentum
         student = _unwrap(student)
-        ours, theirs = _tensors(self.module), _tensors(student)
+        # After a forward without backward the root of FSDP2 still shows its whole parameters. What
+        # is written to those is lost at the next gathering, and those of the student can be old.
+        for part in (*_fsdp_parts(self), *_fsdp_parts(student)):
+            part.reshard()
+        parameters = _cleaned(self.module.named_parameters())
+        ours = parameters | _cleaned(self.module.named_buffers())
+        theirs = _cleaned(student.named_parameters()) | _cleaned(student.named_buffers())
         _check_names(ours, theirs)
-        parameters = {_clean(name) for name, _ in self.module.named_parameters()}
+        _check_precision(parameters)
+        sharded = _check_shards(ours, theirs)
         averages: list[Tensor] = []
         sources: list[Tensor] = []
         for name, mine in ours.items():
             source = theirs[name].detach()
-            if name in parameters and mine.is_floating_point():
-                averages.append(mine)
+            if name in sharded:
+                mine, source = mine.to_local(), source.to_local()
+            if name in parameters and (mine.is_floating_point() or mine.is_complex()):
                 # One fused call below, which takes no mixed types.
-                sources.append(source.to(device=mine.device, dtype=mine.dtype))
+                source = source.to(device=mine.device, dtype=mine.dtype)
+                if mine.is_complex():
+                    mine, source = torch.view_as_real(mine), torch.view_as_real(source)
+                averages.append(mine)
+                sources.append(source)
             else:
                 mine.copy_(source)
         if averages:
@@ -149,14 +197,35 @@ def _unwrap(module: nn.Module) -> nn.Module:
         module = inner
 
 
+def _fraction(name: str, value: Any) -> float:
+    # A schedule written with numpy gives numbers that are no float.
+    if isinstance(value, Real) and not isinstance(value, bool):
+        value = float(value)
+    check_fraction(name, value)
+    return float(value)
+
+
+def _loaded(module: str, name: str) -> tuple[type, ...]:
+    # Without a process group nothing is sharded. And what nobody has imported nobody uses; to
+    # import it here would cost most of a second.
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return ()
+    found = getattr(sys.modules.get(module), name, None)
+    return () if found is None else (found,)
+
+
+def _fsdp_parts(module: nn.Module) -> list[Any]:
+    kinds = _loaded("torch.distributed.fsdp", "FSDPModule")
+    return [part for part in module.modules() if isinstance(part, kinds)] if kinds else []
+
+
 def _clean(name: str) -> str:
     # A compiled submodule puts this in the middle of a name.
     return name.replace("_orig_mod.", "")
 
 
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    found = (*module.named_parameters(), *module.named_buffers())
-    return {_clean(name): tensor for name, tensor in found}
+def _cleaned(named: Iterable[tuple[str, Tensor]]) -> dict[str, Any]:
+    return {_clean(name): tensor for name, tensor in named}
 
 
 def _check_names(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
@@ -174,3 +243,39 @@ def _check_names(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
                 f"student: {name} has shape {tuple(theirs[name].shape)}, the teacher "
                 f"{tuple(tensor.shape)}; they must be equal"
             )
+
+
+def _check_precision(parameters: dict[str, Tensor]) -> None:
+    if _HALF.isdisjoint({tensor.dtype for tensor in parameters.values()}):
+        return
+    name, dtype = next((n, t.dtype) for n, t in parameters.items() if t.dtype in _HALF)
+    raise TypeError(
+        f"teacher: parameter {name} is {dtype}; the average is kept in float32, since in a half "
+        "type it stands still at a momentum near 1. Leave the teacher out of .bfloat16(), .half() "
+        "and load_state_dict(assign=True), and use autocast"
+    )
+
+
+def _check_shards(ours: dict[str, Any], theirs: dict[str, Any]) -> set[str]:
+    """The names of what is sharded; raises where the two are not sharded the same way."""
+    kinds = _loaded("torch.distributed.tensor", "DTensor")
+    found = {type(tensor) for tensor in (*ours.values(), *theirs.values())}
+    found = {kind for kind in found if issubclass(kind, kinds)}
+    if not found:
+        return set()
+
+    def layout(tensor: Any) -> tuple[Any, ...]:
+        return (tensor.placements, tensor.device_mesh) if type(tensor) in found else ()
+
+    sharded = set()
+    for name, mine in ours.items():
+        here, there = layout(mine), layout(theirs[name])
+        if here != there:
+            raise ValueError(
+                f"student: {name} is sharded as {there or 'none'}, the teacher's as "
+                f"{here or 'none'}; call fully_shard on the student and on teacher.module in the "
+                "same way, with the same blocks and mesh, and on these two, not on a parent"
+            )
+        if here:
+            sharded.add(name)
+    return sharded
