@@ -1,6 +1,7 @@
 """`ReferenceMultiBlockMask`: the published I-JEPA sampler, its quirks as switches."""
 
 import math
+from bisect import bisect_left
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
 from itertools import accumulate
@@ -159,38 +160,32 @@ class ReferenceMultiBlockMask(UniformSampler[Masks]):
         )
 
     def _check_ends(self) -> None:
-        roles = {
-            "target": ReferenceSizes.smallest_target,
-            "context": ReferenceSizes.smallest_context,
-        }
-        for role, smallest in roles.items():
-            area, h, w = smallest(self._sizes)
+        for role in ("target", "context"):
+            area, h, w = self._sizes.smallest(role)
             if area > self.min_keep:
                 continue
-            scale = f"{role}_scale"
-            changes: list[str] = []
-            if area > 0:
-                changes.append(f"min_keep={area - 1}")
-            elif smallest(replace(self._sizes, clip_below_grid=False))[0] > self.min_keep:
-                changes.append("clip_below_grid=False")
-            for percent in range(1, 101):
-                low, high = getattr(self, scale)
-                raised = max(low, percent / 100), max(high, percent / 100)
-                larger = (
-                    replace(self._sizes, target_scale=raised)
-                    if role == "target"
-                    else replace(self._sizes, context_scale=raised)
-                )
-                if smallest(larger)[0] > self.min_keep:
-                    changes.append(f"{scale}={raised}")
-                    break
-            advice = "; ".join(changes) or "grid_size to a larger one"
             raise InfeasibleMaskError(
                 f"ReferenceMultiBlockMask on the grid {self.grid_size}: a {role} block can be "
                 f"{h} x {w} = {area} patches, and only blocks of more than "
                 f"min_keep={self.min_keep} are accepted, so the published sampler would never end. "
-                f"Change one of: {advice}"
+                f"Change one of: {'; '.join(self._changes(role, area))}"
             )
+
+    def _changes(self, role: str, area: int) -> list[str]:
+        """Single changes of an argument, each enough for blocks of this role."""
+
+        def enough(sizes: ReferenceSizes) -> bool:
+            return sizes.smallest(role)[0] > self.min_keep
+
+        changes = [f"min_keep={area - 1}"] if area > 0 else []
+        if self.clip_below_grid and enough(replace(self._sizes, clip_below_grid=False)):
+            changes.append("clip_below_grid=False")
+        # Blocks grow with their scale, so the scales that will do are an interval.
+        percent = bisect_left(range(100), True, key=lambda p: enough(self._sizes.raised(role, p)))
+        larger = self._sizes.raised(role, percent)
+        if enough(larger):
+            changes.append(f"{role}_scale={getattr(larger, f'{role}_scale')}")
+        return changes or ["grid_size to a larger one"]
 
     # Sampling
 

@@ -1,7 +1,7 @@
 """Block sizes of the published I-JEPA sampler, with its quirks."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -53,22 +53,26 @@ class ReferenceSizes:
             return h.clamp_max(height - 1), w.clamp_max(width - 1)
         return h.clamp(1, height), w.clamp(1, width)
 
-    # The smallest blocks, as (area, height, width). They are looked for among 2^16 draws: what is
-    # rarer than that and missed here does no harm, since no loop waits for it.
+    def smallest(self, role: str) -> tuple[int, int, int]:
+        """Area, height and width of the smallest "target" or "context" block that can be drawn.
 
-    def smallest_target(self) -> tuple[int, int, int]:
-        """Of the sizes that a target can have."""
-        if self.tied_aspect:
-            u = torch.arange(2**16) / 2**16
-            return _smallest(*self.targets(torch.stack([u, u], dim=1)))
-        side = torch.linspace(0, 1, 2**8)
-        return _smallest(*self.targets(torch.cartesian_prod(side, side)))
+        It is looked for among 2^16 draws: what is rarer than that and missed here does no harm,
+        since no loop waits for it.
+        """
+        if role == "context":
+            h, w = self.contexts(torch.arange(2**16) / 2**16)
+        elif self.tied_aspect:
+            h, w = self.targets((torch.arange(2**16) / 2**16)[:, None].expand(-1, 2))
+        else:
+            side = torch.linspace(0, 1, 2**8)
+            h, w = self.targets(torch.cartesian_prod(side, side))
+        at = int((h * w).argmin())
+        return int(h[at] * w[at]), int(h[at]), int(w[at])
 
-    def smallest_context(self) -> tuple[int, int, int]:
-        """Of the sizes that the context block can have."""
-        return _smallest(*self.contexts(torch.arange(2**16) / 2**16))
-
-
-def _smallest(h: Tensor, w: Tensor) -> tuple[int, int, int]:
-    at = int((h * w).argmin())
-    return int(h[at] * w[at]), int(h[at]), int(w[at])
+    def raised(self, role: str, percent: int) -> "ReferenceSizes":
+        """With both ends of the role's scale raised to `percent` where they lie below."""
+        ends = self.context_scale if role == "context" else self.target_scale
+        low, high = (max(end, percent / 100) for end in ends)
+        if role == "context":
+            return replace(self, context_scale=(low, high))
+        return replace(self, target_scale=(low, high))
