@@ -1,6 +1,7 @@
 """The pictures of the pages, drawn by the library itself, once for light and once for dark."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -17,8 +18,9 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
-from jepakit import MultiBlockMask, RandomMask, TokenSet, schedules
+from jepakit import MultiBlockMask, RandomMask, TokenSet, plots, schedules
 from jepakit.diagnostics import effective_rank
+from jepakit.masking import MaskAudit, ReferenceMultiBlockMask, audit
 
 
 def masks(theme: Theme) -> Figure:
@@ -79,6 +81,47 @@ def frequencies(theme: Theme) -> Figure:
     bar.set_label("share of samples", fontsize=8.5)
     bar.ax.tick_params(labelsize=8, length=0)
     bar.outline.set_visible(False)
+    return figure
+
+
+@cache
+def audited(sampler: MultiBlockMask | ReferenceMultiBlockMask) -> MaskAudit:
+    return audit(sampler, generator=torch.Generator().manual_seed(0))
+
+
+def audits(theme: Theme) -> Figure:
+    return plots.mask_audit(
+        {
+            "ReferenceMultiBlockMask": audited(ReferenceMultiBlockMask((14, 14))),
+            "MultiBlockMask": audited(MultiBlockMask((14, 14))),
+        }
+    )
+
+
+def quirks(theme: Theme) -> Figure:
+    published = ReferenceMultiBlockMask((14, 14))
+    off = ("prefix_truncation", "skip_last", "clip_below_grid")
+    others = ("tied_aspect", "floor_area", "square_context", "relax_when_stuck")
+    samplers = {"as published": published}
+    samplers |= {f"{name}\noff": replace(published, **{name: False}) for name in off}
+    samplers["every quirk\noff"] = replace(published, **dict.fromkeys(off + others, False))
+    figure, axes = plt.subplots(1, 5, figsize=(8.4, 2.3))
+    ramp = LinearSegmentedColormap.from_list("ramp", [theme.hidden, theme.context])
+    ramp = ramp.with_extremes(under=theme.target)
+    for ax, (name, sampler) in zip(axes, samplers.items(), strict=True):
+        share = audited(sampler).context_frequency.view(14, 14)
+        shown = ax.imshow(share.numpy(), cmap=ramp, vmin=1e-9, vmax=0.9)
+        ax.set_title(name, fontsize=8.5)
+        ax.set_xticks([])
+        ax.set_yticks([])
+        for spine in ax.spines.values():
+            spine.set_visible(False)
+    bar = figure.colorbar(shown, ax=list(axes), fraction=0.02, pad=0.02)
+    bar.set_label("share of samples", fontsize=8.5)
+    bar.ax.tick_params(labelsize=8, length=0)
+    bar.ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    bar.outline.set_visible(False)
+    legend(figure, [(theme.target, "never")], theme)
     return figure
 
 
@@ -229,6 +272,8 @@ PICTURES: dict[str, Callable[[Theme], Figure]] = {
     "token-set": token_set,
     "masks": masks,
     "frequencies": frequencies,
+    "audits": audits,
+    "quirks": quirks,
     "schedules": schedule_curves,
     "ranks": ranks,
     **gallery_pictures.PICTURES,

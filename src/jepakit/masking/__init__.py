@@ -1,5 +1,6 @@
 """Mask samplers with a guaranteed context, and their place in a `DataLoader`."""
 
+from jepakit.masking.audit import audit, masks_from_indices
 from jepakit.masking.block import BlockMask
 from jepakit.masking.causal import CausalMask
 from jepakit.masking.collate import Indexed, IndexedDataset, MaskCollator
@@ -10,6 +11,8 @@ from jepakit.masking.mixture import MixtureMask
 from jepakit.masking.multiblock import MultiBlockMask
 from jepakit.masking.nested import NestedMultiBlockMask
 from jepakit.masking.random import RandomMask
+from jepakit.masking.reference import ReferenceMultiBlockMask
+from jepakit.masking.report import MaskAudit, Spread
 from jepakit.masking.sampler import MaskSampler
 from jepakit.masking.tube import TubeMask
 
@@ -21,11 +24,16 @@ __all__ = [
     "IndexedDataset",
     "InfeasibleMaskError",
     "InverseBlockMask",
+    "MaskAudit",
     "MaskCollator",
     "MaskSampler",
     "MixtureMask",
     "MultiBlockMask",
     "NestedMultiBlockMask",
     "RandomMask",
+    "ReferenceMultiBlockMask",
+    "Spread",
     "TubeMask",
+    "audit",
+    "masks_from_indices",
 ]

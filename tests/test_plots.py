@@ -1,0 +1,62 @@
+"""Pictures of audits: what they show is what was found."""
+
+import pytest
+import torch
+
+from jepakit import MultiBlockMask, RandomMask
+from jepakit.masking import ReferenceMultiBlockMask, audit
+
+matplotlib = pytest.importorskip("matplotlib")
+matplotlib.use("agg")
+
+from matplotlib import pyplot as plt  # noqa: E402
+
+from jepakit import plots  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _close():
+    yield
+    plt.close("all")
+
+
+def small(sampler):
+    return audit(sampler, batches=4, batch_size=8, generator=torch.Generator().manual_seed(0))
+
+
+def test_mask_audit_shows_the_frequencies():
+    audits = {"a": small(ReferenceMultiBlockMask((12, 12))), "b": small(MultiBlockMask((12, 12)))}
+    figure = plots.mask_audit(audits)
+    panels = [ax for ax in figure.axes if ax.images]
+    for ax, role in zip(panels[:4], ["context"] * 2 + ["target"] * 2, strict=True):
+        found = audits[ax.get_title() or "ab"[panels.index(ax) % 2]]
+        shown = torch.as_tensor(ax.images[0].get_array().filled(float("nan")))
+        torch.testing.assert_close(shown, getattr(found, f"{role}_frequency").view(12, 12))
+    assert [ax.get_title() for ax in panels[:2]] == ["a", "b"]
+    # One scale a row, so that colours can be compared.
+    assert panels[0].images[0].get_clim() == panels[1].images[0].get_clim()
+    assert "context" in panels[2].get_xlabel() and "tokens trimmed" in panels[2].get_xlabel()
+
+
+def test_mask_audit_marks_what_never_has_a_role():
+    never = matplotlib.colors.to_rgba("#D55E00")
+    for sampler, some in ((ReferenceMultiBlockMask((12, 12)), True), (RandomMask((3, 3)), False)):
+        figure = plots.mask_audit(small(sampler))
+        image = figure.axes[0].images[0]
+        zero = torch.as_tensor(image.get_array().filled(1.0)) == 0
+        coloured = torch.as_tensor(image.to_rgba(image.get_array()))
+        marked = (coloured - torch.tensor(never, dtype=coloured.dtype)).abs().sum(dim=-1) < 1e-6
+        assert torch.equal(marked, zero) and bool(zero.any()) is some
+        assert bool(figure.legends) is some
+
+
+@pytest.mark.parametrize(("grid", "shape"), [((7,), (1, 7)), ((3, 4, 5), (4, 17))])
+def test_mask_audit_on_other_grids(grid, shape):
+    figure = plots.mask_audit({"one": small(RandomMask(grid, target_ratio=0.5))})
+    assert figure.axes[0].images[0].get_array().shape == shape
+    figure.canvas.draw()
+
+
+def test_mask_audit_of_nothing():
+    with pytest.raises(ValueError, match=r"^audit=\{\}: must hold at least one audit$"):
+        plots.mask_audit({})
