@@ -49,7 +49,7 @@ def test_what_is_hard_is_among_them():
         lambda tokens: {0, 4} <= set(tokens.counts().tolist()),
     ):
         drawn = token_sets(grid_size=(2, 2), num_axes=1)
-        tokens = hypothesis.find(drawn, condition, settings=settings(database=None))
+        tokens = hypothesis.find(drawn, condition, settings=settings(database=None, max_examples=1000))
         assert condition(tokens)
 
 
@@ -70,7 +70,8 @@ def test_every_sampler_has_its_strategy():
         if isinstance(thing := getattr(jepakit.masking, name), type)
         and issubclass(thing, UniformSampler)
     }
-    assert found == set(KINDS)
+    # The published sampler breaks law 1 on purpose.
+    assert found - {"ReferenceMultiBlockMask"} == set(KINDS)
     with pytest.raises(ValueError, match="kind='Multi': must be one of 'MultiBlockMask'"):
         samplers("Multi")
 
