@@ -49,7 +49,8 @@ def test_what_is_hard_is_among_them():
         lambda tokens: {0, 4} <= set(tokens.counts().tolist()),
     ):
         drawn = token_sets(grid_size=(2, 2), num_axes=1)
-        tokens = hypothesis.find(drawn, condition, settings=settings(database=None, max_examples=1000))
+        long = settings(database=None, max_examples=1000)
+        tokens = hypothesis.find(drawn, condition, settings=long)
         assert condition(tokens)
 
 
