@@ -1,0 +1,55 @@
+"""Sampling for an accelerator reads nothing back: it works on the meta device, which holds nothing.
+
+There `int(tensor)`, `if tensor` and `nonzero` raise, so a sampler that waited for its device to
+answer would fail here.
+"""
+
+import pytest
+import torch
+from torch.utils import _pytree as pytree
+
+from jepakit import MultiBlockMask, RandomMask
+from jepakit.masking import (
+    BlockMask,
+    CausalMask,
+    ComplementMask,
+    InverseBlockMask,
+    MixtureMask,
+    NestedMultiBlockMask,
+    TubeMask,
+)
+
+SMALL = {"target_scale": (0.05, 0.1), "allow_target_overlap": False}
+SAMPLERS = [
+    MultiBlockMask((8, 9), context_length=5),
+    MultiBlockMask((8, 9), context_length=5, block_size="sample"),
+    MultiBlockMask((8, 9), context_length=5, block_size="sample", **SMALL),
+    MultiBlockMask((4, 6, 6), context_length=5, temporal_scale=(0.5, 1.0), block_size="sample"),
+    MultiBlockMask((40,), context_length=5),
+    RandomMask((8, 9)),
+    RandomMask((8, 9), context_length=5),
+    BlockMask((8, 9)),
+    InverseBlockMask((8, 9)),
+    TubeMask(2, MultiBlockMask((8, 9), context_length=5, block_size="sample")),
+    ComplementMask(MultiBlockMask((8, 9), context_length=5)),
+    MixtureMask((RandomMask((8, 9)), MultiBlockMask((8, 9), context_length=5))),
+    CausalMask((12, 3), block_size="sample"),
+    NestedMultiBlockMask((16, 20), context_length=3),
+    NestedMultiBlockMask((17, 21), context_length=3, block_size="sample"),
+]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=repr)
+def test_nothing_is_read_back(sampler):
+    """Law 2, on every device: with an int length (or none to choose) shapes are known before."""
+    here = sampler(6, generator=torch.Generator().manual_seed(0))
+    there = sampler(6, generator=torch.Generator().manual_seed(0), device="meta")
+    for one, other in zip(pytree.tree_leaves(here), pytree.tree_leaves(there), strict=True):
+        assert other.device.type == "meta"
+        assert other.shape == one.shape and other.dtype == one.dtype
+
+
+def test_the_meta_device_tells():
+    """The check can fail: padding to the longest of the batch has to know how long that is."""
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        MultiBlockMask((8, 9), block_size="sample")(6, device="meta")
