@@ -386,16 +386,18 @@ def test_all_off_agrees_with_multiblockmask(grid, arguments):
 @pytest.mark.parametrize("grid", [(14, 14), (9, 12), (5, 31)])
 def test_all_off_has_the_sizes_of_multiblockmask(grid):
     sizes = ReferenceMultiBlockMask(grid, min_keep=0, **ALL_OFF)._sizes
-    uniforms = torch.rand(20_000, 2, generator=generator())
-    h, w = sizes.targets(uniforms)
-    expected = draw_sizes(grid, (0.15, 0.2), (0.75, 1.5), uniforms, largest=math.prod(grid))
+    uniforms = torch.rand(20_000, 3, generator=generator())
+    h, w = sizes.targets(uniforms[:, :2])
+    expected = draw_sizes(
+        grid, (0.15, 0.2), (0.75, 1.5), (1.0, 1.0), uniforms, largest_plane=math.prod(grid)
+    )
     # Up to the last bit of a root, here and there.
-    assert float(((h != expected[0]) | (w != expected[1])).double().mean()) < 1e-3
+    assert float((torch.stack([h, w], dim=1) != expected).any(dim=1).double().mean()) < 1e-3
     h, w = sizes.contexts(uniforms[:, 0])
-    scaled = ScaledSizes.from_range(grid, (0.85, 1.0), smallest=0)
+    scaled = ScaledSizes.from_range(grid, (0.85, 1.0), frames=1, smallest=0)
     chances = dict(
         zip(
-            zip(scaled.heights.tolist(), scaled.widths.tolist(), strict=True),
+            map(tuple, scaled.sizes.tolist()),
             scaled.cumulative.diff(prepend=torch.zeros(1)).tolist(),
             strict=True,
         )

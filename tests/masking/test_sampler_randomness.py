@@ -152,7 +152,7 @@ def test_frozen(sampler):
 
 @pytest.mark.no_hook
 def test_generators_of_a_device_are_refused():
-    class OfACard:
+    class OfACard(torch.Generator):
         device = torch.device("cuda:0")
 
     text = (
