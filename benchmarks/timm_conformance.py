@@ -74,13 +74,18 @@ class Row:
 
 def plain_backbone(name: str) -> nn.Module:
     """A model with two blocks and a grid of 4 x 5 patches."""
+    changes: dict[str, Any] = {"num_classes": 0, "depth": 2}
     with torch.device("meta"):
-        shallow = timm.create_model(name, num_classes=0, depth=2)
-    if hasattr(shallow, "embeds"):
-        return timm.create_model(name, num_classes=0, depth=2, pos_embed_grid_size=GRID)
-    patch = shallow.patch_embed.feat_ratio(as_scalar=False)
-    size = (GRID[0] * patch[0], GRID[1] * patch[1])
-    return timm.create_model(name, num_classes=0, depth=2, img_size=size)
+        model = timm.create_model(name, num_classes=0)
+    if hasattr(model, "embeds"):
+        return timm.create_model(name, pos_embed_grid_size=GRID, **changes)
+    patch = model.patch_embed.feat_ratio(as_scalar=False)
+    changes["img_size"] = (GRID[0] * patch[0], GRID[1] * patch[1])
+    try:
+        return timm.create_model(name, **changes)
+    except AssertionError:  # heads of keys are listed block by block: one block of each kind
+        heads = [block.attn.num_kv_heads for block in model.blocks]
+        return timm.create_model(name, num_kv_heads=(heads[0], heads[len(heads) // 2]), **changes)
 
 
 def move(model: nn.Module) -> None:

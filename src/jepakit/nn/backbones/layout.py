@@ -63,11 +63,12 @@ def layout_of(model: Any) -> Layout | str:
 
 
 def _read(model: Any, size: tuple[int, int], patches: Tensor, out: Tensor) -> Layout | str:
-    patch_order = _order(patches, size, None)
+    built = getattr(model.patch_embed, "grid_size", None)
+    patch_order = _order(patches, size, None, built)
     if patch_order is None:
         return f"patches in a known order, not {tuple(patches.shape)} for {size} pixels"
     if patch_order == "NLC":
-        grid = getattr(model.patch_embed, "grid_size", None) or _square(patches.shape[1], size)
+        grid = built or _square(patches.shape[1], size)
         if grid is None or grid[0] * grid[1] != patches.shape[1]:
             return f"a grid for the {patches.shape[1]} patches of patch_embed"
         patch_grid = (int(grid[0]), int(grid[1]))
@@ -75,7 +76,7 @@ def _read(model: Any, size: tuple[int, int], patches: Tensor, out: Tensor) -> La
         patch_grid = _sides(patches, patch_order)
     dim = patches.shape[1 if patch_order == "NCHW" else -1]
 
-    order = _order(out, size, model.num_features)
+    order = _order(out, size, model.num_features, None)
     if order is None:
         return f"features in a known order, not {tuple(out.shape)} for {size} pixels"
     prefix = 0
@@ -111,6 +112,9 @@ def flat_tokens(model: Any, out: Float[Tensor, "b ..."], order: Order) -> Float[
 
 def _image_size(model: Any) -> tuple[int, int] | None:
     size = getattr(model.patch_embed, "img_size", None)
+    if size is None and hasattr(model, "tokens_spatial_shape"):  # Hiera
+        cells = zip(model.tokens_spatial_shape, model.patch_stride, strict=True)
+        size = tuple(count * stride for count, stride in cells)
     if size is None:
         configured = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
         size = configured[1:] if configured else None
@@ -123,14 +127,20 @@ def _channels(model: Any) -> int:
     return cast(int, getattr(model, "in_chans", 3))
 
 
-def _order(x: Tensor, size: tuple[int, int], dim: int | None) -> Order | None:
-    """Which axes are space: those in the image's proportions, the last being the known width."""
+def _order(
+    x: Tensor, size: tuple[int, int], dim: int | None, grid: tuple[int, int] | None
+) -> Order | None:
+    """Which axes are space: those in the image's proportions, of the width or grid if known."""
     if x.dim() == 3:
         return "NLC" if dim is None or x.shape[-1] == dim else None
     if x.dim() != 4:
         return None
-    last = x.shape[1] * size[1] == x.shape[2] * size[0] and dim in (None, x.shape[3])
-    first = x.shape[2] * size[1] == x.shape[3] * size[0] and dim in (None, x.shape[1])
+
+    def fits(sides: torch.Size, width: int) -> bool:
+        in_proportion = sides[0] * size[1] == sides[1] * size[0]
+        return in_proportion and dim in (None, width) and grid in (None, tuple(sides))
+
+    last, first = fits(x.shape[1:3], x.shape[3]), fits(x.shape[2:4], x.shape[1])
     if last == first:
         return None
     return "NHWC" if last else "NCHW"
