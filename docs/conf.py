@@ -28,7 +28,8 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
 ]
-exclude_patterns = ["_build", "_pictures"]
+# The table is included by the page of its name.
+exclude_patterns = ["_build", "_pictures", "timm_models_table.md"]
 default_role = "py:obj"  # `name` in a docstring links where it can and is code where it cannot
 
 myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]

@@ -28,7 +28,7 @@ from jepakit.masking import (
     MultiBlockMask,
     RandomMask,
 )
-from jepakit.nn import MaskedPredictor, MaskedViT
+from jepakit.nn import MaskedPredictor, MaskedViT, UnsupportedBackboneError
 from jepakit.schedules import constant, cosine, linear, warmup_cosine
 from jepakit.teacher import EMATeacher
 from jepakit.tokens import Masks, TokenSet, put_tokens, take_tokens
@@ -44,6 +44,7 @@ __all__ = [
     "MultiBlockMask",
     "RandomMask",
     "TokenSet",
+    "UnsupportedBackboneError",
     "constant",
     "cosine",
     "effective_rank",

@@ -109,3 +109,25 @@ def test_unknown_pool(cached, images_for) -> None:
     encoder = cached("vit_cls")
     with pytest.raises(ValueError, match=r"pool='max': must be one of 'mean', 'cls'"):
         encoder.extract_features(images_for(encoder, 1), pool="max")
+
+
+@pytest.mark.parametrize("kind", ["siglip", "siglip_reg4", "naflex_map_reg1", "naflex_siglip"])
+def test_map_features_are_the_backbones_pooling(kind, cached, images_for, assert_close) -> None:
+    encoder = cached(kind)
+    images, backbone = images_for(encoder, 2), encoder.backbone
+    with torch.no_grad():
+        head = backbone.forward_head(backbone.forward_features(images), pre_logits=True)
+        assert_close(encoder.extract_features(images, pool="map"), head)
+
+
+def test_map_needs_attention_pooling(cached, images_for) -> None:
+    encoder = cached("vit_cls")
+    with pytest.raises(ValueError, match=r"pool='map': this backbone has no attention pooling"):
+        encoder.extract_features(images_for(encoder, 1), pool="map")
+
+
+def test_unpooled_features_are_the_tokens(few_kind, cached, images_for) -> None:
+    encoder = cached(few_kind)
+    images = images_for(encoder, 2)
+    with torch.no_grad():
+        assert torch.equal(encoder.extract_features(images, pool=None), encoder(images))
