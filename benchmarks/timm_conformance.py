@@ -24,7 +24,7 @@ import gc
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -321,14 +321,18 @@ def table(rows: list[Row]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--only", default="*", help="a pattern of names")
-    parser.add_argument("--plain", action="store_true", help="plain vision transformers alone")
+    parser.add_argument(
+        "--which", choices=["all", "plain", "others"], default="all", help="of timm's classes"
+    )
     parser.add_argument("--write", type=Path, help="write the table to this file")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
 
     rows: list[Row] = []
-    jobs = [(name, conform) for name in plain_names()]
-    if not arguments.plain:
+    jobs: list[tuple[str, Callable[[str], Row]]] = []
+    if arguments.which != "others":
+        jobs += [(name, conform) for name in plain_names()]
+    if arguments.which != "plain":
         jobs += [(name, conform_other) for name in representatives()]
     for name, check in jobs:
         if not fnmatch.fnmatch(name, arguments.only):
