@@ -238,7 +238,9 @@ def test_files_that_are_none(parts, tmp_path) -> None:
     with pytest.raises(TypeError, match=r"file.pth': must hold a dict of names, got list"):
         load_ijepa(path, encoder=parts["encoder"])
     torch.save(parts["encoder"].backbone.state_dict(), path)
-    with pytest.raises(ValueError, match=r"must hold 'encoder', but has .*backbone.load_state_dict"):
+    with pytest.raises(
+        ValueError, match=r"must hold 'encoder', but has .*backbone.load_state_dict"
+    ):
         load_ijepa(path, encoder=parts["encoder"])
 
 
