@@ -5,7 +5,7 @@ few minutes on a CPU. Then it compares the trained teacher with the untrained en
 pixels, and writes pictures and a plain timm checkpoint to `--out`.
 
     python examples/ijepa.py
-    python examples/ijepa.py --recipe paper --seed 1 --out paper-1
+    python examples/ijepa.py --recipe code --seed 1 --out code-1
     python examples/ijepa.py --data cifar10 --device cuda --amp --compile --epochs 100
     python examples/ijepa.py --data path/to/imagefolder --image-size 128 --patch-size 8
 

@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from jepakit.nn import MaskedViT
 from jepakit.tokens import TokenSet
@@ -50,11 +51,44 @@ BACKBONES: dict[str, tuple[str, dict[str, Any]]] = {
     "dinov3_plus": ("vit_small_plus_patch16_dinov3", {"img_size": (48, 80)}),
     "pe_core": ("vit_pe_core_tiny_patch16_384", {"img_size": 48}),
     "pe_spatial": ("vit_pe_spatial_tiny_patch16_512", {"img_size": 48}),
+    "beit": ("beit_base_patch16_224", {"img_size": 64}),
+    "beit_v2": ("beitv2_base_patch16_224", {"img_size": (48, 80)}),
+    "beit_shared": (
+        "beit_base_patch16_224",
+        {"img_size": 64, "use_rel_pos_bias": False, "use_shared_rel_pos_bias": True},
+    ),
+    "beit_absolute": (
+        "beit_base_patch16_224",
+        {"img_size": 48, "use_rel_pos_bias": False, "use_abs_pos_emb": True},
+    ),
+    # timm's MLP of relative positions has a dropout of its own; a table of biases has none.
+    "relpos": ("vit_relpos_small_patch16_224", {"img_size": (48, 64), "rel_pos_type": "bias"}),
+    "relpos_cls": ("vit_relpos_base_patch16_cls_224", {"img_size": 64}),
+    "relpos_clsgap": ("vit_relpos_base_patch16_clsgap_224", {"img_size": 48}),
+    "relpos_mlp": ("vit_relpos_base_patch32_plus_rpn_256", {"img_size": (96, 128)}),
+    "relpos_shared": ("vit_srelpos_small_patch16_224", {"img_size": 64, "rel_pos_type": "bias"}),
+    "relpos_shared_mlp": ("vit_srelpos_medium_patch16_224", {"img_size": 48}),
+    "naflex": ("naflexvit_base_patch16_gap", {"pos_embed_grid_size": (3, 4)}),
+    "naflex_factorised": ("naflexvit_base_patch16_parfac_gap", {"pos_embed_grid_size": (4, 4)}),
+    "naflex_map_reg1": ("naflexvit_so150m2_patch16_reg1_map", {"pos_embed_grid_size": (4, 5)}),
+    "naflex_siglip": ("naflexvit_base_patch16_siglip", {"pos_embed_grid_size": (4, 4)}),
+    "naflex_radio": ("naflexvit_base_patch16_radio_v3", {"pos_embed_grid_size": (3, 3)}),
     # A convolutional stem sees beyond its patch, so these keep law 3 but not law 4.
     "hybrid_resnet": ("vit_tiny_r_s16_p8_224", {"img_size": 64}),
 }
-# What tests that build many copies use: class token, registers without one, rotary, mixed rotary.
-FEW = ("vit_cls", "gap_no_cls", "dinov2_reg4", "dinov3", "rope_mixed")
+# What tests that build many copies use: class token, registers without one, rotary, mixed rotary,
+# relative bias of each block and of all, and the embedding of a module of its own.
+FEW = (
+    "vit_cls",
+    "gap_no_cls",
+    "dinov2_reg4",
+    "dinov3",
+    "rope_mixed",
+    "beit",
+    "relpos",
+    "relpos_shared",
+    "naflex",
+)
 
 
 def scramble(module: nn.Module) -> None:
@@ -66,17 +100,21 @@ def scramble(module: nn.Module) -> None:
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             scale = 0.5 if "pos_embed" in name or "token" in name else 0.1
+            if "rel_pos.mlp" in name:
+                scale = 0.01  # or its biases leave every query one key
             parameter.add_(torch.randn_like(parameter), alpha=scale)
             if "gamma" in name:
                 parameter.add_(1.0)
+            if "relative_position_bias_table" in name:  # zero at first
+                parameter.add_(torch.randn_like(parameter))
 
 
-def _encoder(kind: str, **changes: Any) -> MaskedViT:
+def _encoder(kind: str, wrapped: bool = True, **changes: Any) -> MaskedViT:
     torch.manual_seed(len(kind))
     name, arguments = BACKBONES[kind]
     backbone = timm.create_model(name, **(TINY | arguments | changes)).eval()
     scramble(backbone)
-    return MaskedViT(backbone)
+    return MaskedViT(backbone) if wrapped else backbone
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -90,7 +128,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="session")
 def build() -> Callable[..., MaskedViT]:
-    """A function `(kind, **changes)` to a new scrambled encoder in eval mode."""
+    """A function `(kind, wrapped=True, **changes)` to a new scrambled encoder in eval mode."""
     return _encoder
 
 
@@ -105,10 +143,50 @@ def images_for() -> Callable[..., torch.Tensor]:
     """A function `(encoder, batch)` to random images of the size that the encoder was built for."""
 
     def images(encoder: MaskedViT, batch: int) -> torch.Tensor:
-        model = encoder.backbone
-        return torch.randn(batch, model.in_chans, *model.patch_embed.img_size)
+        sides = zip(encoder.grid_size, _patch_size(encoder), strict=True)
+        return torch.randn(batch, encoder.backbone.in_chans, *(cells * p for cells, p in sides))
 
     return images
+
+
+def _patch_size(encoder: MaskedViT) -> tuple[int, int]:
+    model = encoder.backbone
+    embed = model.embeds if hasattr(model, "embeds") else model.patch_embed
+    return tuple(embed.feat_ratio(as_scalar=False))
+
+
+@pytest.fixture(scope="session")
+def patch_pixels() -> Callable[..., torch.Tensor]:
+    """A function `(encoder, mask)`: True on the pixels of the patches that a flat mask marks."""
+
+    def pixels(encoder: MaskedViT, mask: torch.Tensor) -> torch.Tensor:
+        height, width = _patch_size(encoder)
+        field = mask.view(-1, 1, *encoder.grid_size)
+        return field.repeat_interleave(height, dim=2).repeat_interleave(width, dim=3)
+
+    return pixels
+
+
+@pytest.fixture
+def hide_keys(monkeypatch) -> Callable[[torch.Tensor], None]:
+    """A function `(seen)`: from now on every attention over `seen.shape[1]` keys masks the rest.
+
+    It works on torch's function, below all of timm and jepakit, so that what it shows is no
+    property of theirs.
+    """
+    original = F.scaled_dot_product_attention
+
+    def hide(seen: torch.Tensor) -> None:
+        def masked(q, k, v, attn_mask=None, **options):
+            assert k.shape[-2] == seen.shape[1]
+            bias = torch.zeros(len(seen), 1, 1, seen.shape[1])
+            bias = bias.masked_fill(~seen[:, None, None, :], -torch.inf)
+            bias = bias if attn_mask is None else bias + attn_mask
+            return original(q, k, v, attn_mask=bias, **options)
+
+        monkeypatch.setattr(F, "scaled_dot_product_attention", masked)
+
+    return hide
 
 
 @pytest.fixture(scope="session")

@@ -77,9 +77,8 @@ def test_padding_gives_and_gets_no_gradient(
         assert_close(ours, expected, 1e-4 if dtype == torch.float32 else 1e-6)
     # Hidden pixels get none.
     rows, columns = encoder.grid_size
-    height, width = encoder.backbone.patch_embed.patch_size
-    blocks = together[0].view(4, 3, rows, height, columns, width).abs().sum(dim=(1, 3, 5))
-    assert torch.equal(blocks.flatten(1) > 0, tokens.to_mask())
+    blocks = together[0].unflatten(3, (columns, -1)).unflatten(2, (rows, -1)).abs()
+    assert torch.equal(blocks.sum(dim=(1, 3, 5)).flatten(1) > 0, tokens.to_mask())
 
 
 @pytest.mark.parametrize("fused", [True, False])

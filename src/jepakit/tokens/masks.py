@@ -102,6 +102,15 @@ def _unflatten(children: Any, _: None) -> Masks:
     return masks
 
 
+def _flatten_with_keys(masks: Masks) -> tuple[list[tuple[Any, Any]], None]:
+    keys = [pytree.GetAttrKey("context"), pytree.GetAttrKey("targets")]
+    return list(zip(keys, [masks.context, masks.targets], strict=True)), None
+
+
 pytree.register_pytree_node(
-    Masks, _flatten, _unflatten, serialized_type_name="jepakit.tokens.Masks"
+    Masks,
+    _flatten,
+    _unflatten,
+    serialized_type_name="jepakit.tokens.Masks",
+    flatten_with_keys_fn=_flatten_with_keys,
 )

@@ -262,6 +262,19 @@ def _unflatten(leaves: Any, static: Any) -> TokenSet:
     return tokens
 
 
+def _flatten_with_keys(tokens: TokenSet) -> tuple[list[tuple[Any, Any]], Any]:
+    leaves, static = _flatten(tokens)
+    keys = [pytree.GetAttrKey("idx"), pytree.GetAttrKey("valid")]
+    return list(zip(keys, leaves, strict=True)), static
+
+
+# The last three are what `torch.export` needs; JSON would make a list of the grid's size.
 pytree.register_pytree_node(
-    TokenSet, _flatten, _unflatten, serialized_type_name="jepakit.tokens.TokenSet"
+    TokenSet,
+    _flatten,
+    _unflatten,
+    serialized_type_name="jepakit.tokens.TokenSet",
+    flatten_with_keys_fn=_flatten_with_keys,
+    to_dumpable_context=lambda static: [list(static[0]), static[1]],
+    from_dumpable_context=lambda dumped: (tuple(dumped[0]), dumped[1]),
 )

@@ -1,0 +1,177 @@
+"""How a model lays out its patches and its features, found by running it once."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+__all__: list[str] = []
+
+Order = Literal["NLC", "NHWC", "NCHW"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Sizes and orders of what `patch_embed` and `forward_features` put out."""
+
+    image_size: tuple[int, int]
+    patch_grid: tuple[int, int]
+    patch_dim: int
+    patches: Order
+    grid: tuple[int, int]
+    features: Order
+    num_prefix_tokens: int
+
+    @property
+    def stride(self) -> tuple[int, int]:
+        """Pixels from one feature to the next."""
+        (h, w), (rows, columns) = self.image_size, self.grid
+        return h // rows, w // columns
+
+    @property
+    def cells(self) -> tuple[int, int]:
+        """Patches under one feature, along each axis."""
+        (h, w), (rows, columns) = self.patch_grid, self.grid
+        return h // rows, w // columns
+
+
+def layout_of(model: Any) -> Layout | str:
+    """The layout, or what is missing for one."""
+    size = _image_size(model)
+    if size is None:
+        return "an image size (patch_embed.img_size or pretrained_cfg['input_size'])"
+    seen: list[Any] = []
+    hook = model.patch_embed.register_forward_hook(lambda *call: seen.append(call[2]))
+    try:
+        with _in_eval(model), torch.no_grad():
+            like = next(model.parameters())
+            out = model.forward_features(like.new_zeros(1, _channels(model), *size))
+    except Exception as error:
+        return f"a forward_features that runs on images of {size} pixels ({error})"
+    finally:
+        hook.remove()
+    patches = seen[0][0] if seen and isinstance(seen[0], tuple) else (seen or [None])[0]
+    if len(seen) != 1 or not isinstance(patches, Tensor):
+        return "a patch_embed that returns one tensor of patches"
+    if not isinstance(out, Tensor):
+        return "a forward_features that returns one tensor"
+    return _read(model, size, patches, out)
+
+
+def _read(model: Any, size: tuple[int, int], patches: Tensor, out: Tensor) -> Layout | str:
+    built = getattr(model.patch_embed, "grid_size", None)
+    patch_order = _order(patches, size, None, built)
+    if patch_order is None:
+        return f"patches in a known order, not {tuple(patches.shape)} for {size} pixels"
+    if patch_order == "NLC":
+        grid = built or _square(patches.shape[1], size)
+        if grid is None or grid[0] * grid[1] != patches.shape[1]:
+            return f"a grid for the {patches.shape[1]} patches of patch_embed"
+        patch_grid = (int(grid[0]), int(grid[1]))
+    else:
+        patch_grid = _sides(patches, patch_order)
+    dim = patches.shape[1 if patch_order == "NCHW" else -1]
+
+    order = _order(out, size, model.num_features, None)
+    if order is None:
+        return f"features in a known order, not {tuple(out.shape)} for {size} pixels"
+    prefix = 0
+    if order == "NLC":
+        prefix = getattr(
+            model, "num_prefix_tokens", int(getattr(model, "cls_token", None) is not None)
+        )
+        found = _coarser(patch_grid, out.shape[1] - prefix)
+        if found is None:
+            return f"patch tokens in forward_features, not {tuple(out.shape)}"
+        features_grid = found
+    else:
+        features_grid = _sides(out, order)
+    sides = zip(size, patch_grid, features_grid, strict=True)
+    if any(p % f or s % f for s, p, f in sides):
+        return (
+            f"a last stage whose grid {features_grid} divides that of the patches {patch_grid} "
+            f"and the image {size}"
+        )
+    return Layout(size, patch_grid, dim, patch_order, features_grid, order, prefix)
+
+
+def flat_tokens(model: Any, out: Float[Tensor, "b ..."], order: Order) -> Float[Tensor, "b n d"]:
+    """Features as a row-major list of tokens."""
+    if hasattr(model, "reroll"):
+        # Hiera keeps a stage's tokens in the order of its pooling windows.
+        out = model.reroll(out, len(model.blocks) - 1)
+        return out.flatten(1, 2) if out.dim() == 4 else out
+    if order == "NHWC":
+        return out.flatten(1, 2)
+    return out.flatten(2).transpose(1, 2) if order == "NCHW" else out
+
+
+def _image_size(model: Any) -> tuple[int, int] | None:
+    size = getattr(model.patch_embed, "img_size", None)
+    if size is None and hasattr(model, "tokens_spatial_shape"):  # Hiera
+        cells = zip(model.tokens_spatial_shape, model.patch_stride, strict=True)
+        size = tuple(count * stride for count, stride in cells)
+    if size is None:
+        configured = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
+        size = configured[1:] if configured else None
+    if isinstance(size, int):
+        size = (size, size)
+    return None if size is None else cast(tuple[int, int], tuple(size))
+
+
+def _channels(model: Any) -> int:
+    return cast(int, getattr(model, "in_chans", 3))
+
+
+def _order(
+    x: Tensor, size: tuple[int, int], dim: int | None, grid: tuple[int, int] | None
+) -> Order | None:
+    """Which axes are space: those in the image's proportions, of the width or grid if known."""
+    if x.dim() == 3:
+        return "NLC" if dim is None or x.shape[-1] == dim else None
+    if x.dim() != 4:
+        return None
+
+    def fits(sides: torch.Size, width: int) -> bool:
+        in_proportion = sides[0] * size[1] == sides[1] * size[0]
+        return in_proportion and dim in (None, width) and grid in (None, tuple(sides))
+
+    last, first = fits(x.shape[1:3], x.shape[3]), fits(x.shape[2:4], x.shape[1])
+    if last == first:
+        return None
+    return "NHWC" if last else "NCHW"
+
+
+def _sides(x: Tensor, order: Order) -> tuple[int, int]:
+    return (x.shape[2], x.shape[3]) if order == "NCHW" else (x.shape[1], x.shape[2])
+
+
+def _square(count: int, size: tuple[int, int]) -> tuple[int, int] | None:
+    """The grid of square patches that has `count` of them."""
+    for rows in range(1, count + 1):
+        if count % rows == 0 and rows * size[1] == count // rows * size[0]:
+            return rows, count // rows
+    return None
+
+
+def _coarser(grid: tuple[int, int], count: int) -> tuple[int, int] | None:
+    """The grid with `count` positions that comes from `grid` by pooling square windows."""
+    for cells in range(1, min(grid) + 1):
+        if grid[0] % cells == grid[1] % cells == 0 and grid[0] * grid[1] == count * cells**2:
+            return grid[0] // cells, grid[1] // cells
+    return None
+
+
+@contextmanager
+def _in_eval(model: nn.Module) -> Iterator[None]:
+    training = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in training:
+            module.training = mode

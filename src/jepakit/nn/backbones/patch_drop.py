@@ -1,0 +1,102 @@
+"""Models that drop patches by a module of their own: timm's `VisionTransformer` and `Eva`."""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from jepakit.nn.backbones.backbone import DroppingBackbone, KeepTokens, missing, seen_keys
+from jepakit.nn.backbones.embedding import embedded_grid
+from jepakit.tokens import TokenSet
+
+__all__: list[str] = []
+
+
+class KeepTokensAndTell(KeepTokens):
+    """Keeps tokens and says which: models with rotary positions gather their tables by it."""
+
+    def forward(  # type: ignore[override]  # timm's rotary models expect the pair
+        self, x: Float[Tensor, "b n d"]
+    ) -> tuple[Float[Tensor, "b k d"], Int[Tensor, "b s"] | None]:
+        return super().forward(x), None if self.context is None else self.context.idx
+
+
+class PatchDropBackbone(DroppingBackbone):
+    """Sets the module at `patch_drop`, which timm calls after positions and before the blocks."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        present = model.patch_drop
+        if not (present is None or isinstance(present, nn.Identity | KeepTokens)):
+            raise ValueError(
+                f"backbone.patch_drop={present}: must not drop patches itself; build the backbone "
+                "with patch_drop_rate=0"
+            )
+        self.rotary = hasattr(model, "rope")
+        if not isinstance(present, KeepTokens):
+            kind = KeepTokensAndTell if self.rotary else KeepTokens
+            model.patch_drop = kind(model.num_prefix_tokens)
+
+    @classmethod
+    def lacks(cls, model: Any) -> str | None:
+        name = missing(
+            model, "patch_embed.grid_size", "patch_drop", "blocks", "norm", "num_prefix_tokens"
+        )
+        if name is not None:
+            return name
+        if "attn_mask" not in inspect.signature(model.forward_features).parameters:
+            return "attn_mask in forward_features"
+        return None
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        return cast(tuple[int, int], tuple(self.model.patch_embed.grid_size))
+
+    def grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
+        return embedded_grid(self.model, size)
+
+    @contextmanager
+    def visible(self, context: TokenSet | None) -> Iterator[dict[str, Tensor]]:
+        mask = seen_keys(context, self.model.num_prefix_tokens)
+        with self.model.patch_drop.keeping(context):
+            if mask is None:
+                yield {}
+            elif self.rotary or not (self.model.grad_checkpointing and torch.is_grad_enabled()):
+                yield {"attn_mask": mask}
+            else:
+                with _checkpointed(self.model):
+                    yield {"attn_mask": mask}
+
+
+class _Checkpointed(nn.Module):
+    """A block whose activations are computed again in the backward pass."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(
+        self, x: Float[Tensor, "b n d"], attn_mask: Tensor | None = None, is_causal: bool = False
+    ) -> Float[Tensor, "b n d"]:
+        return cast(
+            Tensor,
+            checkpoint(
+                self.block, x, attn_mask=attn_mask, is_causal=is_causal, use_reentrant=False
+            ),
+        )
+
+
+@contextmanager
+def _checkpointed(model: Any) -> Iterator[None]:
+    """timm's plain transformer leaves gradient checkpointing out where it is given a mask."""
+    blocks = model.blocks
+    model.blocks = nn.Sequential(*(_Checkpointed(block) for block in blocks))
+    try:
+        yield
+    finally:
+        model.blocks = blocks

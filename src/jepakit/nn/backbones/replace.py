@@ -1,0 +1,137 @@
+"""Any model with a `patch_embed`: hidden patches become a mask token behind it, as in SimMIM."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from jepakit.nn.backbones.backbone import Backbone, missing
+from jepakit.nn.backbones.layout import Layout, flat_tokens, layout_of
+from jepakit.tokens import TokenSet, take_tokens
+
+__all__: list[str] = []
+
+
+class MaskToken(nn.Module):
+    """A learnable token that takes the place of every hidden patch's embedding."""
+
+    def __init__(self, dim: int, *, channels_first: bool) -> None:
+        super().__init__()
+        self.mask_token = nn.Parameter(torch.zeros(dim))
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+        self.channels_first = channels_first
+        self.hidden: Bool[Tensor, "b h w"] | None = None
+
+    def after(self, _module: nn.Module, _arguments: tuple[Any, ...], output: Any) -> Any:
+        """The forward hook of a `patch_embed`; some return their grid beside the tokens."""
+        if self.hidden is None:
+            return output
+        if isinstance(output, tuple):
+            return (self(output[0]), *output[1:])
+        return self(output)
+
+    def forward(self, x: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
+        """Replace in `[b n d]`, `[b h w d]` or `[b d h w]`."""
+        hidden, token = cast(Tensor, self.hidden), self.mask_token.to(x.dtype)
+        if x.dim() == 3:
+            return torch.where(hidden.flatten(1)[:, :, None], token, x)
+        if self.channels_first:
+            return torch.where(hidden[:, None], token[:, None, None], x)
+        return torch.where(hidden[..., None], token, x)
+
+    @contextmanager
+    def hiding(self, hidden: Bool[Tensor, "b h w"] | None) -> Iterator[None]:
+        self.hidden = hidden
+        try:
+            yield
+        finally:
+            self.hidden = None
+
+
+class ReplacingBackbone(Backbone):
+    """Runs the whole model, with mask tokens where patches are hidden.
+
+    A token that comes out is a cell of the last stage. A hidden cell hides every patch under it, so
+    that a sampler on `grid_size` keeps to the model's stride.
+    """
+
+    mask_mode = "replace"
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        self.layout = cast(Layout, layout_of(model))
+        self.replacing = MaskToken(
+            self.layout.patch_dim, channels_first=self.layout.patches == "NCHW"
+        )
+        model.patch_embed.register_forward_hook(self.replacing.after)
+
+    @classmethod
+    def lacks(cls, model: Any) -> str | None:
+        name = missing(model, "patch_embed", "forward_features", "num_features")
+        if name is None and not isinstance(model.patch_embed, nn.Module):
+            name = "a patch_embed that is a module"
+        if name is None:
+            layout = layout_of(model)
+            name = layout if isinstance(layout, str) else None
+        return name
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        return self.grid_of(self.layout.image_size)
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        return self.layout.num_prefix_tokens
+
+    @property
+    def num_layers(self) -> int:
+        return len(getattr(self.model, "feature_info", ()))
+
+    def grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
+        stride = self.layout.stride
+        if any(side % step for side, step in zip(size, stride, strict=True)):
+            raise ValueError(
+                f"images of {size[0]} x {size[1]} pixels: sides must be multiples of the "
+                f"backbone's stride {stride}"
+            )
+        return size[0] // stride[0], size[1] // stride[1]
+
+    def tokens(
+        self, images: Float[Tensor, "b c h w"], context: TokenSet | None
+    ) -> Float[Tensor, "b n d"]:
+        with self.replacing.hiding(self._hidden(context)):
+            out = flat_tokens(self.model, self.model.forward_features(images), self.layout.features)
+        if context is None:
+            return out
+        prefix = self.num_prefix_tokens
+        return torch.cat([out[:, :prefix], take_tokens(out[:, prefix:], context)], dim=1)
+
+    def intermediates(
+        self, images: Float[Tensor, "b c h w"], layers: Sequence[int], context: TokenSet | None
+    ) -> list[Float[Tensor, "b n d"]]:
+        with self.replacing.hiding(self._hidden(context)):
+            maps = self.model.forward_intermediates(
+                images, indices=list(layers), intermediates_only=True, output_fmt="NCHW"
+            )
+        outputs = [features.flatten(2).transpose(1, 2) for features in maps]
+        if context is None:
+            return outputs
+        for layer, features in zip(layers, maps, strict=True):
+            if tuple(features.shape[2:]) != context.grid_size:
+                raise ValueError(
+                    f"layers={list(layers)}: with a context they must be on its grid "
+                    f"{context.grid_size}, layer {layer} is on {tuple(features.shape[2:])}; "
+                    "leave the context out to get whole maps"
+                )
+        return [take_tokens(features, context) for features in outputs]
+
+    def _hidden(self, context: TokenSet | None) -> Bool[Tensor, "b h w"] | None:
+        if context is None:
+            return None
+        hidden: Tensor = ~context.to_mask().view(len(context.idx), *context.grid_size)
+        for axis, cells in enumerate(self.layout.cells, start=1):
+            hidden = hidden.repeat_interleave(cells, dim=axis)
+        return hidden
