@@ -7,7 +7,7 @@ from tests.interop import published
 from tests.interop.conftest import ARGUMENTS, NAME, same, snapshot
 
 from jepakit import EMATeacher, MaskedViT
-from jepakit.interop import ijepa_checkpoint, load_ijepa
+from jepakit.interop import ijepa_checkpoint, load_ijepa, timm_state_dict
 
 PARTS = ("encoder", "predictor", "target_encoder")
 
@@ -98,6 +98,18 @@ def test_what_the_layout_has_no_place_for(parts, changes, message) -> None:
         ijepa_checkpoint(encoder, parts["predictor"], parts["teacher"], epoch=0)
     with pytest.raises(ValueError, match=message.replace("encoder", "teacher")):
         ijepa_checkpoint(parts["encoder"], parts["predictor"], EMATeacher(encoder, 0.5), epoch=0)
+
+
+def test_a_mask_token(parts) -> None:
+    """Trap: an encoder that is saved without a weight that it needs."""
+    encoder = MaskedViT(timm.create_model(NAME, **ARGUMENTS), mask_mode="replace")
+    message = r"holds \['.*mask_token'\] beside its backbone, .* mask_mode='drop'"
+    with pytest.raises(ValueError, match=f"encoder: {message}"):
+        ijepa_checkpoint(encoder, parts["predictor"], parts["teacher"], epoch=0)
+    with pytest.raises(ValueError, match=f"teacher: {message}"):
+        load_ijepa(published.checkpoint(), teacher=EMATeacher(encoder, 0.5))
+    plain = timm.create_model(NAME, **ARGUMENTS)
+    plain.load_state_dict(timm_state_dict(encoder))
 
 
 def test_norms_with_another_epsilon(parts) -> None:

@@ -51,6 +51,9 @@ def test_timm_loads_what_is_saved(parts, images, tmp_path, teacher) -> None:
         ("vit_tiny_patch16_224", {"img_size": 32, "depth": 1}),
         ("vit_small_patch14_reg4_dinov2", {"img_size": 28, "depth": 1}),
         ("eva02_tiny_patch14_224", {"img_size": 28, "depth": 1}),
+        ("beit_base_patch16_224", {"img_size": 32, "depth": 1}),
+        ("vit_relpos_small_patch16_224", {"img_size": 32, "depth": 1}),
+        ("naflexvit_base_patch16_gap", {"depth": 1}),
     ],
 )
 def test_any_backbone(name, arguments) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from jepakit._checks import check_int
+from jepakit._wrapped import clean_names
 from jepakit.interop.assignment import Pairs, assign, copied, pair
 from jepakit.interop.backbones import (
     backbone_arguments,
@@ -199,8 +200,7 @@ def _encoder_pairs(
     ours = backbone_tensors(name, encoder)
     theirs = part_of(checkpoint, key)
     pairs = pair(f"checkpoint[{key!r}]", f"{name}'s backbone", ours, theirs, backbone_arguments)
-    square_side(name, encoder.grid_size)
-    check_arithmetic(name, encoder, _EPS)
+    _check_plain(name, encoder)
     return list(pairs.values())
 
 
@@ -216,6 +216,18 @@ def _predictor_pairs(
     return [(mine, reorder(predictor, name, tensor)) for name, (mine, tensor) in pairs.items()]
 
 
+def _check_plain(name: str, encoder: MaskedViT) -> None:
+    """What neither names nor shapes of the backbone's tensors tell."""
+    square_side(name, encoder.grid_size)
+    check_arithmetic(name, encoder, _EPS)
+    beside = [key for key in clean_names(encoder.state_dict().items()) if "backbone." not in key]
+    if beside:
+        raise ValueError(
+            f"{name}: holds {beside} beside its backbone, for which the published layout has no "
+            "place; it leaves hidden patches out, as MaskedViT does with mask_mode='drop'"
+        )
+
+
 def _published_encoder(name: str, encoder: MaskedViT) -> dict[str, Tensor]:
     tensors = backbone_tensors(name, encoder)
     names = published_names(depth_of(tensors))
@@ -226,8 +238,7 @@ def _published_encoder(name: str, encoder: MaskedViT) -> dict[str, Tensor]:
             f"and adds {adds[:5] or 'none'} ({len(lacks)} missing, {len(adds)} extra); "
             "timm_state_dict saves any backbone"
         )
-    square_side(name, encoder.grid_size)
-    check_arithmetic(name, encoder, _EPS)
+    _check_plain(name, encoder)
     return tensors
 
 

@@ -16,7 +16,7 @@ def timm_state_dict(model: nn.Module) -> dict[str, Shaped[Tensor, "..."]]:
 
     Saved with `torch.save`, `timm.create_model(..., checkpoint_path=...)` loads them into a model
     that is built with the same arguments; no jepakit is needed there. Tensors are copies on the
-    CPU.
+    CPU. A mask token of `mask_mode="replace"` is the encoder's, not the backbone's, and stays out.
 
     Args:
         model: A `MaskedViT`, or an `EMATeacher` of one; wrapped by DDP or `torch.compile` or not.
