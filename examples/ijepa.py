@@ -35,6 +35,7 @@ from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 import jepakit
 from jepakit.evaluation import extract_features, knn_accuracy, linear_probe
+from jepakit.interop import timm_state_dict
 from jepakit.plots import plot_curves, plot_masks, plot_patch_pca
 
 LOSSES = {
@@ -172,7 +173,7 @@ def main() -> None:
     for name, (knn, linear, rank) in rows.items():
         table.add_row(name, f"{100 * knn:.1f} %", f"{100 * linear:.1f} %", f"{rank:.1f}")
     console.print(table)
-    torch.save(teacher.module.backbone.state_dict(), out / "teacher.pth")
+    torch.save(timm_state_dict(teacher), out / "teacher.pth")
     torch.manual_seed(args.seed)
     shown = sample.float() / 255
     plot_masks(shown, sampler(len(sample))).savefig(out / "masks.png", dpi=150)

@@ -1,8 +1,7 @@
 """`EMATeacher`: the moving average of a student."""
 
 import copy
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from numbers import Real
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from jepakit._checks import check_fraction
+from jepakit._wrapped import clean_names, fsdp_parts, loaded_type, unwrap
 
 __all__ = ["EMATeacher"]
 
@@ -74,14 +74,14 @@ class EMATeacher(nn.Module):
             raise TypeError(f"student={type(student).__name__}: must be a torch.nn.Module")
         if not callable(momentum):
             momentum = _fraction("momentum", momentum)
-        if _fsdp_parts(student):
+        if fsdp_parts(student):
             raise ValueError(
                 "student: is already sharded by fully_shard and cannot be copied; build the "
                 "teacher first, then shard the student and teacher.module the same way"
             )
         self._schedule = momentum
         self.step = 0
-        self.module = copy.deepcopy(_unwrap(student)).requires_grad_(False)
+        self.module = copy.deepcopy(unwrap(student)).requires_grad_(False)
         for tensor in (*self.module.parameters(), *self.module.buffers()):
             if tensor.dtype in _HALF:
                 tensor.data = tensor.data.to(
@@ -130,14 +130,14 @@ class EMATeacher(nn.Module):
                 "teacher was built from, not its state dict"
             )
         momentum = self.momentum
-        student = _unwrap(student)
+        student = unwrap(student)
         # After a forward without backward the root of FSDP2 still shows its whole parameters. What
         # is written to those is lost at the next gathering, and those of the student can be old.
-        for part in (*_fsdp_parts(self), *_fsdp_parts(student)):
+        for part in (*fsdp_parts(self), *fsdp_parts(student)):
             part.reshard()
-        parameters = _cleaned(self.module.named_parameters())
-        ours = parameters | _cleaned(self.module.named_buffers())
-        theirs = _cleaned(student.named_parameters()) | _cleaned(student.named_buffers())
+        parameters = clean_names(self.module.named_parameters())
+        ours = parameters | clean_names(self.module.named_buffers())
+        theirs = clean_names(student.named_parameters()) | clean_names(student.named_buffers())
         _check_names(ours, theirs)
         _check_precision(parameters)
         sharded = _check_shards(ours, theirs)
@@ -185,47 +185,12 @@ class EMATeacher(nn.Module):
         return f"momentum={self._schedule!r}, step={self.step}"
 
 
-def _unwrap(module: nn.Module) -> nn.Module:
-    while True:
-        inner = getattr(module, "_orig_mod", None)  # torch.compile
-        if inner is None and isinstance(
-            module, nn.parallel.DistributedDataParallel | nn.DataParallel
-        ):
-            inner = module.module
-        if inner is None:
-            return module
-        module = inner
-
-
 def _fraction(name: str, value: Any) -> float:
     # A schedule written with numpy gives numbers that are no float.
     if isinstance(value, Real) and not isinstance(value, bool):
         value = float(value)
     check_fraction(name, value)
     return float(value)
-
-
-def _loaded(module: str, name: str) -> tuple[type, ...]:
-    # Without a process group nothing is sharded. And what nobody has imported nobody uses; to
-    # import it here would cost most of a second.
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return ()
-    found = getattr(sys.modules.get(module), name, None)
-    return () if found is None else (found,)
-
-
-def _fsdp_parts(module: nn.Module) -> list[Any]:
-    kinds = _loaded("torch.distributed.fsdp", "FSDPModule")
-    return [part for part in module.modules() if isinstance(part, kinds)] if kinds else []
-
-
-def _clean(name: str) -> str:
-    # A compiled submodule puts this in the middle of a name.
-    return name.replace("_orig_mod.", "")
-
-
-def _cleaned(named: Iterable[tuple[str, Tensor]]) -> dict[str, Any]:
-    return {_clean(name): tensor for name, tensor in named}
 
 
 def _check_names(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
@@ -258,7 +223,7 @@ def _check_precision(parameters: dict[str, Tensor]) -> None:
 
 def _check_shards(ours: dict[str, Any], theirs: dict[str, Any]) -> set[str]:
     """The names of what is sharded; raises where the two are not sharded the same way."""
-    kinds = _loaded("torch.distributed.tensor", "DTensor")
+    kinds = loaded_type("torch.distributed.tensor", "DTensor")
     found = {type(tensor) for tensor in (*ours.values(), *theirs.values())}
     found = {kind for kind in found if issubclass(kind, kinds)}
     if not found:

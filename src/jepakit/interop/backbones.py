@@ -1,0 +1,89 @@
+"""What the weights of a plain vision transformer say of its arguments, and what they do not."""
+
+import re
+from collections.abc import Mapping
+from math import isqrt
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from jepakit._wrapped import unwrap
+from jepakit.nn import MaskedViT
+
+__all__: list[str] = []
+
+_LAYERS = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
+
+
+def published_names(depth: int) -> set[str]:
+    """All names of the published encoder."""
+    layers = [f"blocks.{number}.{layer}" for number in range(depth) for layer in _LAYERS]
+    layers += ["patch_embed.proj", "norm"]
+    return {"pos_embed", *(f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias"))}
+
+
+def shape_of(state: Mapping[str, Any], name: str, dims: int) -> tuple[int, ...] | None:
+    """A tensor's shape; None where there is none of that name and so many dimensions."""
+    tensor = state.get(name)
+    return tuple(tensor.shape) if isinstance(tensor, Tensor) and tensor.dim() == dims else None
+
+
+def depth_of(state: Mapping[str, Any], blocks: str = "blocks") -> int:
+    """The number of blocks that have names."""
+    return len({m[1] for name in state if (m := re.match(rf"{blocks}\.(\d+)\.", str(name)))})
+
+
+def ratio(hidden: int, width: int) -> str:
+    """`mlp_ratio` written so that it gives exactly these widths."""
+    return f"{hidden} / {width}" if hidden % width else str(hidden // width)
+
+
+def backbone_arguments(state: Mapping[str, Any]) -> dict[str, str]:
+    """timm's arguments, written out, of the vision transformer that has these tensors."""
+    found: dict[str, str] = {}
+    if patch := shape_of(state, "patch_embed.proj.weight", 4):
+        width, channels, *sides = patch
+        found |= {"embed_dim": str(width), "in_chans": str(channels)}
+        found["patch_size"] = str(sides[0] if sides[0] == sides[1] else tuple(sides))
+        positions = shape_of(state, "pos_embed", 3)
+        side = isqrt(positions[1]) if positions else 0
+        if positions and side * side == positions[1]:
+            pixels = (side * sides[0], side * sides[1])
+            found["img_size"] = str(pixels[0] if pixels[0] == pixels[1] else pixels)
+    if hidden := shape_of(state, "blocks.0.mlp.fc1.weight", 2):
+        found["mlp_ratio"] = ratio(hidden[0], hidden[1])
+    found["depth"] = str(depth_of(state))
+    found["class_token"] = str("cls_token" in state)
+    found["qkv_bias"] = str("blocks.0.attn.qkv.bias" in state)
+    if "cls_token" not in state:
+        found["global_pool"] = "'avg'"  # timm's default takes the class token
+        if "norm.weight" in state:
+            found["fc_norm"] = "False"
+    if "head.weight" not in state:
+        found["num_classes"] = "0"
+    return found
+
+
+def check_arithmetic(name: str, encoder: MaskedViT, eps: float) -> None:
+    """Raise where the same weights would give other features, as far as modules show it."""
+    backbone = unwrap(encoder.backbone)
+    probe = torch.linspace(-3.0, 3.0, 25)
+    for place, module in backbone.named_modules():
+        if isinstance(module, nn.LayerNorm) and module.eps != eps:
+            raise ValueError(
+                f"{name}: {place} has eps={module.eps:g}, the weights were trained with {eps:g}; "
+                f"build the backbone with norm_layer=partial(torch.nn.LayerNorm, eps={eps:g})"
+            )
+        if place.endswith("mlp.act") and not torch.allclose(module(probe), F.gelu(probe)):
+            raise ValueError(
+                f"{name}: {place} is {module}, the weights were trained with the exact GELU; build "
+                "the backbone with act_layer=torch.nn.GELU"
+            )
+
+
+def num_heads(encoder: MaskedViT) -> int | None:
+    """Attention heads of the backbone's blocks."""
+    found = (getattr(module, "num_heads", None) for module in encoder.backbone.modules())
+    return next((heads for heads in found if isinstance(heads, int)), None)

@@ -1,0 +1,46 @@
+"""`timm_state_dict`: the backbone alone, as timm names it."""
+
+from jaxtyping import Shaped
+from torch import Tensor, nn
+
+from jepakit._wrapped import unwrap
+from jepakit.interop.assignment import copied
+from jepakit.interop.parts import as_encoder, backbone_tensors
+from jepakit.teacher import EMATeacher
+
+__all__ = ["timm_state_dict"]
+
+
+def timm_state_dict(model: nn.Module) -> dict[str, Shaped[Tensor, "..."]]:
+    """The weights of an encoder's or a teacher's backbone under timm's names, without wrappers.
+
+    Saved with `torch.save`, `timm.create_model(..., checkpoint_path=...)` loads them into a model
+    that is built with the same arguments; no jepakit is needed there. Tensors are copies on the
+    CPU. A mask token of `mask_mode="replace"` is the encoder's, not the backbone's, and stays out.
+
+    Args:
+        model: A `MaskedViT`, or an `EMATeacher` of one; wrapped by DDP or `torch.compile` or not.
+
+    Raises:
+        TypeError: If `model` is of another class.
+        ValueError: If it is sharded.
+
+    Example:
+        >>> import timm
+        >>> from jepakit import EMATeacher, MaskedViT
+        >>> from jepakit.interop import timm_state_dict
+        >>> arguments = dict(img_size=32, embed_dim=24, depth=1, num_heads=2, num_classes=0)
+        >>> encoder = MaskedViT(timm.create_model("vit_tiny_patch16_224", **arguments))
+        >>> state = timm_state_dict(EMATeacher(encoder, 0.996))
+        >>> timm.create_model("vit_tiny_patch16_224", **arguments).load_state_dict(state)
+        <All keys matched successfully>
+
+    Source:
+        The names are those of timm (Wightman, 2019).
+    """
+    inner = unwrap(model) if isinstance(model, nn.Module) else model
+    if isinstance(inner, EMATeacher):
+        encoder = as_encoder("model.module", inner.module)
+    else:
+        encoder = as_encoder("model", model)
+    return {name: copied(tensor) for name, tensor in backbone_tensors("model", encoder).items()}
