@@ -65,7 +65,11 @@ BACKBONES: dict[str, tuple[str, dict[str, Any]]] = {
     "relpos": ("vit_relpos_small_patch16_224", {"img_size": (48, 64), "rel_pos_type": "bias"}),
     "relpos_cls": ("vit_relpos_base_patch16_cls_224", {"img_size": 64}),
     "relpos_clsgap": ("vit_relpos_base_patch16_clsgap_224", {"img_size": 48}),
-    "relpos_mlp": ("vit_relpos_base_patch32_plus_rpn_256", {"img_size": (96, 128)}),
+    # Without a norm in front, the tokens of larger patches would leave every query one key.
+    "relpos_mlp": (
+        "vit_relpos_base_patch32_plus_rpn_256",
+        {"img_size": (24, 32), "patch_size": 8},
+    ),
     "relpos_shared": ("vit_srelpos_small_patch16_224", {"img_size": 64, "rel_pos_type": "bias"}),
     "relpos_shared_mlp": ("vit_srelpos_medium_patch16_224", {"img_size": 48}),
     "naflex": ("naflexvit_base_patch16_gap", {"pos_embed_grid_size": (3, 4)}),
