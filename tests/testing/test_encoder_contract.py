@@ -62,7 +62,26 @@ KINDS = {
     "gap_no_cls": ("vit_medium_patch16_gap_240", {"img_size": 64}),
     "dinov2_reg4": ("vit_small_patch14_reg4_dinov2", {"img_size": 56}),
     "dinov3": ("vit_small_patch16_dinov3", {"img_size": 64}),
+    "beit": ("beit_base_patch16_224", {"img_size": (48, 64)}),
+    "relpos": ("vit_relpos_small_patch16_224", {"img_size": 64}),
+    "relpos_shared": ("vit_srelpos_small_patch16_224", {"img_size": 64}),
+    "naflex": ("naflexvit_base_patch16_gap", {"pos_embed_grid_size": (3, 4)}),
 }
+
+
+def test_replacing_passes():
+    """In replace mode too, but for the cost: nothing is left out."""
+    backbone = timm.create_model(
+        "swin_tiny_patch4_window7_224",
+        img_size=32,
+        window_size=2,
+        embed_dim=16,
+        depths=(2, 2),
+        num_heads=(1, 2),
+        num_classes=0,
+    )
+    encoder = MaskedViT(backbone, mask_mode="replace")
+    assert_encoder_contract(encoder, torch.randn(3, 3, 32, 32), drops_hidden=False)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -73,7 +92,8 @@ def test_masked_vit_passes(kind):
     )
     encoder = MaskedViT(backbone).train()
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
-    assert_encoder_contract(encoder, torch.randn(3, 3, *backbone.patch_embed.img_size))
+    sides = [cells * (14 if kind == "dinov2_reg4" else 16) for cells in encoder.grid_size]
+    assert_encoder_contract(encoder, torch.randn(3, 3, *sides))
     assert encoder.training, "the encoder is left as it was"
     assert all(torch.equal(tensor, before[name]) for name, tensor in encoder.state_dict().items())
     assert all(parameter.grad is None for parameter in encoder.parameters())
