@@ -265,9 +265,21 @@ def conform(name: str) -> Row:
         return Row(name, "?", "failed", note=f"{type(error).__name__}: {error}"[:200])
 
 
+def other_backbone(name: str) -> nn.Module:
+    """A whole model; a large one with fewer blocks or pixels where it takes them."""
+    with torch.device("meta"), contextlib.suppress(Exception):
+        model = timm.create_model(name, num_classes=0)
+        pixels = model.pretrained_cfg["input_size"][-1]
+        if pixels > 256 or sum(p.numel() for p in model.parameters()) > 1e8:
+            for changes in ({"depth": 2, "img_size": 224}, {"img_size": 224}, {"depth": 2}):
+                with contextlib.suppress(Exception), torch.device("cpu"):
+                    return timm.create_model(name, num_classes=0, **changes)
+    return timm.create_model(name, num_classes=0)
+
+
 def conform_other(name: str) -> Row:
     """One model of a class that is no plain vision transformer."""
-    model = timm.create_model(name, num_classes=0).eval()
+    model = other_backbone(name).eval()
     row = Row(name, type(model).__name__, "refused")
     try:
         MaskedViT(copy.deepcopy(model))
