@@ -148,7 +148,7 @@ def unseen_pixels(encoder: MaskedViT, images: Tensor, tokens: TokenSet) -> Tenso
     images = images.clone().requires_grad_()
     out = embed(images)
     out = out[0] if isinstance(out, tuple) else out
-    if out.dim() == 4 and out.shape[1:3] != (rows, columns):
+    if encoder.mask_mode == "replace" and encoder._adapter.layout.patches == "NCHW":
         out = out.permute(0, 2, 3, 1)
     grid = out.reshape(len(images), -1, out.shape[-1])
     cells = round((grid.shape[1] / (rows * columns)) ** 0.5)

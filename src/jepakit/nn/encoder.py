@@ -174,7 +174,7 @@ class MaskedViT(nn.Module):
             )
         if len(images) == 0:
             raise ValueError(f"images {tuple(images.shape)}: the batch must not be empty")
-        channels = cast(Any, self.backbone).in_chans
+        channels = self._adapter.in_channels
         if images.shape[1] != channels:
             raise ValueError(
                 f"images {tuple(images.shape)}: must have the {channels} channels of the backbone"

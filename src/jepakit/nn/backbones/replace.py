@@ -1,7 +1,6 @@
 """Any model with a `patch_embed`: hidden patches become a mask token behind it, as in SimMIM."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -41,14 +40,6 @@ class MaskToken(nn.Module):
         if self.channels_first:
             return torch.where(hidden[:, None], token[:, None, None], x)
         return torch.where(hidden[..., None], token, x)
-
-    @contextmanager
-    def hiding(self, hidden: Bool[Tensor, "b h w"] | None) -> Iterator[None]:
-        self.hidden = hidden
-        try:
-            yield
-        finally:
-            self.hidden = None
 
 
 class ReplacingBackbone(Backbone):
@@ -102,8 +93,12 @@ class ReplacingBackbone(Backbone):
     def tokens(
         self, images: Float[Tensor, "b c h w"], context: TokenSet | None
     ) -> Float[Tensor, "b n d"]:
-        with self.replacing.hiding(self._hidden(context)):
-            out = flat_tokens(self.model, self.model.forward_features(images), self.layout.features)
+        self.replacing.hidden = self._hidden(context)
+        try:
+            features = self.model.forward_features(images)
+        finally:
+            self.replacing.hidden = None
+        out = flat_tokens(self.model, features, self.layout.features)
         if context is None:
             return out
         prefix = self.num_prefix_tokens
@@ -112,10 +107,13 @@ class ReplacingBackbone(Backbone):
     def intermediates(
         self, images: Float[Tensor, "b c h w"], layers: Sequence[int], context: TokenSet | None
     ) -> list[Float[Tensor, "b n d"]]:
-        with self.replacing.hiding(self._hidden(context)):
+        self.replacing.hidden = self._hidden(context)
+        try:
             maps = self.model.forward_intermediates(
                 images, indices=list(layers), intermediates_only=True, output_fmt="NCHW"
             )
+        finally:
+            self.replacing.hidden = None
         outputs = [features.flatten(2).transpose(1, 2) for features in maps]
         if context is None:
             return outputs
