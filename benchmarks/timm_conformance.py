@@ -91,12 +91,14 @@ def plain_backbone(name: str) -> nn.Module:
 def move(model: nn.Module) -> None:
     """Add noise to every parameter, half of what varies in it already.
 
-    What does not vary, such as a bias or a layer scale, gets 0.02, a table of relative positions 1.
+    What does not vary, such as a bias, gets 0.02, a layer scale 0.5, a table of biases 1.
     """
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             spread = float(parameter.std()) if parameter.numel() > 1 else 0.0
             start = 1.0 if "relative_position_bias_table" in name else 0.02
+            if spread <= 1e-4 and 0 < float(parameter.abs().mean()) < 0.1:
+                start = 0.5  # a layer scale
             scale = 0.5 * spread if spread > 1e-4 else start
             parameter.add_(torch.randn_like(parameter), alpha=scale)
 
