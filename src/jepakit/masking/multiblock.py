@@ -263,7 +263,7 @@ class MultiBlockMask(UniformSampler[Masks]):
         else:
             places = place_disjoint(blocks, context, u_target, u_packing, packing=spec.packing)
         # Later targets had less choice; in random order none of the m places knows which it was.
-        places = places.gather(1, u_order.argsort(dim=1))
+        places = places.gather(1, u_order.argsort(dim=1, stable=True))
 
         visible = to_mask(context, grid_size)
         return Masks(
