@@ -100,7 +100,20 @@ def num_rounds(grid_size: tuple[int, int], count: int, block_scale: tuple[float,
     return math.ceil(count / max(1, math.floor(block_scale[0] * math.prod(grid_size) + 0.5)))
 
 
-def check_blocks(block_scale: object, block_aspect_ratio: object) -> None:
-    """Raise unless both are ranges of what they say."""
+def check_blocks(
+    block_scale: tuple[float, float],
+    block_aspect_ratio: object,
+    *,
+    count: int,
+    grid_size: tuple[int, int],
+    default: tuple[float, float],
+) -> None:
+    """Raise unless both are ranges of what they say, and shares that are drawn matter."""
     check_range("block_scale", block_scale, high=1.0)
     check_range("block_aspect_ratio", block_aspect_ratio)
+    drawn = block_scale[0] < block_scale[1] and block_scale != default
+    if drawn and num_rounds(grid_size, count, block_scale) == 1:
+        raise ValueError(
+            f"block_scale={block_scale}: has no effect, since the smallest block has all of the "
+            f"{count} patches already; must begin lower, or be (1.0, 1.0) for a single block"
+        )
