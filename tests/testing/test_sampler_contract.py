@@ -129,6 +129,39 @@ def test_the_guarantee(kind, text):
         assert_sampler_contract(kind(), batch_size=64)
 
 
+class LeaksInOneOfTwenty(Own):
+    def masks(self, order: Tensor) -> Masks:
+        masks = super().masks(order)
+        leak = (order[:, :1] == 0) & (order[:, 1:2] < 12)
+        return masks_of(masks.context.to_mask() | leak, masks.targets.to_mask())
+
+
+class EmptyInOneOfTwenty(Own):
+    def masks(self, order: Tensor) -> Masks:
+        masks = super().masks(order)
+        empty = (order[:, :1] == 0) & (order[:, 1:2] < 12)
+        return masks_of(masks.context.to_mask(), masks.targets.to_mask() & ~empty[:, None])
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"), [(LeaksInOneOfTwenty, "the context of"), (EmptyInOneOfTwenty, "is empty")]
+)
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_rare_is_seen(kind, text, seed):
+    with breach(Law.GUARANTEE, text):
+        assert_sampler_contract(kind(), seed=seed)
+    assert_sampler_contract(Own(), num_samples=1)
+
+
+class OtherLengthThanItSays(Own):
+    context_length = 5
+
+
+def test_an_int_context_length_is_kept():
+    with breach(Law.GUARANTEE, "context of sample 0 has 6 tokens, and the sampler's .* is 5"):
+        assert_sampler_contract(OtherLengthThanItSays())
+
+
 def test_min_context():
     assert_sampler_contract(Own(), min_context=6)
     with breach(Law.GUARANTEE, "sample 0 has 6 tokens, must have at least 7"):
@@ -146,6 +179,16 @@ class BareIndices(Own):
         return masks.context.idx, masks.targets.idx
 
 
+class TupleOfMasks(Own):
+    def __call__(self, *args: Any, **keywords: Any) -> Any:
+        return (super().__call__(*args, **keywords),)
+
+
+class ListOfIndices(BareIndices):
+    def __call__(self, *args: Any, **keywords: Any) -> Any:
+        return list(super().__call__(*args, **keywords))
+
+
 class OneSampleTooMany(Own):
     def order(self, batch_size: int, generator: torch.Generator | None) -> Tensor:
         return super().order(batch_size + 1, generator)
@@ -159,7 +202,9 @@ class OtherGrid(Own):
 @pytest.mark.parametrize(
     ("kind", "text"),
     [
-        (BareIndices, "must return Masks or a list of Masks, got Tensor"),
+        (BareIndices, "must return Masks or a list of Masks, got tuple"),
+        (TupleOfMasks, "must return Masks or a list of Masks, got tuple"),
+        (ListOfIndices, "must return Masks or a list of Masks, got Tensor"),
         (OneSampleTooMany, "asked for 1 samples, context has 2"),
         (OtherGrid, r"grid_size is \(4, 4\), context is on the grid \(2, 8\)"),
     ],
@@ -211,6 +256,15 @@ class OneForTheBatch(Own):
         return super().order(1, generator).expand(batch_size, -1).clone()
 
 
+class TargetsForTheBatch(Own):
+    """Contexts differ."""
+
+    def __call__(self, batch_size: int, *, generator: Any = None, device: Any = None) -> Masks:
+        target = self.order(1, generator) > 11
+        context = ~target & (self.order(batch_size, generator) > 2)
+        return masks_of(context, target[:, None].expand(batch_size, -1, -1))
+
+
 class OwnSeedWithoutGenerator(Own):
     def order(self, batch_size: int, generator: torch.Generator | None) -> Tensor:
         if generator is None:
@@ -228,7 +282,8 @@ class OwnSeedWithoutGenerator(Own):
         (GlobalPython, "(moved the global state of random|gave different masks)"),
         (CountsItsCalls, "two generators seeded with 0 gave different masks"),
         (FixedSeed, "four batches of 8 drawn one after another from one generator are equal"),
-        (OneForTheBatch, "every sample has the masks of its batch-mates"),
+        (OneForTheBatch, "every sample has the targets of its batch-mates"),
+        (TargetsForTheBatch, "every sample has the targets of its batch-mates"),
         (OwnSeedWithoutGenerator, "without a generator .* torch's global one"),
     ],
 )
@@ -257,7 +312,15 @@ class DependsOnTheDevice(Own):
         return self.masks(order if device is None else order.flip(1))
 
 
+class IgnoresTheDevice(Own):
+    def __call__(self, batch_size: int, *, generator: Any = None, device: Any = None) -> Masks:
+        return super().__call__(batch_size, generator=generator)
+
+
 def test_device():
+    assert_sampler_contract(Own(), device="meta")
+    with breach(Law.PURE, "device='meta' was asked for, and the context lies on cpu"):
+        assert_sampler_contract(IgnoresTheDevice(), device="meta")
     with breach(Law.PURE, "device='cpu' gave other masks than no device"):
         assert_sampler_contract(DependsOnTheDevice())
 

@@ -61,3 +61,7 @@ class ComplementMask(UniformSampler[Masks]):
     def _draw(self, uniforms: Float[Tensor, "b k"], device: torch.device | str | None) -> Masks:
         context = self.sampler.from_uniforms(uniforms, device=device).context
         return Masks(context, context.complement()[:, None])
+
+    def _untrimmed(self, uniforms: Float[Tensor, "b k"]) -> Masks:
+        context = self.sampler._untrimmed(uniforms).context
+        return Masks(context, context.complement()[:, None])

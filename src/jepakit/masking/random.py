@@ -102,7 +102,7 @@ class RandomMask(UniformSampler[Masks]):
         return True
 
     def _draw(self, uniforms: Float[Tensor, "b k"], device: torch.device | str | None) -> Masks:
-        order = copy_to(uniforms, device).argsort(dim=1)
+        order = copy_to(uniforms, device).argsort(dim=1, stable=True)
         num_targets = self.num_target_tokens
         kept = None if self.context_length == "pad" else num_targets + self.context_length
         return Masks(

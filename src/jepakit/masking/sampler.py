@@ -1,7 +1,8 @@
 """What a mask sampler is: a pure function of random numbers, one row of them for each sample."""
 
 from abc import ABC, abstractmethod
-from typing import Generic, Protocol, TypeVar, runtime_checkable
+from dataclasses import is_dataclass, replace
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -91,3 +92,14 @@ class UniformSampler(ABC, Generic[M_co]):
                 "with a batch of at least 1"
             )
         return self._draw(uniforms, device)
+
+    def _untrimmed(self, uniforms: Float[Tensor, "b k"]) -> M_co:
+        """The masks as they are before contexts get a common length; `audit` compares with them.
+
+        A sampler whose contexts are cut by something else than `context_length` overrides it.
+        """
+        if not is_dataclass(self) or getattr(self, "context_length", "pad") == "pad":
+            return self.from_uniforms(uniforms)
+        twin: Any = replace(self, context_length="pad")
+        masks: M_co = twin.from_uniforms(uniforms[:, : twin.num_draws])
+        return masks

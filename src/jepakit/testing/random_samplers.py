@@ -65,7 +65,7 @@ def multiblock_arguments(rng: random.Random, grid_size: Grid) -> dict[str, Any]:
     }
     if len(grid_size) == 1:
         del arguments["target_aspect_ratio"]
-    if len(grid_size) == 3:
+    if len(grid_size) == 3 and grid_size[0] > 1:
         arguments["temporal_scale"] = between(rng, 0.05, 1.0)
         arguments["max_temporal_keep"] = choose([1.0, 1.0, fraction(0.1, 1.0)])
         arguments["min_context_coverage"] *= choose([1.0, 0.5, 0.1])
@@ -86,20 +86,29 @@ def random_mask(rng: random.Random, axes: int, largest: dict[int, Grid]) -> Rand
     return RandomMask(grid, target_ratio=sampler.target_ratio, context_length=length)
 
 
+def shares(rng: random.Random, ratio: float, size: int) -> tuple[float, float]:
+    """A range of blocks' shares; of one value where a block has all of the set anyway."""
+    low, high = between(rng, 0.03, 1.0)
+    # Half a patch more, whatever is rounded.
+    return (low, high) if low * size + 1 < ratio * size else (high, high)
+
+
 def block(rng: random.Random, axes: int, largest: dict[int, Grid]) -> BlockMask:
+    grid, ratio = random_grid(rng, 2, largest), rng.uniform(0.01, 0.99)
     return BlockMask(
-        random_grid(rng, 2, largest),
-        target_ratio=rng.uniform(0.01, 0.99),
-        block_scale=between(rng, 0.03, 1.0),
+        grid,
+        target_ratio=ratio,
+        block_scale=shares(rng, ratio, math.prod(grid)),
         block_aspect_ratio=between(rng, 0.1, 10.0),
     )
 
 
 def inverse_block(rng: random.Random, axes: int, largest: dict[int, Grid]) -> InverseBlockMask:
+    grid, ratio = random_grid(rng, 2, largest), rng.uniform(0.01, 0.99)
     return InverseBlockMask(
-        random_grid(rng, 2, largest),
-        context_ratio=rng.uniform(0.01, 0.99),
-        block_scale=rng.choice([(1.0, 1.0), between(rng, 0.03, 1.0)]),
+        grid,
+        context_ratio=ratio,
+        block_scale=rng.choice([(1.0, 1.0), shares(rng, ratio, math.prod(grid))]),
         block_aspect_ratio=between(rng, 0.1, 10.0),
     )
 
