@@ -96,8 +96,8 @@ class SoftOptimalWeights:
         check_losses(losses)
         known = losses.detach()
         empty = known == 0
-        # The largest and the lowest number and not infinity: a softmax over that is NaN where a loss
-        # is tiny, or where there is nothing at all to weigh.
+        # The largest and the lowest number instead of infinities, of which a softmax makes NaN: for
+        # tiny losses, and where there is nothing at all to weigh.
         limit = torch.finfo(known.dtype)
         scores = (1 / (self.temperature * known.masked_fill(empty, 1))).clamp(max=limit.max)
         scores = scores.masked_fill(empty, limit.min)
