@@ -12,6 +12,7 @@ import torch
 matplotlib.use("svg")
 
 import gallery_pictures
+import pyramid_pictures
 from drawing import THEMES, Theme, legend, outline_blocks, paint
 from matplotlib import pyplot as plt
 from matplotlib.colors import LinearSegmentedColormap
@@ -277,6 +278,7 @@ PICTURES: dict[str, Callable[[Theme], Figure]] = {
     "schedules": schedule_curves,
     "ranks": ranks,
     **gallery_pictures.PICTURES,
+    **pyramid_pictures.PICTURES,
 }
 
 

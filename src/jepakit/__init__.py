@@ -14,6 +14,7 @@ if _TYPECHECK:
 
 from jepakit.diagnostics import effective_rank
 from jepakit.losses import (
+    hierarchical_loss,
     masked_cosine,
     masked_huber,
     masked_l1,
@@ -28,13 +29,19 @@ from jepakit.masking import (
     MultiBlockMask,
     RandomMask,
 )
-from jepakit.nn import MaskedPredictor, MaskedViT, UnsupportedBackboneError
+from jepakit.nn import (
+    HierarchicalPyramid,
+    MaskedPredictor,
+    MaskedViT,
+    UnsupportedBackboneError,
+)
 from jepakit.schedules import constant, cosine, linear, warmup_cosine
 from jepakit.teacher import EMATeacher
 from jepakit.tokens import Masks, TokenSet, put_tokens, take_tokens
 
 __all__ = [
     "EMATeacher",
+    "HierarchicalPyramid",
     "IndexedDataset",
     "InfeasibleMaskError",
     "MaskCollator",
@@ -48,6 +55,7 @@ __all__ = [
     "constant",
     "cosine",
     "effective_rank",
+    "hierarchical_loss",
     "linear",
     "masked_cosine",
     "masked_huber",
