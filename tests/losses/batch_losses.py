@@ -6,9 +6,19 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from jepakit.losses import covariance_loss, variance_loss, vicreg
+from jepakit.losses import (
+    covariance_loss,
+    invariance_loss,
+    lejepa_loss,
+    sigreg,
+    variance_loss,
+    vicreg,
+)
+
+SLICES = 5
 
 
 class BatchLoss(NamedTuple):
@@ -49,6 +59,55 @@ def naive_vicreg(x: Tensor, y: Tensor) -> Tensor:
     return 25 * invariance + 25 * variance + naive_covariance(x, y) + naive_covariance(y, x)
 
 
+def naive_sigreg(x: Tensor, y: Tensor) -> Tensor:
+    """Complex exponentials and a trapezoid rule over [-3, 3], slice by slice."""
+    directions = torch.randn(x.shape[1], SLICES, generator=torch.Generator().manual_seed(0))
+    t = torch.linspace(-3, 3, 33, dtype=x.dtype)
+    normal = torch.exp(-(t**2) / 2)
+    total = 0 * x.sum()
+    for a in directions.to(x.dtype).T:
+        p = x @ (a / a.norm())
+        ecf = torch.stack([torch.exp(1j * t * q) for q in p.unbind()]).mean(dim=0)
+        total = total + len(x) * torch.trapezoid((ecf - normal).abs() ** 2 * normal, t)
+    return total / SLICES
+
+
+def naive_invariance(x: Tensor, y: Tensor) -> Tensor:
+    centre = (x + y) / 2
+    return mean([((x - centre) ** 2).mean(), ((y - centre) ** 2).mean()])
+
+
+def naive_lejepa(x: Tensor, y: Tensor) -> Tensor:
+    statistic = (naive_sigreg(x, y) + naive_sigreg(y, x)) / 2
+    return 0.95 * naive_invariance(x, y) + 0.05 * statistic
+
+
+def _sigreg(x, y, valid=None, process_group=None):
+    return sigreg(
+        x, valid, num_slices=SLICES, generator=_seeded(process_group), process_group=process_group
+    )
+
+
+def _invariance(x, y, valid=None, process_group=None):
+    both = None if valid is None else torch.stack([valid, valid])
+    return invariance_loss(torch.stack([x, y]), both, process_group=process_group)
+
+
+def _lejepa(x, y, valid=None, process_group=None):
+    return lejepa_loss(
+        torch.stack([x, y]),
+        num_slices=SLICES,
+        generator=_seeded(process_group),
+        process_group=process_group,
+    )
+
+
+def _seeded(process_group) -> torch.Generator:
+    """Of another seed on every rank but the first: the slices must be alike all the same."""
+    rank = 0 if process_group is None else torch.distributed.get_rank(process_group)
+    return torch.Generator().manual_seed(rank)
+
+
 def _vicreg(x, y, valid=None, process_group=None):
     return vicreg(x, y, valid, process_group=process_group)
 
@@ -65,5 +124,8 @@ BATCH_LOSSES = {
     "vicreg": BatchLoss(_vicreg, naive_vicreg),
     "variance": BatchLoss(_variance, naive_variance),
     "covariance": BatchLoss(_covariance, naive_covariance),
+    "sigreg": BatchLoss(_sigreg, naive_sigreg, minimum=1),
+    "invariance": BatchLoss(_invariance, naive_invariance, minimum=1),
+    "lejepa": BatchLoss(_lejepa, naive_lejepa, minimum=1, tokens=False),
 }
 TOKEN_LOSSES = [name for name, loss in BATCH_LOSSES.items() if loss.tokens]

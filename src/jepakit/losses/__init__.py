@@ -1,5 +1,7 @@
 """Losses over ragged sets of tokens, and what their targets are normalised with."""
 
+from jepakit.losses.invariance import invariance_loss
+from jepakit.losses.lejepa import lejepa_loss
 from jepakit.losses.masked import (
     masked_cosine,
     masked_huber,
@@ -7,17 +9,21 @@ from jepakit.losses.masked import (
     masked_mse,
     masked_smooth_l1,
 )
+from jepakit.losses.sigreg import sigreg
 from jepakit.losses.targets import normalize_targets
 from jepakit.losses.vicreg import covariance_loss, variance_loss, vicreg
 
 __all__ = [
     "covariance_loss",
+    "invariance_loss",
+    "lejepa_loss",
     "masked_cosine",
     "masked_huber",
     "masked_l1",
     "masked_mse",
     "masked_smooth_l1",
     "normalize_targets",
+    "sigreg",
     "variance_loss",
     "vicreg",
 ]
