@@ -11,6 +11,7 @@ from torch import Tensor
 
 from jepakit.losses import (
     covariance_loss,
+    info_nce,
     invariance_loss,
     lejepa_loss,
     sigreg,
@@ -19,6 +20,11 @@ from jepakit.losses import (
 )
 
 SLICES = 5
+# Negatives of a queue, by width; made here, since a compiled function makes no generator.
+FURTHER = {
+    d: torch.randn(5, d, generator=torch.Generator().manual_seed(d), dtype=torch.float64)
+    for d in range(1, 9)
+}
 
 
 class BatchLoss(NamedTuple):
@@ -82,6 +88,38 @@ def naive_lejepa(x: Tensor, y: Tensor) -> Tensor:
     return 0.95 * naive_invariance(x, y) + 0.05 * statistic
 
 
+def naive_info_nce(x: Tensor, y: Tensor, negatives: Tensor | None = None) -> Tensor:
+    terms = []
+    for i, q in enumerate(x.unbind()):
+        others = [*y.unbind(), *([] if negatives is None else negatives.unbind())]
+        scores = [(q @ k) / (q.norm() * k.norm()) / 0.1 for k in others]
+        largest = max(s.item() for s in scores)
+        total = sum(torch.exp(s - largest) for s in scores)
+        terms.append(torch.log(total) + largest - scores[i])
+    return mean(terms)
+
+
+def naive_symmetric(x: Tensor, y: Tensor) -> Tensor:
+    return (naive_info_nce(x, y) + naive_info_nce(y, x)) / 2
+
+
+def naive_queued(x: Tensor, y: Tensor) -> Tensor:
+    return naive_info_nce(x, y, FURTHER[x.shape[-1]])
+
+
+def _info_nce(x, y, valid=None, process_group=None):
+    return info_nce(x, y, valid, process_group=process_group)
+
+
+def _symmetric(x, y, valid=None, process_group=None):
+    return info_nce(x, y, valid, symmetric=True, process_group=process_group)
+
+
+def _queued(x, y, valid=None, process_group=None):
+    further = FURTHER[x.shape[-1]].to(x.device, torch.promote_types(x.dtype, torch.float32))
+    return info_nce(x, y, valid, negatives=further, process_group=process_group)
+
+
 def _sigreg(x, y, valid=None, process_group=None):
     return sigreg(
         x, valid, num_slices=SLICES, generator=_seeded(process_group), process_group=process_group
@@ -125,6 +163,9 @@ BATCH_LOSSES = {
     "variance": BatchLoss(_variance, naive_variance),
     "covariance": BatchLoss(_covariance, naive_covariance),
     "sigreg": BatchLoss(_sigreg, naive_sigreg, minimum=1),
+    "info_nce": BatchLoss(_info_nce, naive_info_nce),
+    "info_nce, symmetric": BatchLoss(_symmetric, naive_symmetric),
+    "info_nce, queue": BatchLoss(_queued, naive_queued, minimum=1),
     "invariance": BatchLoss(_invariance, naive_invariance, minimum=1),
     "lejepa": BatchLoss(_lejepa, naive_lejepa, minimum=1, tokens=False),
 }

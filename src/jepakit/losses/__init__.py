@@ -1,5 +1,6 @@
 """Losses over ragged sets of tokens, and what their targets are normalised with."""
 
+from jepakit.losses.info_nce import info_nce
 from jepakit.losses.invariance import invariance_loss
 from jepakit.losses.lejepa import lejepa_loss
 from jepakit.losses.masked import (
@@ -9,12 +10,17 @@ from jepakit.losses.masked import (
     masked_mse,
     masked_smooth_l1,
 )
+from jepakit.losses.queue import FeatureQueue
 from jepakit.losses.sigreg import sigreg
 from jepakit.losses.targets import normalize_targets
+from jepakit.losses.temperature import LearnableTemperature
 from jepakit.losses.vicreg import covariance_loss, variance_loss, vicreg
 
 __all__ = [
+    "FeatureQueue",
+    "LearnableTemperature",
     "covariance_loss",
+    "info_nce",
     "invariance_loss",
     "lejepa_loss",
     "masked_cosine",
