@@ -165,6 +165,22 @@ def test_pools_with_parameters_start_as_the_average(ragged) -> None:
             torch.testing.assert_close(one.features, other.features)
 
 
+def test_attention_takes_scores_of_any_size(ragged) -> None:
+    """A sharp query picks one position; its exponential alone would be infinite."""
+    pyramid = HierarchicalPyramid((4, 6), 4, num_levels=2, pool="attention")
+    with torch.no_grad():
+        pyramid.pooling.queries.fill_(1e3)
+    tokens = ragged((4, 6), 3, at_least=1)
+    features = torch.randn(*tokens.shape, 4, requires_grad=True)
+    level = pyramid(features, tokens)[1]
+    ranked = features.detach() + 1e3 * features.detach().sum(dim=-1, keepdim=True)
+    best = HierarchicalPyramid((4, 6), 4, num_levels=2, pool="max")(ranked, tokens)[1].features
+    sums = level.features.sum(dim=-1, keepdim=True)
+    torch.testing.assert_close(level.features + 1e3 * sums, best, rtol=1e-3, atol=0.1)
+    level.features.sum().backward()
+    assert torch.isfinite(features.grad).all()
+
+
 def test_half_types_are_added_up_in_float32() -> None:
     """In bfloat16 the mean over 256 cells would be off by far more than one rounding."""
     torch.manual_seed(0)

@@ -88,8 +88,7 @@ class Attention(nn.Module):
         scores = F.linear(x.to(self.queries.dtype), self.queries).to(x.dtype)
         scores = scores / math.sqrt(x.shape[-1])
         absent = counts[0] == 0
-        # Not minus infinity: of a window without a valid cell that would make a NaN.
-        largest = scores.detach().masked_fill(absent, torch.finfo(scores.dtype).min)
+        largest = scores.detach().masked_fill(absent, -math.inf)
         fields = []
         for level in range(1, len(counts)):
             largest = window_max(largest, grids[level - 1])
