@@ -1,7 +1,9 @@
 """Losses over ragged sets of tokens, and what their targets are normalised with."""
 
+from jepakit.losses.barlow import barlow
 from jepakit.losses.info_nce import info_nce
 from jepakit.losses.invariance import invariance_loss
+from jepakit.losses.koleo import koleo
 from jepakit.losses.lejepa import lejepa_loss
 from jepakit.losses.masked import (
     masked_cosine,
@@ -11,6 +13,7 @@ from jepakit.losses.masked import (
     masked_smooth_l1,
 )
 from jepakit.losses.queue import FeatureQueue
+from jepakit.losses.relational import relational_loss
 from jepakit.losses.sigreg import sigreg
 from jepakit.losses.targets import normalize_targets
 from jepakit.losses.temperature import LearnableTemperature
@@ -19,9 +22,11 @@ from jepakit.losses.vicreg import covariance_loss, variance_loss, vicreg
 __all__ = [
     "FeatureQueue",
     "LearnableTemperature",
+    "barlow",
     "covariance_loss",
     "info_nce",
     "invariance_loss",
+    "koleo",
     "lejepa_loss",
     "masked_cosine",
     "masked_huber",
@@ -29,6 +34,7 @@ __all__ = [
     "masked_mse",
     "masked_smooth_l1",
     "normalize_targets",
+    "relational_loss",
     "sigreg",
     "variance_loss",
     "vicreg",
