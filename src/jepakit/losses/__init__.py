@@ -1,4 +1,4 @@
-"""Losses over ragged sets of tokens, and what their targets are normalised with."""
+"""Losses: masked regression over ragged sets, regularisers, contrastive and relational ones."""
 
 from jepakit.losses.barlow import barlow
 from jepakit.losses.info_nce import info_nce
