@@ -208,7 +208,7 @@ def check_laws(encoder: MaskedViT, bare: nn.Module, images: Tensor) -> tuple[dic
             alone = TokenSet.from_mask(tokens.to_mask()[sample : sample + 1], encoder.grid_size)
             one = encoder(images[sample : sample + 1], alone)[0]
             difference = (out[sample, : len(one)] - one).abs().max() / out.abs().max()
-            laws["batch"] = max(laws["batch"], float(difference))
+            laws["batch"] = max(laws["batch"], float(difference.nan_to_num(float("inf"))))
     laws["finite"] = not_finite(encoder, images, tokens)
     return laws, note
 
@@ -227,8 +227,9 @@ def not_finite(encoder: MaskedViT, images: Tensor, tokens: TokenSet) -> float:
         out = encoder(images, context)
         out.square().mean().backward()
         gradients = [p.grad for p in encoder.parameters() if p.grad is not None]
+        learned = sum(int(gradient.any()) for gradient in gradients if gradient.isfinite().all())
         if (
-            not gradients
+            learned < len(gradients) / 2
             or not all(torch.isfinite(part).all() for part in (out, *gradients))
             or (out[~context.valid] != 0).any()
         ):
@@ -365,6 +366,8 @@ def main() -> None:
             flush=True,
         )
         gc.collect()
+    if not rows:
+        parser.error(f"--only {arguments.only}: no model has such a name")
     failed = [row.name for row in rows if not row.passed]
     print(f"{len(rows)} models, {len(failed)} failed: {failed}")
     if arguments.write:

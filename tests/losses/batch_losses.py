@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 
 from jepakit.losses import (
+    barlow,
     covariance_loss,
     info_nce,
     invariance_loss,
+    koleo,
     lejepa_loss,
+    relational_loss,
     sigreg,
     variance_loss,
     vicreg,
@@ -32,6 +35,7 @@ class BatchLoss(NamedTuple):
     naive: Callable[[Tensor, Tensor], Tensor]
     minimum: int = 2  # rows
     tokens: bool = True  # takes [b n d] with valid
+    stops: bool = False  # no gradient in y, on purpose
 
 
 def mean(values: list[Tensor]) -> Tensor:
@@ -107,6 +111,50 @@ def naive_queued(x: Tensor, y: Tensor) -> Tensor:
     return naive_info_nce(x, y, FURTHER[x.shape[-1]])
 
 
+def naive_barlow(x: Tensor, y: Tensor) -> Tensor:
+    a, b = columns(x), columns(y)
+    n, d, total = len(x), len(a), 0
+    for j in range(d):
+        for k in range(d):
+            root = ((n - 1) / n * covariance(a[j], a[j]) + 1e-5).sqrt()
+            root = root * ((n - 1) / n * covariance(b[k], b[k]) + 1e-5).sqrt()
+            c = (n - 1) / n * covariance(a[j], b[k]) / root
+            total = total + ((1 - c) ** 2 if j == k else 0.0051 * c**2)
+    return total
+
+
+def naive_koleo(x: Tensor, y: Tensor) -> Tensor:
+    units = [row / row.norm() for row in x.unbind()]
+    terms = []
+    for i, u in enumerate(units):
+        gaps = [(u - v).norm() for j, v in enumerate(units) if j != i]
+        terms.append(-torch.log(min(gaps, key=lambda gap: gap.item())))
+    return mean(terms)
+
+
+def naive_relational(x: Tensor, y: Tensor) -> Tensor:
+    """One set of all rows, with a teacher of another width."""
+    pairs = [(i, j) for i in range(len(x)) for j in range(i)]
+    ours = [(x[i] - x[j]).norm() for i, j in pairs]
+    theirs = [(y[i, :2] - y[j, :2]).norm().detach() for i, j in pairs]
+    gaps = [abs(s / mean(ours) - t / mean(theirs)) for s, t in zip(ours, theirs, strict=True)]
+    return mean([g**2 / 2 if g < 1 else g - 0.5 for g in gaps])
+
+
+def _barlow(x, y, valid=None, process_group=None):
+    return barlow(x, y, valid, process_group=process_group)
+
+
+def _koleo(x, y, valid=None, process_group=None):
+    return koleo(x, valid, process_group=process_group)
+
+
+def _relational(x, y, valid=None, process_group=None):
+    x, y = x.flatten(0, -2), y.flatten(0, -2)
+    valid = None if valid is None else valid.flatten()
+    return relational_loss(x, y[..., :2], valid, process_group=process_group)
+
+
 def _info_nce(x, y, valid=None, process_group=None):
     return info_nce(x, y, valid, process_group=process_group)
 
@@ -166,6 +214,9 @@ BATCH_LOSSES = {
     "info_nce": BatchLoss(_info_nce, naive_info_nce),
     "info_nce, symmetric": BatchLoss(_symmetric, naive_symmetric),
     "info_nce, queue": BatchLoss(_queued, naive_queued, minimum=1),
+    "barlow": BatchLoss(_barlow, naive_barlow),
+    "koleo": BatchLoss(_koleo, naive_koleo),
+    "relational": BatchLoss(_relational, naive_relational, stops=True),
     "invariance": BatchLoss(_invariance, naive_invariance, minimum=1),
     "lejepa": BatchLoss(_lejepa, naive_lejepa, minimum=1, tokens=False),
 }

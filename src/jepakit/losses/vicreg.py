@@ -97,7 +97,7 @@ def variance_loss(
     r"""How much the standard deviations of the dimensions fall short of a target.
 
     $$v(x) = \frac{1}{d} \sum_{j=1}^{d} \max\Big(0,\ \gamma -
-        \sqrt{\tfrac{1}{n - 1} \textstyle\sum_i (x_{ij} - \bar x_j)^2 + \epsilon}\Big)$$
+        \sqrt{\frac{1}{n - 1} \sum_i (x_{ij} - \bar x_j)^2 + \epsilon}\Big)$$
 
     Computed in float32. Where only one row is valid in the end there is no variance: the loss is
     0, with gradients of 0. Constant features give the largest value and, by symmetry, no gradient;

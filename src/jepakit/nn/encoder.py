@@ -167,6 +167,12 @@ class MaskedViT(nn.Module):
         return numbers
 
     def _check(self, images: Tensor, context: TokenSet | None) -> None:
+        if self._adapter.model is not self.backbone:
+            raise RuntimeError(
+                "encoder.backbone: must be the one that was wrapped, since it was prepared to take "
+                "a context; build MaskedViT(new_backbone) (DataParallel replicates the backbone: "
+                "use DistributedDataParallel)"
+            )
         check_floating("images", images)
         if images.dim() != 4:
             raise ValueError(

@@ -124,6 +124,9 @@ class NoSharedBias(_Gathered, nn.Module):
         """What timm's `VisionTransformerRelPos` calls."""
         return self.kept
 
+    def set_window_size(self, _window_size: tuple[int, int]) -> None:
+        """What timm's `set_input_size` calls; there is no table to resize."""
+
 
 class RelativeBackbone(DroppingBackbone):
     """A full bias, of which the kept pairs are gathered.
@@ -165,6 +168,13 @@ class RelativeBackbone(DroppingBackbone):
         own = attention.relative_position_bias_table if beit_like else attention.rel_pos
         if own is not None and not (shared is None or isinstance(shared, NoSharedBias)):
             return "a relative-position bias that is either shared by all blocks or each one's own"
+        biases = (
+            [shared] if isinstance(shared, nn.Module) else [block.attn for block in model.blocks]
+        )
+        known = (*GATHERED, *GATHERED.values(), NoSharedBias)
+        other = next((type(part) for part in biases if type(part) not in known), None)
+        if other is not None:
+            return f"attention of timm's own class, {other.__name__} is none"
         return None
 
     @property

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from jepakit.nn.backbones.backbone import Backbone, missing
-from jepakit.nn.backbones.layout import Layout, flat_tokens, layout_of
+from jepakit.nn.backbones.layout import Layout, flat_tokens, image_size_of, layout_of
 from jepakit.tokens import TokenSet, take_tokens
 
 __all__: list[str] = []
@@ -71,7 +71,8 @@ class ReplacingBackbone(Backbone):
 
     @property
     def grid_size(self) -> tuple[int, int]:
-        return self.grid_of(self.layout.image_size)
+        # timm's `set_input_size` may have come after.
+        return self.grid_of(image_size_of(self.model) or self.layout.image_size)
 
     @property
     def num_prefix_tokens(self) -> int:
@@ -82,7 +83,13 @@ class ReplacingBackbone(Backbone):
         return len(getattr(self.model, "feature_info", ()))
 
     def grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
-        stride = self.layout.stride
+        embed, stride = self.model.patch_embed, self.layout.stride
+        built = getattr(embed, "img_size", None)
+        if built is not None and getattr(embed, "strict_img_size", False) and size != tuple(built):
+            raise ValueError(
+                f"images of {size[0]} x {size[1]} pixels: must be {built[0]} x {built[1]}, as the "
+                f"backbone was built; build it with img_size={size}"
+            )
         if any(side % step for side, step in zip(size, stride, strict=True)):
             raise ValueError(
                 f"images of {size[0]} x {size[1]} pixels: sides must be multiples of the "
