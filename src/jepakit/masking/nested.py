@@ -106,6 +106,18 @@ class NestedMultiBlockMask(UniformSampler[Masks]):
     def _cell(self) -> int:
         return 1 << (self.num_levels - 1)
 
+    @cached_property
+    def need(self) -> int:
+        """Context patches of the finest level that every sample has at least.
+
+        As many as the smallest cells have: those at the border may be cut off.
+        """
+        volumes = [1]
+        for side in self.grid_size:
+            widths = [min(self._cell, side - begin) for begin in range(0, side, self._cell)]
+            volumes = [volume * width for volume in volumes for width in widths]
+        return sum(sorted(volumes)[: self.coarsest.need])
+
     @property
     def num_draws(self) -> int:
         """Random numbers that one sample takes."""
