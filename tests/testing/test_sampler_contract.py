@@ -14,6 +14,7 @@ from tests.testing.breaches import breach
 from torch import Tensor
 
 from jepakit import Masks, MultiBlockMask, RandomMask, TokenSet
+from jepakit.masking import MixtureMask
 from jepakit.masking.sampler import UniformSampler
 from jepakit.testing import assert_sampler_contract
 from jepakit.testing.breach import Law
@@ -63,6 +64,19 @@ def test_several_masks_for_an_image_pass():
         return [draw(batch_size, **keywords), RandomMask((3, 3))(batch_size, **keywords)]
 
     assert_sampler_contract(mixture)
+
+
+def test_members_are_held_to_their_own_need():
+    class Broken(RandomMask):
+        need = 7
+
+    @dataclass(frozen=True)
+    class Both(MixtureMask):
+        pass
+
+    assert_sampler_contract(MixtureMask((RandomMask((4, 4)), RandomMask((4, 4)))))
+    with breach(Law.GUARANTEE, "sample 0 has 4 tokens, must have at least 7"):
+        assert_sampler_contract(Both((RandomMask((4, 4), target_ratio=0.5), Broken((4, 4)))))
 
 
 # Law 1

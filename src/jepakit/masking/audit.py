@@ -11,7 +11,7 @@ import torch
 
 from jepakit._checks import check_int
 from jepakit.masking.report import MaskAudit
-from jepakit.masking.sampler import UniformSampler
+from jepakit.masking.sampler import UniformSampler, promised_tokens
 from jepakit.masking.tally import Tally
 from jepakit.masking.uniforms import draw_uniforms
 from jepakit.tokens import Masks
@@ -100,7 +100,7 @@ def audit(
         if not tallies:
             tallies = [
                 Tally(masks, need)
-                for masks, need in zip(members, _needs_of(sampler, len(members)), strict=True)
+                for masks, need in zip(members, promised_tokens(sampler, len(members)), strict=True)
             ]
         if len(members) != len(tallies):
             raise ValueError(
@@ -147,23 +147,6 @@ def _takes_generator(sampler: Callable[..., object]) -> bool:
     except (TypeError, ValueError):  # some builtins tell none
         return True
     return any(p.name == "generator" or p.kind is p.VAR_KEYWORD for p in parameters)
-
-
-def _needs_of(sampler: object, num_members: int) -> list[int]:
-    """What each of a sampler's `Masks` has at least, by its own account."""
-    inner = getattr(sampler, "samplers", ())
-    if isinstance(inner, tuple) and len(inner) == num_members:
-        return [_need_of(member) for member in inner]
-    return [_need_of(sampler)] * num_members
-
-
-def _need_of(sampler: object) -> int:
-    need = getattr(sampler, "need", 1)
-    length = getattr(sampler, "context_length", None)
-    if not isinstance(need, int):
-        return 1
-    # With an int length that number is what is promised.
-    return min(need, length) if isinstance(length, int) else need
 
 
 def _name_of(sampler: object) -> str:

@@ -75,6 +75,12 @@ class BlockMask(UniformSampler[Masks]):
         """Patches in the target set of every sample."""
         return exact_count("target_ratio", self.target_ratio, self.grid_size)
 
+    @property
+    def need(self) -> int:
+        """Context tokens of every sample."""
+        height, width = self.grid_size
+        return height * width - self.num_target_tokens
+
     @cached_property
     def num_draws(self) -> int:
         """Random numbers that one sample takes."""

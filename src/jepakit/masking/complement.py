@@ -49,6 +49,11 @@ class ComplementMask(UniformSampler[Masks]):
         return self.sampler.grid_size
 
     @property
+    def need(self) -> int:
+        """Context tokens that every sample has at least: the sampler's."""
+        return self.sampler.need
+
+    @property
     def num_draws(self) -> int:
         """Random numbers that one sample takes."""
         return self.sampler.num_draws

@@ -64,6 +64,11 @@ class MixtureMask(UniformSampler[list[Masks]]):
         """The grid of all members."""
         return self.samplers[0].grid_size
 
+    @property
+    def need(self) -> int:
+        """Context tokens that every sample has at least with any member; each has its own."""
+        return min(sampler.need for sampler in self.samplers)
+
     @cached_property
     def num_draws(self) -> int:
         """Random numbers that one sample takes."""

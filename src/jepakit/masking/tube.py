@@ -59,6 +59,11 @@ class TubeMask(UniformSampler[Masks]):
         return self.num_frames, height, width
 
     @property
+    def need(self) -> int:
+        """Context tokens that every sample has at least: the sampler's, in every frame."""
+        return self.num_frames * self.sampler.need
+
+    @property
     def num_draws(self) -> int:
         """Random numbers that one sample takes."""
         return self.sampler.num_draws

@@ -18,6 +18,7 @@ from jepakit.masking import (
     TubeMask,
 )
 from jepakit.masking.context import needed_tokens
+from jepakit.masking.grow import exact_count, num_rounds
 
 __all__: list[str] = []
 
@@ -28,7 +29,12 @@ SMALL: dict[int, Grid] = {1: (20,), 2: (9, 9), 3: (4, 5, 5)}
 
 
 def random_grid(rng: random.Random, axes: int, largest: dict[int, Grid]) -> Any:
-    return tuple(rng.randint(2, side) for side in largest[axes])
+    """Sides of 2 or more, sometimes 1; at least 2 positions."""
+    sides = [rng.randint(min(2, side), side) for side in largest[axes]]
+    for axis in range(axes):
+        if rng.randint(0, 9) == 9 and math.prod(sides) > sides[axis]:
+            sides[axis] = 1
+    return tuple(sides)
 
 
 def between(rng: random.Random, low: float, high: float) -> tuple[float, float]:
@@ -86,11 +92,11 @@ def random_mask(rng: random.Random, axes: int, largest: dict[int, Grid]) -> Rand
     return RandomMask(grid, target_ratio=sampler.target_ratio, context_length=length)
 
 
-def shares(rng: random.Random, ratio: float, size: int) -> tuple[float, float]:
+def shares(rng: random.Random, ratio: float, grid: tuple[int, int]) -> tuple[float, float]:
     """A range of blocks' shares; of one value where a block has all of the set anyway."""
     low, high = between(rng, 0.03, 1.0)
-    # Half a patch more, whatever is rounded.
-    return (low, high) if low * size + 1 < ratio * size else (high, high)
+    one_block = num_rounds(grid, exact_count("ratio", ratio, grid), (low, high)) == 1
+    return (high, high) if one_block else (low, high)
 
 
 def block(rng: random.Random, axes: int, largest: dict[int, Grid]) -> BlockMask:
@@ -98,7 +104,7 @@ def block(rng: random.Random, axes: int, largest: dict[int, Grid]) -> BlockMask:
     return BlockMask(
         grid,
         target_ratio=ratio,
-        block_scale=shares(rng, ratio, math.prod(grid)),
+        block_scale=shares(rng, ratio, grid),
         block_aspect_ratio=between(rng, 0.1, 10.0),
     )
 
@@ -108,7 +114,7 @@ def inverse_block(rng: random.Random, axes: int, largest: dict[int, Grid]) -> In
     return InverseBlockMask(
         grid,
         context_ratio=ratio,
-        block_scale=rng.choice([(1.0, 1.0), shares(rng, ratio, math.prod(grid))]),
+        block_scale=rng.choice([(1.0, 1.0), shares(rng, ratio, grid)]),
         block_aspect_ratio=between(rng, 0.1, 10.0),
     )
 
@@ -119,7 +125,7 @@ def causal(rng: random.Random, axes: int, largest: dict[int, Grid]) -> CausalMas
     steps: int | None = rng.randint(1, max(1, grid[0] // (2 * count)))
     most = max(1, grid[0] - count * (steps or 1))
     if count == 1 and rng.random() < 0.5:
-        steps, most = None, grid[0] - 1
+        steps, most = None, max(1, grid[0] - 1)
     fewest = rng.randint(1, most)
     return CausalMask(
         grid,

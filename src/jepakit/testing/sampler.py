@@ -7,6 +7,7 @@ from torch import Tensor
 
 from jepakit._checks import check_bool, check_int
 from jepakit.masking import MaskSampler, NestedMultiBlockMask
+from jepakit.masking.sampler import promised_tokens
 from jepakit.testing.breach import Law, fail, first_of
 from jepakit.testing.copies import check_copies
 from jepakit.testing.draws import drawn_by, generator_of, members_of, same_masks
@@ -48,7 +49,8 @@ def assert_sampler_contract(
             in a share $p$ of samples is missed with a chance of $(1 - p)^n$.
         seed: Of the generators that the sampler is given.
         min_context: Tokens that every context has at least. None for the sampler's own `need` (or
-            its int `context_length`, where that is less), and 1 where it has none.
+            its int `context_length`, where that is less; its members' in `samplers`, where it gives
+            a list), and 1 where it has none.
         varies: Expect batches, and the targets in a batch, to differ. False for a sampler without
             randomness or with one draw for a batch, or on a grid with hardly any choice.
         device: Where masks are drawn too; they must be those of the CPU, and lie on it. On
@@ -71,29 +73,23 @@ def assert_sampler_contract(
     check_bool("varies", varies)
     if min_context is not None:
         check_int("min_context", min_context, minimum=0)
-    floor = _floor(sampler) if min_context is None else min_context
     for size in (1, batch_size, num_samples):
-        _check_guarantee(sampler, drawn_by(sampler, size, seed), size, floor)
+        _check_guarantee(sampler, drawn_by(sampler, size, seed), size, min_context)
     _check_pure(sampler, batch_size, seed, device)
     if varies:
         _check_varies(sampler, batch_size, seed)
     check_copies(sampler, batch_size, seed)
     if hasattr(sampler, "from_uniforms") and hasattr(sampler, "num_draws"):
-        _check_uniforms(sampler, batch_size, seed, floor)
-
-
-def _floor(sampler: Any) -> int:
-    need = getattr(sampler, "need", 1)
-    length = getattr(sampler, "context_length", None)
-    floor = need if isinstance(need, int) else 1
-    return min(floor, length) if isinstance(length, int) else floor
+        _check_uniforms(sampler, batch_size, seed, min_context)
 
 
 # Law 1
 
 
-def _check_guarantee(sampler: Any, drawn: Any, batch_size: int, floor: int) -> None:
-    for masks in members_of(drawn):
+def _check_guarantee(sampler: Any, drawn: Any, batch_size: int, floor: int | None) -> None:
+    members = members_of(drawn)
+    floors = promised_tokens(sampler, len(members)) if floor is None else [floor] * len(members)
+    for masks, least in zip(members, floors, strict=True):
         for name, tokens in (("context", masks.context), ("targets", masks.targets)):
             try:  # the values are checked when a set is built, so build it again
                 TokenSet(tokens.idx, tokens.valid, tokens.grid_size, tokens.padded)
@@ -110,7 +106,7 @@ def _check_guarantee(sampler: Any, drawn: Any, batch_size: int, floor: int) -> N
         if given == 0 or (isinstance(asked, int) and asked != given):
             rule = f"num_targets={asked}" if isinstance(asked, int) else "at least one"
             fail(Law.GUARANTEE, f"{given} targets for each sample, must be {rule}")
-        _check_sets(masks.context.to_mask(), masks.targets.to_mask(), floor)
+        _check_sets(masks.context.to_mask(), masks.targets.to_mask(), least)
         _check_length(sampler, masks.context.counts())
 
 
@@ -226,7 +222,7 @@ def _check_varies(sampler: Any, batch_size: int, seed: int) -> None:
 # Samplers that are a function of a table of uniforms
 
 
-def _check_uniforms(sampler: Any, batch_size: int, seed: int, floor: int) -> None:
+def _check_uniforms(sampler: Any, batch_size: int, seed: int, floor: int | None) -> None:
     generator = generator_of(seed)
     table = torch.rand(batch_size, sampler.num_draws, generator=generator)
     given = table.clone()
