@@ -159,7 +159,6 @@ def test_a_level_without_anything_valid() -> None:
             "loss: must give a single number, as with reduction='mean', but gives (3,) on level 0",
         ),
     ],
-    ids=str,
 )
 def test_errors(change, error, text) -> None:
     arguments = dict(zip(("preds", "targets", "valids"), levels(0), strict=True))
