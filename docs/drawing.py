@@ -58,7 +58,7 @@ def outline_blocks(ax: Axes, targets: TokenSet, theme: Theme) -> None:
         first, last = int(idx[valid][0]), int(idx[valid][-1])
         corner = first % width - 0.5, first // width - 0.5
         size = last % width - first % width + 1, last // width - first // width + 1
-        ax.add_patch(Rectangle(corner, *size, fill=False, ec=theme.text, lw=0.9))
+        ax.add_patch(Rectangle(corner, *size, fill=False, ec=theme.text, lw=0.9, zorder=3))
 
 
 def legend(figure: Figure, entries: list[tuple[str, str]], theme: Theme) -> None:

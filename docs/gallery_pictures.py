@@ -17,8 +17,10 @@ from jepakit.masking import (
     InverseBlockMask,
     MixtureMask,
     NestedMultiBlockMask,
+    ReferenceMultiBlockMask,
     TubeMask,
 )
+from jepakit.tokens import TokenSet
 
 COLUMNS = 8
 SHORT = MultiBlockMask(
@@ -28,6 +30,7 @@ LONG = MultiBlockMask((8, 14, 14), num_targets=2, target_scale=(0.7, 0.7), min_c
 # What a name shows: samples side by side, or the frames of one video.
 IMAGES: dict[str, Any] = {
     "multi-block": MultiBlockMask((14, 14), block_size="sample"),
+    "reference": ReferenceMultiBlockMask((14, 14)),
     "random": RandomMask((14, 14)),
     "block": BlockMask((14, 14)),
     "inverse-block": InverseBlockMask((14, 14)),
@@ -41,6 +44,8 @@ VIDEOS: dict[str, list[Any]] = {
     "mixture": [MixtureMask((SHORT, LONG))],
     "causal": [CausalMask((8, 14, 14), num_context_steps=(4, 4), num_target_steps=2)],
 }
+# Videos with several targets, whose outlines tell them apart.
+BOXES = ("multi-block-video", "mixture")
 SEQUENCES = {
     "MultiBlockMask": MultiBlockMask((64,), block_size="sample", target_scale=(0.1, 0.15)),
     "RandomMask": RandomMask((64,)),
@@ -68,7 +73,7 @@ def images(name: str, theme: Theme) -> Figure:
     for k, ax in enumerate(axes):
         layers = [(context[k], theme.context), (targets[k], theme.target)]
         paint(ax, layers, theme.hidden, theme)
-        if isinstance(sampler, MultiBlockMask):
+        if isinstance(sampler, MultiBlockMask | ReferenceMultiBlockMask):
             outline_blocks(ax, masks.targets[k], theme)
     key(figure, theme)
     return figure
@@ -87,6 +92,10 @@ def video(name: str, theme: Theme) -> Figure:
         for frame, ax in enumerate(row):
             layers = [(context[0, frame], theme.context), (targets[0, frame], theme.target)]
             paint(ax, layers, theme.hidden, theme)
+            if name in BOXES:
+                blocks = masks.targets.to_mask()[0].unflatten(1, (8, 14 * 14))[:, frame]
+                present = TokenSet.from_mask(blocks[blocks.any(dim=1)], (14, 14))
+                outline_blocks(ax, present, theme)
     for frame, ax in enumerate(axes[0]):
         ax.set_title(f"frame {frame}", fontsize=8)
     key(figure, theme)

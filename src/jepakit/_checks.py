@@ -73,14 +73,18 @@ def check_int(name: str, value: object, *, minimum: int) -> None:
         raise ValueError(f"{name}={value}: must be at least {minimum}")
 
 
-def check_number(name: str, value: object, *, positive: bool = False) -> None:
-    """Raise unless `value` is a finite number, and above 0 with `positive`."""
+def check_number(
+    name: str, value: object, *, positive: bool = False, minimum: float | None = None
+) -> None:
+    """Raise unless `value` is a finite number, above 0 with `positive`, at least `minimum`."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name}={value!r}: must be a number, got {kind_of(value)}")
     if not math.isfinite(value):
         raise ValueError(f"{name}={value}: must be finite")
     if positive and value <= 0:
         raise ValueError(f"{name}={value}: must be above 0")
+    if minimum is not None and value < minimum:
+        raise ValueError(f"{name}={value}: must be at least {minimum:g}")
 
 
 def check_fraction(

@@ -6,9 +6,12 @@ from typing import Any
 import pytest
 import torch
 from tests.interop import published
-from tests.interop.conftest import same, snapshot
+from tests.interop.conftest import ENCODER_HEADS, same, snapshot
+from timm.models.eva import Eva
+from timm.models.vision_transformer import ResPostBlock, VisionTransformer
 
-from jepakit.interop import load_ijepa
+from jepakit import MaskedViT
+from jepakit.interop import ijepa_checkpoint, load_ijepa
 
 PREFIX = "module."
 
@@ -105,6 +108,10 @@ BROKEN: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
         put("target_encoder", "norm.bias", torch.zeros(32, device="meta")),
         r"norm.bias is on the meta device",
     ),
+    "a sparse tensor": (
+        put("target_encoder", "norm.bias", torch.zeros(32).to_sparse()),
+        r"norm.bias must be a dense tensor, got torch.sparse_coo",
+    ),
     "no mapping": (
         replace("target_encoder", torch.zeros(2)),
         r"checkpoint\['target_encoder'\]: must be a mapping from names to tensors",
@@ -187,6 +194,46 @@ def test_arithmetic_that_weights_do_not_show(build_encoder) -> None:
     encoder.backbone.norm.eps = 1e-5
     with pytest.raises(ValueError, match=r"encoder: norm has eps=1e-05, .* with 1e-06"):
         load_ijepa(published.checkpoint(), encoder=encoder)
+
+
+def test_another_block_with_the_same_names(parts) -> None:
+    """Trap: weights that fit by name and shape, in a block that computes something else."""
+    backbone = VisionTransformer(
+        img_size=12,
+        patch_size=3,
+        embed_dim=32,
+        depth=2,
+        num_heads=ENCODER_HEADS,
+        num_classes=0,
+        class_token=False,
+        global_pool="avg",
+        fc_norm=False,
+        block_fn=ResPostBlock,
+    )
+    with pytest.raises(ValueError, match=r"encoder: its ResPostBlock does not compute what"):
+        load_ijepa(published.checkpoint(), encoder=MaskedViT(backbone))
+
+
+def test_rotary_positions(parts) -> None:
+    backbone = Eva(
+        img_size=12,
+        patch_size=3,
+        embed_dim=32,
+        depth=2,
+        num_heads=ENCODER_HEADS,
+        num_classes=0,
+        class_token=False,
+        attn_type="rope",
+        use_rot_pos_emb=True,
+        use_abs_pos_emb=True,
+        qkv_bias=True,
+        use_fc_norm=False,
+    )
+    with pytest.raises(ValueError, match=r"encoder: "):
+        load_ijepa(published.checkpoint(), encoder=MaskedViT(backbone))
+    parts["encoder"] = MaskedViT(backbone)
+    with pytest.raises(ValueError, match=r"encoder: "):
+        ijepa_checkpoint(**parts, epoch=1)
 
 
 def test_a_rotary_predictor(build_predictor) -> None:

@@ -1,6 +1,7 @@
 """`audit`: what it counts is what a naive loop counts, and planted faults are found."""
 
 import dataclasses
+import functools
 import math
 import re
 from collections import Counter
@@ -12,9 +13,16 @@ from hypothesis import strategies as st
 
 from jepakit import Masks, MultiBlockMask, RandomMask, TokenSet
 from jepakit.masking import (
+    BlockMask,
+    CausalMask,
+    ComplementMask,
+    InverseBlockMask,
     MaskAudit,
+    MixtureMask,
+    NestedMultiBlockMask,
     ReferenceMultiBlockMask,
     Spread,
+    TubeMask,
     audit,
     masks_from_indices,
 )
@@ -158,6 +166,40 @@ def test_what_trimming_throws_away():
     assert audit(lambda n, **_: whole(n), batches=1, batch_size=2).discarded is None
 
 
+TRIMMED = MultiBlockMask((12, 12), context_length=20)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "least"),
+    [
+        (BlockMask((9, 8)), 0),
+        (InverseBlockMask((9, 8)), 0),
+        (CausalMask((9,), block_size="sample"), 0),
+        (NestedMultiBlockMask((24, 24)), 0),
+        (NestedMultiBlockMask((24, 24), context_length=5), 64),
+        (TubeMask(3, RandomMask((4, 4))), 0),
+        (TubeMask(3, TRIMMED), 15),
+        (ComplementMask(RandomMask((4, 4))), 0),
+        (ComplementMask(TRIMMED), 5),
+        (ComplementMask(ReferenceMultiBlockMask((12, 12))), 5),
+        (MixtureMask((RandomMask((12, 12)),)), 0),
+        (MixtureMask((TRIMMED,)), 5),
+    ],
+    ids=repr,
+)
+def test_what_is_thrown_away_is_known_for_every_sampler(sampler, least):
+    found = audit(sampler, batches=3, batch_size=8, generator=generator())
+    (found,) = found if isinstance(found, list) else [found]
+    assert found.discarded >= least and bool(found.discarded) == bool(least)
+
+
+def test_a_mixture_is_held_to_its_members():
+    plain = MultiBlockMask((12, 12), min_context_coverage=0.3)
+    found = audit(MixtureMask((plain, TRIMMED)), batches=3, batch_size=8)
+    assert [one.need for one in found] == [plain.need, 20]
+    assert found[0].discarded == 0 < found[1].discarded
+
+
 def test_prefix_truncation_shows():
     """The trap: the bottom rows starve. Found in a stranger's sampler."""
 
@@ -296,6 +338,93 @@ def test_errors():
         ValueError, "sampler returned masks on the grid (5,), before on (4,): must be on one grid"
     ):
         audit(lambda n, **_: RandomMask(next(grids))(n))
+
+
+def test_any_callable():
+    """A sampler need not know of generators, nor be written in Python."""
+
+    def plain(batch_size: int) -> Masks:
+        return RandomMask((4,))(batch_size)
+
+    for sampler in (plain, lambda n: plain(n), functools.partial(plain)):
+        assert audit(sampler, batches=2, batch_size=3).context_coverage.mean == 0.25
+
+    def hungry(batch_size: int, *, generator: torch.Generator) -> Masks:
+        return RandomMask((16,))(batch_size, generator=generator)
+
+    one, other = (audit(hungry, batches=2, generator=generator()) for _ in range(2))
+    assert torch.equal(one.context_frequency, other.context_frequency)
+
+
+GOOD_INDICES = torch.tensor([[0, 1], [2, 3]])
+
+
+@pytest.mark.no_hook
+@pytest.mark.parametrize(
+    ("context", "targets", "error", "text"),
+    [
+        (
+            torch.ones(2, 4, dtype=torch.bool),
+            [GOOD_INDICES],
+            TypeError,
+            "context: must be positions, as signed integers, got torch.bool; for a mask, True "
+            "where a position is in, take TokenSet.from_mask",
+        ),
+        (
+            GOOD_INDICES,
+            [GOOD_INDICES.byte()],
+            TypeError,
+            "targets[0]: must be positions, as signed integers, got torch.uint8; for a mask, True "
+            "where a position is in, take TokenSet.from_mask",
+        ),
+        (
+            GOOD_INDICES,
+            [GOOD_INDICES.float()],
+            TypeError,
+            "targets[0]: must be positions, as signed integers, got torch.float32",
+        ),
+        (
+            GOOD_INDICES[0],
+            [GOOD_INDICES],
+            ValueError,
+            "context (2,): must be [b, n], a row for each sample",
+        ),
+        (
+            GOOD_INDICES,
+            [GOOD_INDICES, GOOD_INDICES[:1]],
+            ValueError,
+            "targets[1] (1, 2): must be for the 2 samples of the context",
+        ),
+        (
+            GOOD_INDICES.tolist(),
+            [GOOD_INDICES],
+            TypeError,
+            "context: must be a torch.Tensor, got list",
+        ),
+        (
+            GOOD_INDICES.numpy(),
+            [GOOD_INDICES],
+            TypeError,
+            "context: must be a torch.Tensor, got numpy.ndarray; convert it with torch.from_numpy",
+        ),
+        (
+            GOOD_INDICES,
+            GOOD_INDICES[None],
+            TypeError,
+            "targets: must be a list or tuple of index tensors, got torch.Tensor; for [b, m, n], "
+            "[*targets.unbind(1)]",
+        ),
+        (
+            GOOD_INDICES,
+            {"a": GOOD_INDICES},
+            TypeError,
+            "targets: must be a list or tuple of index tensors, got dict",
+        ),
+    ],
+)
+def test_what_no_indices_are(context, targets, error, text):
+    with raises(error, text):
+        masks_from_indices(context, targets, (2, 4))
 
 
 @pytest.mark.no_hook

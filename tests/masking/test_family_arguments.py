@@ -123,6 +123,27 @@ def test_no_argument_is_left_out(kind):
             "grid_size=(1, 1): one position cannot be both context and target",
         ),
         (
+            lambda: BlockMask((8, 8), target_ratio=0.1, block_scale=(0.5, 0.6)),
+            ValueError,
+            "block_scale=(0.5, 0.6): has no effect, since the smallest block has all of the 6 "
+            "patches already; must begin lower, or be (1.0, 1.0) for a single block",
+        ),
+        (
+            lambda: InverseBlockMask((8, 8), block_scale=(0.3, 0.4)),
+            ValueError,
+            "block_scale=(0.3, 0.4): has no effect, since the smallest block has all of the 13",
+        ),
+        (
+            lambda: MultiBlockMask((1, 14, 14), temporal_scale=(0.5, 1.0)),
+            ValueError,
+            "temporal_scale=(0.5, 1.0): has no effect on the grid (1, 14, 14), so must be left out",
+        ),
+        (
+            lambda: MultiBlockMask((1, 14, 14), max_temporal_keep=0.5),
+            ValueError,
+            "max_temporal_keep=0.5: has no effect on the grid (1, 14, 14), so must be left out",
+        ),
+        (
             lambda: TubeMask(0, RandomMask((4, 4))),
             ValueError,
             "num_frames=0: must be at least 1",
@@ -205,6 +226,21 @@ def test_no_argument_is_left_out(kind):
 def test_bad_arguments_are_named(make, kind, text):
     with pytest.raises(kind, match=re.escape(text)):
         make()
+
+
+def test_one_block_is_no_mistake():
+    """A single value at the ratio or above, and the default whatever the ratio."""
+    for arguments in ({"block_scale": (1.0, 1.0)}, {"block_scale": (0.1, 0.1)}, {}):
+        assert BlockMask((8, 8), target_ratio=0.05, **arguments).num_draws == 4
+
+
+def test_one_number_of_steps_is_no_mistake():
+    masks = [
+        CausalMask((8, 4), num_context_steps=(4, 4), block_size=size)(3)
+        for size in ("batch", "sample")
+    ]
+    assert torch.equal(masks[0].context.idx, masks[1].context.idx)
+    assert torch.equal(masks[0].targets.idx, masks[1].targets.idx)
 
 
 def test_a_single_level_is_multi_block():

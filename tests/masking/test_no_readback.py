@@ -16,6 +16,7 @@ from jepakit.masking import (
     InverseBlockMask,
     MixtureMask,
     NestedMultiBlockMask,
+    ReferenceMultiBlockMask,
     TubeMask,
 )
 
@@ -53,3 +54,6 @@ def test_the_meta_device_tells():
     """The check can fail: padding to the longest of the batch has to know how long that is."""
     with pytest.raises((RuntimeError, NotImplementedError)):
         MultiBlockMask((8, 9), block_size="sample")(6, device="meta")
+    # As here, whose contexts are always cut to the shortest of the batch.
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        ReferenceMultiBlockMask((9, 9))(6, device="meta")

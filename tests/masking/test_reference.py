@@ -7,6 +7,7 @@ import math
 import pickle
 import random
 import re
+import time
 from collections import Counter
 
 import pytest
@@ -544,16 +545,7 @@ def test_errors(arguments, text):
         ReferenceMultiBlockMask(**{"grid_size": (14, 14)} | arguments)
 
 
-@given(
-    grid=st.tuples(st.integers(2, 16), st.integers(2, 16)),
-    switches=st.tuples(*[st.booleans()] * len(QUIRKS)),
-    num_targets=st.integers(1, 6),
-    scale=st.floats(0.05, 0.7),
-    context=st.floats(0.1, 1.0),
-    min_keep=st.integers(0, 12),
-    seed=st.integers(0, 2**31),
-)
-def test_any_switches_any_grid(grid, switches, num_targets, scale, context, min_keep, seed):
+def check_any(grid, switches, num_targets, scale, context, min_keep, seed) -> bool:
     """Always ends; targets whole; contexts of one length, disjoint unless told to relax."""
     try:
         sampler = ReferenceMultiBlockMask(
@@ -565,8 +557,10 @@ def test_any_switches_any_grid(grid, switches, num_targets, scale, context, min_
             **dict(zip(QUIRKS, switches, strict=True)),
         )
     except InfeasibleMaskError:
-        return
+        return False
+    start = time.thread_time()
     masks = sampler(3, generator=generator(seed))
+    assert time.thread_time() - start < 1, sampler
     assert not masks.context.padded and not masks.targets.padded
     assert masks.targets.shape[:2] == (3, num_targets) and masks.targets.shape[2] > min_keep
     if sampler.relax_when_stuck:
@@ -574,3 +568,34 @@ def test_any_switches_any_grid(grid, switches, num_targets, scale, context, min_
     else:
         hidden = masks.targets.to_mask().any(dim=1)
         assert not (masks.context.to_mask() & hidden).any()
+    return True
+
+
+@given(
+    grid=st.tuples(st.integers(2, 16), st.integers(2, 16)),
+    switches=st.tuples(*[st.booleans()] * len(QUIRKS)),
+    num_targets=st.integers(1, 6),
+    scale=st.floats(0.05, 0.7),
+    context=st.floats(0.1, 1.0),
+    min_keep=st.integers(0, 12),
+    seed=st.integers(0, 2**31),
+)
+def test_any_switches_any_grid(grid, switches, num_targets, scale, context, min_keep, seed):
+    check_any(grid, switches, num_targets, scale, context, min_keep, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.no_hook
+def test_5000_configurations():
+    """Up to 32 x 32 patches; none above a second."""
+    rng, feasible = random.Random(0), 0
+    while feasible < 5_000:
+        feasible += check_any(
+            (rng.randint(2, 32), rng.randint(2, 32)),
+            [rng.random() < 0.5 for _ in QUIRKS],
+            rng.randint(1, 6),
+            rng.uniform(0.05, 0.7),
+            rng.uniform(0.1, 1.0),
+            rng.randint(0, 12),
+            rng.getrandbits(31),
+        )

@@ -251,11 +251,15 @@ def test_a_context_on_the_patches_raises() -> None:
         ("test_convnext", "patch_embed"),
         ("test_resnet", "patch_embed"),
         ("crossvit_tiny_240", "a patch_embed that returns one tensor of patches"),
+        # Two class tokens and no patch come out.
+        ("pit_ti_distilled_224", "patch tokens in forward_features"),
     ],
 )
 def test_what_has_no_patches_raises(name, lacks) -> None:
     backbone = timm.create_model(name, num_classes=0)
-    start = f"backbone={type(backbone).__name__}: hidden patches cannot be replaced, it lacks "
+    start = (
+        f"backbone={type(backbone).__name__}: hidden patches cannot be replaced in it, it lacks "
+    )
     with pytest.raises(UnsupportedBackboneError, match=f"^{re.escape(start)}{lacks}.*swin_tiny"):
         MaskedViT(backbone, mask_mode="replace")
 
@@ -265,3 +269,34 @@ def test_unknown_mode() -> None:
     backbone = timm.create_model("vit_tiny_patch16_224", num_classes=0, depth=1)
     with pytest.raises(ValueError, match=r"mask_mode='zero': must be one of 'drop', 'replace'"):
         MaskedViT(backbone, mask_mode="zero")
+
+
+def test_as_many_channels_as_cells() -> None:
+    """Patches of shape [1, 16, 16, 16] can be read in two ways; the features tell which."""
+    arguments = SWIN | {"embed_dim": 16}
+    backbone = timm.create_model("swin_tiny_patch4_window7_224", num_classes=0, **arguments).eval()
+    encoder = MaskedViT(backbone, mask_mode="replace")
+    assert encoder.grid_size == (4, 4)
+    tokens, images = some((4, 4), 2), torch.randn(2, 3, 64, 64)
+    noise = torch.where(pixels("swin", tokens.to_mask()), images, torch.randn_like(images))
+    with torch.no_grad():
+        assert torch.equal(encoder(noise, tokens), encoder(images, tokens))
+
+
+@pytest.mark.filterwarnings("ignore")  # timm's, while it resizes its tables
+def test_a_size_set_later() -> None:
+    encoder = build("swin")
+    encoder.backbone.set_input_size(img_size=(32, 64))
+    assert encoder.grid_size == (2, 4)
+    assert encoder(torch.randn(1, 3, 32, 64)).shape == (1, 8, encoder.embed_dim)
+
+
+def test_images_of_another_size() -> None:
+    with pytest.raises(ValueError, match=r"32 x 64 pixels: must be 64 x 64, as the backbone was"):
+        cached("nest")(torch.randn(1, 3, 32, 64))
+
+
+def test_what_can_be_dropped_says_so() -> None:
+    backbone = timm.create_model("naflexvit_base_patch16_gap", num_classes=0, depth=1)
+    with pytest.raises(UnsupportedBackboneError, match="mask_mode='drop' takes it"):
+        MaskedViT(backbone, mask_mode="replace")

@@ -53,7 +53,7 @@ def test_exports(kind, build, images_for, assert_close, tmp_path) -> None:
     encoder = build(kind)
     images, context = images_for(encoder, 3), ragged_context(encoder, 3)
     with torch.no_grad():
-        program = torch.export.export(encoder, (images, context))
+        program = torch.export.export(encoder, (images, context), strict=False)
         torch.export.save(program, tmp_path / "encoder.pt2")
         program = torch.export.load(tmp_path / "encoder.pt2")
         other = ragged_context(encoder, 3, first=1)

@@ -206,11 +206,39 @@ def test_a_backbone_that_drops_patches_itself_raises(name) -> None:
         ("test_convnext", "patch_embed", "vit_small_patch16_224"),
         ("swin_tiny_patch4_window7_224", "patch_drop", "mask_mode='replace'"),
         ("cait_xxs24_224", "patch_drop", "mask_mode='replace'"),
+        ("naflexvit_rope", "positions that are added", "vit_small_patch16_224"),
+        ("beit_both", "a relative-position bias that is either shared", "mask_mode='replace'"),
+        ("features_only", "patch_embed", "without features_only"),
     ],
 )
 def test_other_models_raise_by_name(name, lacks, nearest) -> None:
     """Trap: models that take no key mask or ignore `patch_drop` must not run unmasked."""
-    backbone = timm.create_model(name, num_classes=0)
+    special = {
+        "naflexvit_rope": ("naflexvit_base_patch16_gap", {"depth": 1, "rope_type": "axial"}),
+        "beit_both": ("beit_base_patch16_224", {"depth": 1, "use_shared_rel_pos_bias": True}),
+        "features_only": ("vit_tiny_patch16_224", {"features_only": True}),
+    }
+    name, arguments = special.get(name, (name, {}))
+    backbone = timm.create_model(name, **arguments)
     expected = f"backbone={type(backbone).__name__}: patches cannot be dropped from it, it lacks "
     with pytest.raises(UnsupportedBackboneError, match=f"^{expected}{lacks}.*{nearest}"):
         MaskedViT(backbone)
+
+
+@pytest.mark.filterwarnings("ignore")  # timm's, while it resizes its tables
+@pytest.mark.parametrize("kind", ["beit", "relpos", "relpos_shared", "vit_cls"])
+def test_a_size_set_later(kind, build) -> None:
+    """timm's `set_input_size` goes on working, and the grid follows."""
+    encoder = build(kind)
+    encoder.backbone.set_input_size(img_size=(32, 48))
+    assert encoder.grid_size == (2, 3)
+    context = half_context(encoder, 2)
+    assert encoder(torch.randn(2, 3, 32, 48), context).shape == (*context.shape, 64)
+
+
+def test_another_backbone_put_in_its_place_raises(build, images_for) -> None:
+    """Trap: the new backbone would be trained and the old one run."""
+    encoder = build("vit_cls")
+    encoder.backbone = build("vit_cls", wrapped=False)
+    with pytest.raises(RuntimeError, match=r"encoder.backbone: must be the one that was wrapped"):
+        encoder(images_for(encoder, 1))

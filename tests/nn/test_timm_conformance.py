@@ -44,7 +44,9 @@ def test_other_classes(script) -> None:
         ("full", lambda tokens, context: tokens if context else tokens.roll(1, dims=1)),
         ("masked", lambda tokens, context: tokens * 1.01 if context else tokens),
         ("batch", lambda tokens, _: tokens + 0.1 * tokens.abs().amax() * tokens.std()),
+        ("batch", lambda tokens, _: tokens / (len(tokens) > 1)),
         ("finite", lambda tokens, context: tokens + 1.0 if context else tokens),
+        ("finite", lambda tokens, _: tokens.detach() + tokens.mean() * 0.0),
     ],
 )
 def test_a_broken_encoder_fails(script, monkeypatch, law, broken) -> None:

@@ -121,7 +121,57 @@ class OfSequences(nn.Module):
 
 
 def test_sequences_pass():
-    assert_encoder_contract(OfSequences(), torch.randn(3, 2, 18))
+    assert_encoder_contract(OfSequences(), torch.randn(3, 2, 18), positions=False)
+
+
+# Positions
+
+
+class PositionOfTheSlot(Own):
+    def forward(self, images: Tensor, context: TokenSet | None = None) -> Tensor:
+        context = TokenSet.full(GRID, (len(images),)) if context is None else context
+        x = take_tokens(self.patches(images).flatten(2).mT, context)
+        slot = torch.arange(context.shape[-1]).clamp_max(11)
+        kept = torch.cat([self.cls.expand(len(x), -1, -1), x + self.position[slot]], dim=1)
+        return self.finish(self.block(kept, self.keys(context))[:, 1:], context)
+
+
+class NoPosition(PositionOfTheSlot):
+    def __init__(self) -> None:
+        super().__init__()
+        del self.position
+        self.register_buffer("position", torch.zeros(12, DIM))
+
+
+@pytest.mark.parametrize("kind", [PositionOfTheSlot, NoPosition])
+def test_positions(kind):
+    """Trap: positions of the tokens that are left, counted anew."""
+    with breach(Law.POSITIONS, "positions 0 and 1, .* 0 and 11, give outputs that differ by 0 at"):
+        assert_encoder_contract(kind(), images())
+    assert_encoder_contract(NoPosition(), images(), positions=False)
+
+
+class Rotary(Own):
+    """Only distances are seen."""
+
+    def forward(self, images: Tensor, context: TokenSet | None = None) -> Tensor:
+        context = TokenSet.full(GRID, (len(images),)) if context is None else context
+        x = take_tokens(self.patches(images).flatten(2).mT, context)
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        angle = context.idx[..., None] * torch.logspace(0, -2, DIM // 2)
+        q, k = (self.turned(t, angle) for t in (q, k))
+        mask = context.valid[:, None] | torch.eye(x.shape[1], dtype=torch.bool)
+        x = x + self.out(F.scaled_dot_product_attention(q, k, v, mask))
+        return self.finish(x + self.mlp(x), context)
+
+    def turned(self, x: Tensor, angle: Tensor) -> Tensor:
+        one, two = x.chunk(2, dim=-1)
+        sin, cos = angle.sin(), angle.cos()
+        return torch.cat([one * cos - two * sin, one * sin + two * cos], dim=-1)
+
+
+def test_rotary_positions_pass():
+    assert_encoder_contract(Rotary(), images())
 
 
 # Law 3

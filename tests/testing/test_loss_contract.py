@@ -157,6 +157,37 @@ def test_the_interface(loss, text):
         assert_loss_contract(loss, reductions=("mean",))
 
 
+def zero(pred, target, valid):
+    return 0 * own(pred, target, valid)
+
+
+def of_pred_alone(pred, target, valid):
+    squares(pred, target, valid)
+    return own(pred, torch.zeros_like(pred), valid)
+
+
+def of_target_alone(pred, target, valid):
+    return own(pred.detach(), target, valid)
+
+
+@pytest.mark.parametrize(
+    ("loss", "text"),
+    [
+        (zero, "the loss of random pred and target is 0"),
+        (of_pred_alone, "another target gives the same loss"),
+        (of_target_alone, "the gradient of pred is zero everywhere"),
+    ],
+)
+def test_pred_is_compared_with_target(loss, text):
+    with breach(Law.COMPARES, text):
+        assert_loss_contract(loss, reductions=("mean",))
+
+
+def test_a_zero_loss_with_reductions():
+    with breach(Law.COMPARES, "is 0"):
+        assert_loss_contract(lambda p, t, v, *, reduction="mean": zero(p, t, v))
+
+
 def reducing(**changes: Any) -> Any:
     """A loss with reductions, some of which are wrong."""
 

@@ -140,6 +140,18 @@ class IgnoresTheContext(Own):
         return self.position[here.idx]
 
 
+class PositionOfTheSlot(Own):
+    def asked(self, asked: TokenSet) -> Tensor:
+        slot = torch.arange(asked.shape[-1]).expand(asked.shape).flatten(1) % 12
+        return self.mask_token + self.position[slot]
+
+
+class PositionInTheBlock(Own):
+    def asked(self, asked: TokenSet) -> Tensor:
+        inside = (asked.idx - asked.idx[..., :1]).clamp_min(0).flatten(1)
+        return self.mask_token + self.position[inside]
+
+
 class UsesTheFirstTokenOnly(Own):
     def known(self, context: Tensor, here: TokenSet) -> Tensor:
         kept = torch.cat([context[:, :1], context[:, 1:].detach()], dim=1)
@@ -165,6 +177,8 @@ BROKEN = [
     (ZeroInTheForwardOnly, Law.PADDING, "what stands at padding changed the gradient of"),
     (NanWithoutContext, Law.PADDING, "the prediction is nan at"),
     (NoPositionOfTargets, Law.POSITIONS, r"positions 0 and 1 differ by .* mask tokens need"),
+    (PositionOfTheSlot, Law.POSITIONS, r"targets of one token, at positions 0 and 1"),
+    (PositionInTheBlock, Law.POSITIONS, r"targets of one token, at positions 0 and 1"),
     (NoPositionOfContext, Law.POSITIONS, "one position further on .* context tokens need"),
     (UnusedParameter, Law.LEARNS, "unused gets no gradient; DDP stops"),
     (ParameterTimesZero, Law.LEARNS, "the gradient of off is zero everywhere"),

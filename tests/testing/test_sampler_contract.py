@@ -14,6 +14,7 @@ from tests.testing.breaches import breach
 from torch import Tensor
 
 from jepakit import Masks, MultiBlockMask, RandomMask, TokenSet
+from jepakit.masking import MixtureMask
 from jepakit.masking.sampler import UniformSampler
 from jepakit.testing import assert_sampler_contract
 from jepakit.testing.breach import Law
@@ -63,6 +64,19 @@ def test_several_masks_for_an_image_pass():
         return [draw(batch_size, **keywords), RandomMask((3, 3))(batch_size, **keywords)]
 
     assert_sampler_contract(mixture)
+
+
+def test_members_are_held_to_their_own_need():
+    class Broken(RandomMask):
+        need = 7
+
+    @dataclass(frozen=True)
+    class Both(MixtureMask):
+        pass
+
+    assert_sampler_contract(MixtureMask((RandomMask((4, 4)), RandomMask((4, 4)))))
+    with breach(Law.GUARANTEE, "sample 0 has 4 tokens, must have at least 7"):
+        assert_sampler_contract(Both((RandomMask((4, 4), target_ratio=0.5), Broken((4, 4)))))
 
 
 # Law 1
@@ -129,6 +143,39 @@ def test_the_guarantee(kind, text):
         assert_sampler_contract(kind(), batch_size=64)
 
 
+class LeaksInOneOfTwenty(Own):
+    def masks(self, order: Tensor) -> Masks:
+        masks = super().masks(order)
+        leak = (order[:, :1] == 0) & (order[:, 1:2] < 12)
+        return masks_of(masks.context.to_mask() | leak, masks.targets.to_mask())
+
+
+class EmptyInOneOfTwenty(Own):
+    def masks(self, order: Tensor) -> Masks:
+        masks = super().masks(order)
+        empty = (order[:, :1] == 0) & (order[:, 1:2] < 12)
+        return masks_of(masks.context.to_mask(), masks.targets.to_mask() & ~empty[:, None])
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"), [(LeaksInOneOfTwenty, "the context of"), (EmptyInOneOfTwenty, "is empty")]
+)
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_rare_is_seen(kind, text, seed):
+    with breach(Law.GUARANTEE, text):
+        assert_sampler_contract(kind(), seed=seed)
+    assert_sampler_contract(Own(), num_samples=1)
+
+
+class OtherLengthThanItSays(Own):
+    context_length = 5
+
+
+def test_an_int_context_length_is_kept():
+    with breach(Law.GUARANTEE, "context of sample 0 has 6 tokens, and the sampler's .* is 5"):
+        assert_sampler_contract(OtherLengthThanItSays())
+
+
 def test_min_context():
     assert_sampler_contract(Own(), min_context=6)
     with breach(Law.GUARANTEE, "sample 0 has 6 tokens, must have at least 7"):
@@ -146,6 +193,16 @@ class BareIndices(Own):
         return masks.context.idx, masks.targets.idx
 
 
+class TupleOfMasks(Own):
+    def __call__(self, *args: Any, **keywords: Any) -> Any:
+        return (super().__call__(*args, **keywords),)
+
+
+class ListOfIndices(BareIndices):
+    def __call__(self, *args: Any, **keywords: Any) -> Any:
+        return list(super().__call__(*args, **keywords))
+
+
 class OneSampleTooMany(Own):
     def order(self, batch_size: int, generator: torch.Generator | None) -> Tensor:
         return super().order(batch_size + 1, generator)
@@ -159,7 +216,9 @@ class OtherGrid(Own):
 @pytest.mark.parametrize(
     ("kind", "text"),
     [
-        (BareIndices, "must return Masks or a list of Masks, got Tensor"),
+        (BareIndices, "must return Masks or a list of Masks, got tuple"),
+        (TupleOfMasks, "must return Masks or a list of Masks, got tuple"),
+        (ListOfIndices, "must return Masks or a list of Masks, got Tensor"),
         (OneSampleTooMany, "asked for 1 samples, context has 2"),
         (OtherGrid, r"grid_size is \(4, 4\), context is on the grid \(2, 8\)"),
     ],
@@ -211,6 +270,15 @@ class OneForTheBatch(Own):
         return super().order(1, generator).expand(batch_size, -1).clone()
 
 
+class TargetsForTheBatch(Own):
+    """Contexts differ."""
+
+    def __call__(self, batch_size: int, *, generator: Any = None, device: Any = None) -> Masks:
+        target = self.order(1, generator) > 11
+        context = ~target & (self.order(batch_size, generator) > 2)
+        return masks_of(context, target[:, None].expand(batch_size, -1, -1))
+
+
 class OwnSeedWithoutGenerator(Own):
     def order(self, batch_size: int, generator: torch.Generator | None) -> Tensor:
         if generator is None:
@@ -228,7 +296,8 @@ class OwnSeedWithoutGenerator(Own):
         (GlobalPython, "(moved the global state of random|gave different masks)"),
         (CountsItsCalls, "two generators seeded with 0 gave different masks"),
         (FixedSeed, "four batches of 8 drawn one after another from one generator are equal"),
-        (OneForTheBatch, "every sample has the masks of its batch-mates"),
+        (OneForTheBatch, "every sample has the targets of its batch-mates"),
+        (TargetsForTheBatch, "every sample has the targets of its batch-mates"),
         (OwnSeedWithoutGenerator, "without a generator .* torch's global one"),
     ],
 )
@@ -257,7 +326,15 @@ class DependsOnTheDevice(Own):
         return self.masks(order if device is None else order.flip(1))
 
 
+class IgnoresTheDevice(Own):
+    def __call__(self, batch_size: int, *, generator: Any = None, device: Any = None) -> Masks:
+        return super().__call__(batch_size, generator=generator)
+
+
 def test_device():
+    assert_sampler_contract(Own(), device="meta")
+    with breach(Law.PURE, "device='meta' was asked for, and the context lies on cpu"):
+        assert_sampler_contract(IgnoresTheDevice(), device="meta")
     with breach(Law.PURE, "device='cpu' gave other masks than no device"):
         assert_sampler_contract(DependsOnTheDevice())
 

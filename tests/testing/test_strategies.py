@@ -1,6 +1,7 @@
 """The strategies draw what they promise, and hypothesis is asked for by name where it is absent."""
 
 import math
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ import jepakit
 import jepakit.masking
 from jepakit import Masks
 from jepakit.masking.sampler import UniformSampler
-from jepakit.testing.random_samplers import KINDS
+from jepakit.testing.random_samplers import KINDS, SMALL, random_sampler
 from jepakit.testing.strategies import (
     flat_masks,
     grid_sizes,
@@ -62,6 +63,16 @@ def test_samplers(kind, data):
     assert type(sampler).__name__ == kind and math.prod(sampler.grid_size) <= 24
     masks = sampler(2)
     assert isinstance(masks, list if kind == "MixtureMask" else Masks)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sides_of_one_are_among_them(kind):
+    rng = random.Random(0)
+    grids = [random_sampler(kind, rng, SMALL).grid_size for _ in range(200)]
+    assert all(math.prod(grid) > 1 for grid in grids)
+    wide = [grid for grid in grids if len(grid) > 1]
+    axes = range(1, 3) if kind == "CausalMask" else range(2)  # which needs two steps
+    assert all(any(len(grid) > k and grid[k] == 1 for grid in wide) for k in axes)
 
 
 def test_every_sampler_has_its_strategy():

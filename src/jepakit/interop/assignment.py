@@ -34,6 +34,8 @@ def pair(
         check_floating(f"{source}: {name}", tensor)
         if tensor.is_meta:
             raise ValueError(f"{source}: {name} is on the meta device and holds nothing")
+        if tensor.layout != torch.strided:
+            raise ValueError(f"{source}: {name} must be a dense tensor, got {tensor.layout}")
         if tensor.shape != mine.shape:
             other.append(f"{name} {tuple(tensor.shape)} against {tuple(mine.shape)}")
     if other:

@@ -1,5 +1,6 @@
 """What the weights of a plain vision transformer say of its arguments, and what they do not."""
 
+import copy
 import re
 from collections.abc import Mapping
 from math import isqrt
@@ -81,6 +82,33 @@ def check_arithmetic(name: str, encoder: MaskedViT, eps: float) -> None:
                 f"{name}: {place} is {module}, the weights were trained with the exact GELU; build "
                 "the backbone with act_layer=torch.nn.GELU"
             )
+
+    if getattr(backbone, "rope", None) is not None:
+        raise ValueError(
+            f"{name}: its {type(backbone).__name__} turns queries and keys by their positions, the "
+            "weights were trained without; build a VisionTransformer such as "
+            "vit_huge_patch14_gap_224"
+        )
+    _check_block(name, backbone)
+
+
+@torch.no_grad()
+def _check_block(name: str, backbone: Any) -> None:
+    """Raise unless the first block computes what a pre-norm block with these weights does."""
+    block: Any = copy.deepcopy(unwrap(backbone.blocks[0])).to("cpu", torch.float32).eval()
+    heads, dim = block.attn.num_heads, block.norm1.weight.shape[0]
+    x = torch.arange(3.0 * dim).sin().view(1, 3, dim)
+    q, k, v = block.attn.qkv(block.norm1(x)).view(1, 3, 3, heads, -1).permute(2, 0, 3, 1, 4)
+    seen = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(1, 3, dim)
+    expected = x + block.attn.proj(seen)
+    hidden = F.gelu(block.mlp.fc1(block.norm2(expected)))
+    expected = expected + block.mlp.fc2(hidden)
+    if not torch.allclose(block(x), expected, rtol=1e-3, atol=1e-3):
+        raise ValueError(
+            f"{name}: its {type(block).__name__} does not compute what the published pre-norm "
+            "block does with the same weights; build a VisionTransformer with timm's default "
+            "block_fn, such as vit_huge_patch14_gap_224"
+        )
 
 
 def num_heads(encoder: MaskedViT) -> int | None:

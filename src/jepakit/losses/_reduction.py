@@ -6,7 +6,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from jepakit._checks import check_choice, check_floating, kind_of
+from jepakit._checks import check_choice, check_floating
+from jepakit.losses._ranks import check_process_group, sum_over_ranks
 
 __all__ = ["Reduction", "check_masked", "float32_or_wider", "reduce_masked"]
 
@@ -54,11 +55,7 @@ def check_masked(
             f"reduction='sample': pred {tuple(pred.shape)} has no batch axis, "
             "must have the shape [b, ..., n, d]"
         )
-    if process_group is not None and not isinstance(process_group, dist.ProcessGroup):
-        raise TypeError(
-            f"process_group={process_group!r}: must be a torch.distributed ProcessGroup or None, "
-            f"got {kind_of(process_group)}"
-        )
+    check_process_group(process_group)
     if process_group is not None and reduction != "mean":
         raise ValueError(
             f"process_group with reduction={reduction!r}: takes effect only with reduction='mean'"
@@ -93,10 +90,5 @@ def reduce_masked(
     if process_group is None:
         return total / (count.clamp(min=1) * values_per_token)
 
-    sums = torch.stack([total.detach(), count.to(total.dtype)])
-    dist.all_reduce(sums, group=process_group)
-    denominator = sums[1].clamp(min=1) * values_per_token
-    # DDP divides the summed gradients by the number of ranks; multiplying here undoes that.
-    share = total * (dist.get_world_size(process_group) / denominator)
-    # The value is the same on every rank, the gradient is this rank's: the difference is exactly 0.
-    return sums[0] / denominator + (share - share.detach())
+    sums = sum_over_ranks(torch.stack([total, count.to(total.dtype)]), process_group)
+    return sums[0] / (sums[1].clamp(min=1) * values_per_token)

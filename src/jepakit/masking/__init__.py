@@ -1,11 +1,12 @@
 """Mask samplers with a guaranteed context, and their place in a `DataLoader`."""
 
-from jepakit.masking.audit import audit, masks_from_indices
+from jepakit.masking.audit import audit
 from jepakit.masking.block import BlockMask
 from jepakit.masking.causal import CausalMask
 from jepakit.masking.collate import Indexed, IndexedDataset, MaskCollator
 from jepakit.masking.complement import ComplementMask
 from jepakit.masking.feasibility import InfeasibleMaskError
+from jepakit.masking.indices import masks_from_indices
 from jepakit.masking.inverse_block import InverseBlockMask
 from jepakit.masking.mixture import MixtureMask
 from jepakit.masking.multiblock import MultiBlockMask

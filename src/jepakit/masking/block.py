@@ -34,12 +34,13 @@ class BlockMask(UniformSampler[Masks]):
         grid_size: `(H, W)` in patches.
         target_ratio: Fraction of the patches to predict.
         block_scale: Range of one block's share as a fraction of the grid, uniform; the last block
-            adds what is still missing.
+            adds what is still missing. At `target_ratio` or above it is a single block.
         block_aspect_ratio: Range of a block's height / width, log-uniform.
 
     Raises:
         InfeasibleMaskError: If the grid has a single patch.
-        ValueError: If an argument is out of its range.
+        ValueError: If an argument is out of its range, or `block_scale` is a range of which every
+            value gives a single block.
 
     Example:
         >>> from jepakit.masking import BlockMask
@@ -61,13 +62,24 @@ class BlockMask(UniformSampler[Masks]):
 
     def __post_init__(self) -> None:
         check_grid_size("grid_size", self.grid_size, ndims=(2,))
-        exact_count("target_ratio", self.target_ratio, self.grid_size)
-        check_blocks(self.block_scale, self.block_aspect_ratio)
+        check_blocks(
+            self.block_scale,
+            self.block_aspect_ratio,
+            count=exact_count("target_ratio", self.target_ratio, self.grid_size),
+            grid_size=self.grid_size,
+            default=BlockMask.block_scale,
+        )
 
     @cached_property
     def num_target_tokens(self) -> int:
         """Patches in the target set of every sample."""
         return exact_count("target_ratio", self.target_ratio, self.grid_size)
+
+    @property
+    def need(self) -> int:
+        """Context tokens of every sample."""
+        height, width = self.grid_size
+        return height * width - self.num_target_tokens
 
     @cached_property
     def num_draws(self) -> int:

@@ -34,7 +34,8 @@ class CausalMask(UniformSampler[Masks]):
         num_targets: Targets that follow one another.
         num_target_steps: Steps of each target; the whole future if None.
         block_size: Draw the number of past steps once for a `"batch"` (nothing is padded then) or
-            for each `"sample"`.
+            for each `"sample"`. Where there is one number of steps to draw, as with
+            `num_context_steps=(4, 4)`, both give the same masks.
 
     Raises:
         InfeasibleMaskError: If the steps are too few for the past and the targets.

@@ -78,12 +78,14 @@ class IndexedDataset(Dataset[Indexed]):
 class MaskCollator(Generic[M]):
     r"""Collate a batch and draw its masks, by (seed, epoch, sample index).
 
-    For a sampler that is a function of each sample's own random numbers (`RandomMask`, and
-    `MultiBlockMask` with `block_size="sample"` and `context_length` "pad" or an int), the masks of
-    sample $i$ depend on $(\mathrm{seed}, \mathrm{epoch}, i)$ alone: the same for any number of
-    workers or ranks, any batch size, and after a resume. In its other modes, where samples share a
-    size or a length, and for any other callable, a batch's masks depend on
-    $(\mathrm{seed}, \mathrm{epoch}, i_1, \dots, i_b)$, the indices of the batch in order.
+    Where a sampler's `per_sample` is True, the masks of sample $i$ depend on
+    $(\mathrm{seed}, \mathrm{epoch}, i)$ alone: the same for any number of workers or ranks, any
+    batch size, and after a resume. So it is wherever samples share neither a size nor a length:
+    without `block_size="batch"` and `context_length="trim"`, where a sampler has these arguments;
+    always for `RandomMask`, `BlockMask` and `InverseBlockMask`; for samplers made of others if it
+    is so for all of them; never for `ReferenceMultiBlockMask`. Otherwise, and for any other
+    callable, a batch's masks depend on $(\mathrm{seed}, \mathrm{epoch}, i_1, \dots, i_b)$, the
+    indices of the batch in order.
 
     Call `set_epoch` before each epoch, as with `DistributedSampler`. The epoch lies in shared
     memory, so it reaches persistent workers. Without it every epoch repeats the masks of epoch 0.

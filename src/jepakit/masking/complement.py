@@ -49,6 +49,11 @@ class ComplementMask(UniformSampler[Masks]):
         return self.sampler.grid_size
 
     @property
+    def need(self) -> int:
+        """Context tokens that every sample has at least: the sampler's."""
+        return self.sampler.need
+
+    @property
     def num_draws(self) -> int:
         """Random numbers that one sample takes."""
         return self.sampler.num_draws
@@ -60,4 +65,8 @@ class ComplementMask(UniformSampler[Masks]):
 
     def _draw(self, uniforms: Float[Tensor, "b k"], device: torch.device | str | None) -> Masks:
         context = self.sampler.from_uniforms(uniforms, device=device).context
+        return Masks(context, context.complement()[:, None])
+
+    def _untrimmed(self, uniforms: Float[Tensor, "b k"]) -> Masks:
+        context = self.sampler._untrimmed(uniforms).context
         return Masks(context, context.complement()[:, None])

@@ -39,7 +39,8 @@ class InverseBlockMask(UniformSampler[Masks]):
 
     Raises:
         InfeasibleMaskError: If the grid has a single patch.
-        ValueError: If an argument is out of its range.
+        ValueError: If an argument is out of its range, or `block_scale` is a range of which every
+            value gives a single block.
 
     Example:
         >>> from jepakit.masking import InverseBlockMask
@@ -62,8 +63,13 @@ class InverseBlockMask(UniformSampler[Masks]):
 
     def __post_init__(self) -> None:
         check_grid_size("grid_size", self.grid_size, ndims=(2,))
-        exact_count("context_ratio", self.context_ratio, self.grid_size)
-        check_blocks(self.block_scale, self.block_aspect_ratio)
+        check_blocks(
+            self.block_scale,
+            self.block_aspect_ratio,
+            count=exact_count("context_ratio", self.context_ratio, self.grid_size),
+            grid_size=self.grid_size,
+            default=InverseBlockMask.block_scale,
+        )
 
     @cached_property
     def need(self) -> int:

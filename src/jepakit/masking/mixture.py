@@ -1,5 +1,6 @@
 """`MixtureMask`: several samplers for the same images, each with a context of its own."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -63,6 +64,11 @@ class MixtureMask(UniformSampler[list[Masks]]):
         """The grid of all members."""
         return self.samplers[0].grid_size
 
+    @property
+    def need(self) -> int:
+        """Context tokens that every sample has at least with any member; each has its own."""
+        return min(sampler.need for sampler in self.samplers)
+
     @cached_property
     def num_draws(self) -> int:
         """Random numbers that one sample takes."""
@@ -76,12 +82,19 @@ class MixtureMask(UniformSampler[list[Masks]]):
     def _draw(
         self, uniforms: Float[Tensor, "b k"], device: torch.device | str | None
     ) -> list[Masks]:
-        ends = list(accumulate(sampler.num_draws for sampler in self.samplers))
-        parts = uniforms.tensor_split(ends[:-1], dim=1)
         return [
-            sampler.from_uniforms(part, device=device)
-            for sampler, part in zip(self.samplers, parts, strict=True)
+            sampler.from_uniforms(part, device=device) for sampler, part in self._parts(uniforms)
         ]
+
+    def _untrimmed(self, uniforms: Float[Tensor, "b k"]) -> list[Masks]:
+        return [sampler._untrimmed(part) for sampler, part in self._parts(uniforms)]
+
+    def _parts(
+        self, uniforms: Float[Tensor, "b k"]
+    ) -> Iterator[tuple[UniformSampler[Masks], Float[Tensor, "b _"]]]:
+        """Members, each with random numbers of its own."""
+        ends = list(accumulate(sampler.num_draws for sampler in self.samplers))
+        return zip(self.samplers, uniforms.tensor_split(ends[:-1], dim=1), strict=True)
 
 
 def check_member(name: str, value: object) -> None:

@@ -56,16 +56,17 @@ class MultiBlockMask(UniformSampler[Masks]):
             scale. Blocks are rounded to whole patches and clipped to the grid. All targets of one
             sample have one size. Not on `(L,)`.
         temporal_scale: Range of a target's duration as a fraction of the frames, uniform. Only on
-            `(T, H, W)`.
+            `(T, H, W)`, of 2 frames or more.
         context_scale: Range of the context block's area before targets are removed, as a fraction
             of the grid (of a frame), uniform; the block has the grid's own aspect. The low end is
             raised to `need` + the largest target where it lies below (plus all targets if they
             must not overlap), since no smaller block could keep the promise.
         max_temporal_keep: Fraction of the frames, from the first, that the context lies in; at
-            least one frame. Only on `(T, H, W)`.
+            least one frame. Only on `(T, H, W)`, of 2 frames or more.
         min_context_coverage: Fraction $c$ of the grid that the context has at least, after targets
             are removed, after trimming and batching.
-        allow_target_overlap: Whether targets of one sample may share patches.
+        allow_target_overlap: Whether targets of one sample may share patches. A single target
+            keeps the promise anyway.
         block_size: Draw sizes once for a `"batch"` (as I-JEPA; targets then need no padding) or for
             each `"sample"`.
         context_length: `"pad"` contexts to the longest of the batch; `"trim"` each to the shortest
@@ -129,8 +130,8 @@ class MultiBlockMask(UniformSampler[Masks]):
         check_bool("allow_target_overlap", self.allow_target_overlap)
         check_choice("block_size", self.block_size, ("batch", "sample"))
         check_context_length(self.context_length)
-        idle = {1: ("target_aspect_ratio",), 3: ()}.get(len(self.grid_size), ())
-        if len(self.grid_size) < 3:
+        idle: tuple[str, ...] = ("target_aspect_ratio",) if len(self.grid_size) == 1 else ()
+        if len(self.grid_size) < 3 or self.grid_size[0] == 1:
             idle += ("temporal_scale", "max_temporal_keep")
         for name in idle:
             if getattr(self, name) != getattr(type(self), name):
@@ -263,7 +264,7 @@ class MultiBlockMask(UniformSampler[Masks]):
         else:
             places = place_disjoint(blocks, context, u_target, u_packing, packing=spec.packing)
         # Later targets had less choice; in random order none of the m places knows which it was.
-        places = places.gather(1, u_order.argsort(dim=1))
+        places = places.gather(1, u_order.argsort(dim=1, stable=True))
 
         visible = to_mask(context, grid_size)
         return Masks(

@@ -103,4 +103,5 @@ def pack(
         places = (places[:, :, None] + (gaps + slot * size) * stride).flatten(1)
         used = (used[:, :, None] & fit).flatten(1)
     keys = torch.where(used, uniforms, 2.0)
-    return places.gather(1, keys.topk(num_blocks, dim=1, largest=False).indices)
+    order = keys.argsort(dim=1, stable=True)  # ties too are the same on every device
+    return places.gather(1, order[:, :num_blocks])

@@ -92,6 +92,13 @@ class RandomMask(UniformSampler[Masks]):
         return min(max(1, nearest), self._num_positions - 1)
 
     @property
+    def need(self) -> int:
+        """Context tokens of every sample."""
+        if self.context_length == "pad":
+            return self._num_positions - self.num_target_tokens
+        return self.context_length
+
+    @property
     def num_draws(self) -> int:
         """Random numbers that one sample takes."""
         return self._num_positions
@@ -102,7 +109,7 @@ class RandomMask(UniformSampler[Masks]):
         return True
 
     def _draw(self, uniforms: Float[Tensor, "b k"], device: torch.device | str | None) -> Masks:
-        order = copy_to(uniforms, device).argsort(dim=1)
+        order = copy_to(uniforms, device).argsort(dim=1, stable=True)
         num_targets = self.num_target_tokens
         kept = None if self.context_length == "pad" else num_targets + self.context_length
         return Masks(

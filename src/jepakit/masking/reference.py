@@ -72,7 +72,8 @@ class ReferenceMultiBlockMask(UniformSampler[Masks]):
             0.85 to 1.0 of a square grid is the same block for every draw, so its scale has no
             effect. Off: sides are clipped to the grid, and to at least 1.
         square_context: The context block is square whatever the grid. Wrong: much of a long grid
-            is left out. Off: it has the grid's own aspect.
+            is left out. Off: it has the grid's own aspect; on a square grid that is the same, and
+            taken as it is, so that every switch can be turned off.
         relax_when_stuck: After 20 places that keep too little, subtract all targets but the last,
             after 20 more all but the last two, and so on. Wrong: the context then holds targets.
             Off: of all places the first that keeps enough, else the one that keeps most, which may

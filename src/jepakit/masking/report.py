@@ -49,8 +49,8 @@ class MaskAudit:
         undersized_contexts: Share of contexts with fewer than `need` tokens.
         leak_rate: Share of samples whose context meets one of their targets.
         discarded: Mean number of context tokens that a batch's common length, or an int one, cost
-            a sample. Found by drawing the same masks once more without it, so known for jepakit's
-            samplers only; None where it is not known.
+            a sample; 0 where nothing is ever trimmed. Found by drawing the same masks once more
+            without it, so known for jepakit's samplers only, and None for all others.
         empty_targets: Share of targets without a token.
         duplicate_targets: Share of targets that equal another target of the same sample (and are
             not empty).

@@ -1,7 +1,8 @@
 """What a mask sampler is: a pure function of random numbers, one row of them for each sample."""
 
 from abc import ABC, abstractmethod
-from typing import Generic, Protocol, TypeVar, runtime_checkable
+from dataclasses import is_dataclass, replace
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -52,6 +53,11 @@ class UniformSampler(ABC, Generic[M_co]):
         """Random numbers that one sample takes."""
 
     @property
+    def need(self) -> int:
+        """Context tokens that every sample has at least."""
+        return 1
+
+    @property
     @abstractmethod
     def per_sample(self) -> bool:
         """Whether a sample's masks depend on its own random numbers alone."""
@@ -91,3 +97,32 @@ class UniformSampler(ABC, Generic[M_co]):
                 "with a batch of at least 1"
             )
         return self._draw(uniforms, device)
+
+    def _untrimmed(self, uniforms: Float[Tensor, "b k"]) -> M_co:
+        """The masks as they are before contexts get a common length; `audit` compares with them.
+
+        A sampler whose contexts are cut by something else than `context_length` overrides it.
+        """
+        if not is_dataclass(self) or getattr(self, "context_length", "pad") == "pad":
+            return self.from_uniforms(uniforms)
+        twin: Any = replace(self, context_length="pad")
+        masks: M_co = twin.from_uniforms(uniforms[:, : twin.num_draws])
+        return masks
+
+
+def promised_tokens(sampler: object, num_members: int) -> list[int]:
+    """Context tokens that each `Masks` of a sample has at least, by the sampler's own account."""
+    inner = getattr(sampler, "samplers", ())
+    if isinstance(inner, tuple) and len(inner) == num_members:
+        return [_promised(member) for member in inner]
+    return [_promised(sampler)] * num_members
+
+
+def _promised(sampler: object) -> int:
+    need = getattr(sampler, "need", 1)
+    length = getattr(sampler, "context_length", None)
+    if not isinstance(need, int):
+        return 1
+    # An int length is the promise then; jepakit's samplers count that into their `need`.
+    foreign = not isinstance(sampler, UniformSampler)
+    return min(need, length) if foreign and isinstance(length, int) else need

@@ -59,6 +59,11 @@ class TubeMask(UniformSampler[Masks]):
         return self.num_frames, height, width
 
     @property
+    def need(self) -> int:
+        """Context tokens that every sample has at least: the sampler's, in every frame."""
+        return self.num_frames * self.sampler.need
+
+    @property
     def num_draws(self) -> int:
         """Random numbers that one sample takes."""
         return self.sampler.num_draws
@@ -69,7 +74,12 @@ class TubeMask(UniformSampler[Masks]):
         return self.sampler.per_sample
 
     def _draw(self, uniforms: Float[Tensor, "b k"], device: torch.device | str | None) -> Masks:
-        masks = self.sampler.from_uniforms(uniforms, device=device)
+        return self._tubes(self.sampler.from_uniforms(uniforms, device=device))
+
+    def _untrimmed(self, uniforms: Float[Tensor, "b k"]) -> Masks:
+        return self._tubes(self.sampler._untrimmed(uniforms))
+
+    def _tubes(self, masks: Masks) -> Masks:
         return Masks(self._through_time(masks.context), self._through_time(masks.targets))
 
     def _through_time(self, tokens: TokenSet) -> TokenSet:

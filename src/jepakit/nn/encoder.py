@@ -167,6 +167,12 @@ class MaskedViT(nn.Module):
         return numbers
 
     def _check(self, images: Tensor, context: TokenSet | None) -> None:
+        if self._adapter.model is not self.backbone:
+            raise RuntimeError(
+                "encoder.backbone: must be the one that was wrapped, since it was prepared to take "
+                "a context; build MaskedViT(new_backbone) (DataParallel replicates the backbone: "
+                "use DistributedDataParallel)"
+            )
         check_floating("images", images)
         if images.dim() != 4:
             raise ValueError(
@@ -174,7 +180,7 @@ class MaskedViT(nn.Module):
             )
         if len(images) == 0:
             raise ValueError(f"images {tuple(images.shape)}: the batch must not be empty")
-        channels = cast(Any, self.backbone).in_chans
+        channels = self._adapter.in_channels
         if images.shape[1] != channels:
             raise ValueError(
                 f"images {tuple(images.shape)}: must have the {channels} channels of the backbone"

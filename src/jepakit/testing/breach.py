@@ -23,6 +23,7 @@ class Law(StrEnum):
     TEACHER = "law 9, teacher"
     COPIES = "law 13, repr and copies"
     POSITIONS = "positions matter"
+    COMPARES = "pred is compared with target"
     LEARNS = "every parameter learns"
 
 

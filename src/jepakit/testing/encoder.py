@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from jepakit._checks import check_bool, check_grid_size, check_int, check_number
 from jepakit.testing.breach import Law, fail, first_of, require_close
+from jepakit.testing.positions import check_positions
 from jepakit.testing.probe import alone, moved_copy, ragged_sets, trainable, without
 from jepakit.tokens import TokenSet
 
@@ -22,6 +23,7 @@ def assert_encoder_contract(
     *,
     tolerance: float = 1e-5,
     drops_hidden: bool = True,
+    positions: bool = True,
     seed: int = 0,
 ) -> None:
     r"""Raise unless an encoder keeps the laws of a context, in eval mode.
@@ -30,7 +32,8 @@ def assert_encoder_contract(
     visible, $\partial f(x, S) / \partial x_p = 0$ exactly for $p \notin S$, other pixels there
     change nothing, and hidden patches cost nothing. Law 5: a sample gives the same alone, in any
     batch, in any order and with any padding. Law 6: padding comes out as exact zeros and gets no
-    gradient; a sample with nothing visible gives no NaN.
+    gradient; a sample with nothing visible gives no NaN. Beyond them: the same patches in other
+    places, at another distance, give another output.
 
     It probes a copy whose parameters are moved a little (normal, 0.02): zero biases or a layer
     scale of 1e-5 would hide what a block does. The encoder itself is left as it is. Patches are
@@ -42,6 +45,8 @@ def assert_encoder_contract(
         tolerance: Largest difference as a fraction of the output's largest value.
         drops_hidden: Expect hidden patches to be left out, so that fewer operations are counted
             for one visible patch than for all. False for an encoder that masks them as keys.
+        positions: Expect the output to depend on where patches are. False for an encoder that has
+            no positions on purpose.
         seed: Of the sets, the noise and the moved parameters.
 
     Raises:
@@ -61,6 +66,7 @@ def assert_encoder_contract(
     """
     check_number("tolerance", tolerance, positive=True)
     check_bool("drops_hidden", drops_hidden)
+    check_bool("positions", positions)
     generator = torch.Generator().manual_seed(seed)
     encoder = moved_copy(encoder, generator)
     grid_size, dim = _interface(encoder, images)
@@ -74,6 +80,8 @@ def assert_encoder_contract(
     _check_gradients(encoder, images, tokens, generator, tolerance)
     _check_batch(encoder, images, tokens, generator, tolerance)
     _check_nothing_visible(encoder, images, tokens)
+    if positions:
+        check_positions(encoder, images, grid_size, generator, tolerance)
     if drops_hidden:
         _check_cost(encoder, images, grid_size)
 

@@ -29,6 +29,7 @@ def assert_loss_contract(
     value and gradient, where $L_t$ is the loss of token $t$ alone; and no factor of the width is
     left over. Law 6: what stands at a not-valid place, NaN included, enters neither value nor
     gradient; more padding changes nothing; nothing valid gives 0 with a graph and zero gradients.
+    The loss of random features is not 0, changes with the target and has a gradient for pred.
     Shapes that do not fit are refused, not broadcast. It is called with `[b, m, n, d]`, in float64.
 
     For losses that compare token with token. Those that look across tokens, as contrastive ones
@@ -120,6 +121,12 @@ def _check_mean(
     found = _gradients(value, pred, target)
     for name, ours, theirs in zip(("pred", "target"), found, expected, strict=True):
         require_close(Law.MEAN, f"gradient of {name} {what}", ours, theirs, tolerance)
+    if value.item() == 0:
+        fail(Law.COMPARES, "the loss of random pred and target is 0")
+    if not found[0].any():
+        fail(Law.COMPARES, "the gradient of pred is zero everywhere")
+    if _value(loss, pred, target / 2 + 1, valid).item() == value.item():
+        fail(Law.COMPARES, "another target gives the same loss")
 
 
 def _check_padding(

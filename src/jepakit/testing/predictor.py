@@ -15,6 +15,8 @@ from jepakit.tokens import TokenSet
 __all__ = ["assert_predictor_contract"]
 
 _FILLER = 1e4
+# Targets of one token that are compared.
+_LONE = 8
 
 
 def assert_predictor_contract(
@@ -32,8 +34,9 @@ def assert_predictor_contract(
     Law 5: a sample is predicted the same alone, in any batch and with any padding of context or
     targets. Law 6: padded targets come out as exact zeros; what stands at padded context enters
     neither value nor gradient, and gets none. Beyond them: predictions at different positions
-    differ, context moved to other positions changes them, every context token gets a gradient,
-    every trainable parameter a finite one that is not zero everywhere.
+    differ, also as targets of a single token; context moved to other positions changes them; every
+    context token gets a gradient, every trainable parameter a finite one that is not zero
+    everywhere.
 
     It probes a copy whose parameters are moved a little (normal, 0.02), so that zero-initialised
     layers do not hide the rest. The predictor itself is left as it is.
@@ -86,6 +89,7 @@ def assert_predictor_contract(
     _check_padding(case, context)
     _check_nothing(case, context)
     _check_positions(case, grid_size)
+    _check_lone_targets(case, grid_size)
     _check_learns(case, context)
 
 
@@ -235,6 +239,32 @@ def _check_positions(case: _Case, grid_size: tuple[int, ...]) -> None:
             Law.POSITIONS,
             f"the same context one position further on changes the predictions by {gap:.3g} at "
             f"most (largest value {largest:.3g}); context tokens need their position",
+        )
+
+
+@torch.no_grad()
+def _check_lone_targets(case: _Case, grid_size: tuple[int, ...]) -> None:
+    """Targets of one token: all are the first of their block, and only the position differs."""
+    size = torch.Size(grid_size).numel()
+    places = torch.linspace(0, size - 1, min(size, _LONE)).long().to(case.like.device)
+    everything = TokenSet.full(grid_size, (1,), device=case.like.device)
+    few = slice(0, min(size - 1, _LONE // 2))
+    here = TokenSet(everything.idx[:, few], everything.valid[:, few], grid_size)
+    context = case.features(here)
+    lone = [
+        TokenSet(place.view(1, 1, 1), everything.valid[:, None, :1], grid_size) for place in places
+    ]
+    predictions = torch.cat([case.call(context, here, asked)[0, 0] for asked in lone])
+    largest = float(predictions.abs().max())
+    gaps = torch.stack([(predictions - one).abs().amax(dim=-1) for one in predictions])
+    gaps.fill_diagonal_(torch.inf)
+    if float(gaps.min()) <= case.tolerance * largest:
+        one, two = (int(places[at]) for at in first_of(gaps == gaps.min()))
+        fail(
+            Law.POSITIONS,
+            f"targets of one token, at positions {one} and {two}, have predictions that differ by "
+            f"{float(gaps.min()):.3g} at most (largest value {largest:.3g}); mask tokens need the "
+            "position that their index names, not that of their slot in the target",
         )
 
 

@@ -18,6 +18,7 @@ from jepakit.masking import (
     TubeMask,
 )
 from jepakit.masking.context import needed_tokens
+from jepakit.masking.grow import exact_count, num_rounds
 
 __all__: list[str] = []
 
@@ -28,7 +29,12 @@ SMALL: dict[int, Grid] = {1: (20,), 2: (9, 9), 3: (4, 5, 5)}
 
 
 def random_grid(rng: random.Random, axes: int, largest: dict[int, Grid]) -> Any:
-    return tuple(rng.randint(2, side) for side in largest[axes])
+    """Sides of 2 or more, sometimes 1; at least 2 positions."""
+    sides = [rng.randint(min(2, side), side) for side in largest[axes]]
+    for axis in range(axes):
+        if rng.randint(0, 9) == 9 and math.prod(sides) > sides[axis]:
+            sides[axis] = 1
+    return tuple(sides)
 
 
 def between(rng: random.Random, low: float, high: float) -> tuple[float, float]:
@@ -65,7 +71,7 @@ def multiblock_arguments(rng: random.Random, grid_size: Grid) -> dict[str, Any]:
     }
     if len(grid_size) == 1:
         del arguments["target_aspect_ratio"]
-    if len(grid_size) == 3:
+    if len(grid_size) == 3 and grid_size[0] > 1:
         arguments["temporal_scale"] = between(rng, 0.05, 1.0)
         arguments["max_temporal_keep"] = choose([1.0, 1.0, fraction(0.1, 1.0)])
         arguments["min_context_coverage"] *= choose([1.0, 0.5, 0.1])
@@ -86,20 +92,29 @@ def random_mask(rng: random.Random, axes: int, largest: dict[int, Grid]) -> Rand
     return RandomMask(grid, target_ratio=sampler.target_ratio, context_length=length)
 
 
+def shares(rng: random.Random, ratio: float, grid: tuple[int, int]) -> tuple[float, float]:
+    """A range of blocks' shares; of one value where a block has all of the set anyway."""
+    low, high = between(rng, 0.03, 1.0)
+    one_block = num_rounds(grid, exact_count("ratio", ratio, grid), (low, high)) == 1
+    return (high, high) if one_block else (low, high)
+
+
 def block(rng: random.Random, axes: int, largest: dict[int, Grid]) -> BlockMask:
+    grid, ratio = random_grid(rng, 2, largest), rng.uniform(0.01, 0.99)
     return BlockMask(
-        random_grid(rng, 2, largest),
-        target_ratio=rng.uniform(0.01, 0.99),
-        block_scale=between(rng, 0.03, 1.0),
+        grid,
+        target_ratio=ratio,
+        block_scale=shares(rng, ratio, grid),
         block_aspect_ratio=between(rng, 0.1, 10.0),
     )
 
 
 def inverse_block(rng: random.Random, axes: int, largest: dict[int, Grid]) -> InverseBlockMask:
+    grid, ratio = random_grid(rng, 2, largest), rng.uniform(0.01, 0.99)
     return InverseBlockMask(
-        random_grid(rng, 2, largest),
-        context_ratio=rng.uniform(0.01, 0.99),
-        block_scale=rng.choice([(1.0, 1.0), between(rng, 0.03, 1.0)]),
+        grid,
+        context_ratio=ratio,
+        block_scale=rng.choice([(1.0, 1.0), shares(rng, ratio, grid)]),
         block_aspect_ratio=between(rng, 0.1, 10.0),
     )
 
@@ -110,7 +125,7 @@ def causal(rng: random.Random, axes: int, largest: dict[int, Grid]) -> CausalMas
     steps: int | None = rng.randint(1, max(1, grid[0] // (2 * count)))
     most = max(1, grid[0] - count * (steps or 1))
     if count == 1 and rng.random() < 0.5:
-        steps, most = None, grid[0] - 1
+        steps, most = None, max(1, grid[0] - 1)
     fewest = rng.randint(1, most)
     return CausalMask(
         grid,

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.fx._pytree import register_pytree_flatten_spec
 from torch.utils import _pytree as pytree
 
 from jepakit.tokens.kind import check_token_set
@@ -114,3 +115,4 @@ pytree.register_pytree_node(
     serialized_type_name="jepakit.tokens.Masks",
     flatten_with_keys_fn=_flatten_with_keys,
 )
+register_pytree_flatten_spec(Masks, lambda masks, _: [masks.context, masks.targets])

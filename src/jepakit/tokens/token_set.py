@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.fx._pytree import register_pytree_flatten_spec
 from torch.utils import _pytree as pytree
 
 from jepakit._checks import TYPECHECK, check_bool, check_device, check_grid_size, check_int
@@ -278,3 +279,4 @@ pytree.register_pytree_node(
     to_dumpable_context=lambda static: [list(static[0]), static[1]],
     from_dumpable_context=lambda dumped: (tuple(dumped[0]), dumped[1]),
 )
+register_pytree_flatten_spec(TokenSet, lambda tokens, _: [tokens.idx, tokens.valid])

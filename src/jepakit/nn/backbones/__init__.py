@@ -9,7 +9,7 @@ __all__ = ["Backbone", "UnsupportedBackboneError", "adapt"]
 
 
 def adapt(model: Any, mask_mode: str) -> Backbone:
-    """The first family whose every need a model meets; raises with what is missing."""
+    """The family whose every need a model meets; raises with what is missing."""
     # timm costs seconds to import, and whoever has a backbone has paid for it already.
     from jepakit.nn.backbones.naflex import NaFlexBackbone
     from jepakit.nn.backbones.patch_drop import PatchDropBackbone
@@ -17,27 +17,32 @@ def adapt(model: Any, mask_mode: str) -> Backbone:
     from jepakit.nn.backbones.replace import ReplacingBackbone
 
     name = type(model).__name__
-    if mask_mode == "replace":
-        lack = ReplacingBackbone.lacks(model)
-        if lack is None:
-            return ReplacingBackbone(model)
-        raise UnsupportedBackboneError(
-            f"backbone={name}: hidden patches cannot be replaced, it lacks {lack}; a Swin does, "
-            "such as timm.create_model('swin_tiny_patch4_window7_224', num_classes=0), and any "
-            "plain vision transformer"
-        )
     families: list[type[Backbone]] = [PatchDropBackbone, RelativeBackbone, NaFlexBackbone]
-    lacks = [family.lacks(model) for family in families]
-    for family, lack in zip(families, lacks, strict=True):
-        if lack is None:
-            return family(model)
-    if ReplacingBackbone.lacks(model) is None:
-        hint = "MaskedViT(backbone, mask_mode='replace') takes it"
+    # The family that a model looks like says best what it lacks.
+    nearest: type[Backbone] = PatchDropBackbone
+    if hasattr(model, "embeds"):
+        nearest = NaFlexBackbone
+    elif hasattr(model, "rel_pos_bias") or hasattr(model, "shared_rel_pos"):
+        nearest = RelativeBackbone
+    dropping = next((family for family in families if family.lacks(model) is None), None)
+    if mask_mode == "drop" and dropping is not None:
+        return dropping(model)
+    cannot_replace = ReplacingBackbone.lacks(model)
+    if mask_mode == "replace" and cannot_replace is None:
+        return ReplacingBackbone(model)
+
+    if mask_mode == "drop":
+        problem = f"patches cannot be dropped from it, it lacks {nearest.lacks(model)}"
     else:
-        hint = (
-            "a plain vision transformer can, such as "
-            "timm.create_model('vit_small_patch16_224', num_classes=0)"
-        )
-    raise UnsupportedBackboneError(
-        f"backbone={name}: patches cannot be dropped from it, it lacks {lacks[0]}; {hint}"
-    )
+        problem = f"hidden patches cannot be replaced in it, it lacks {cannot_replace}"
+    if not hasattr(model, "forward_features"):
+        hint = "give it a model of timm's own, without features_only"
+    elif mask_mode == "drop" and cannot_replace is None:
+        hint = "mask_mode='replace' takes it"
+    elif mask_mode == "replace" and dropping is not None:
+        hint = "mask_mode='drop' takes it"
+    elif mask_mode == "replace":
+        hint = "swin_tiny_patch4_window7_224 is a model that works"
+    else:
+        hint = "vit_small_patch16_224 is a model that works"
+    raise UnsupportedBackboneError(f"backbone={name}: {problem}; {hint}")

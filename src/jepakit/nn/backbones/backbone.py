@@ -1,8 +1,7 @@
 """What `MaskedViT` asks of a timm model, whatever its family."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, ClassVar, cast
 
 import torch
@@ -55,12 +54,17 @@ class Backbone(ABC):
     @property
     def embed_dim(self) -> int:
         """Width of a token that comes out."""
-        return cast(int, self.model.num_features)
+        return int(self.model.num_features)
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of an image."""
+        return int(getattr(self.model, "in_chans", 3))
 
     @property
     def num_prefix_tokens(self) -> int:
         """Class and register tokens in front of the patches."""
-        return cast(int, getattr(self.model, "num_prefix_tokens", 0))
+        return int(getattr(self.model, "num_prefix_tokens", 0))
 
     @property
     @abstractmethod
@@ -86,21 +90,25 @@ class DroppingBackbone(Backbone):
     def num_layers(self) -> int:
         return len(self.model.blocks)
 
-    @contextmanager
     @abstractmethod
-    def visible(self, context: TokenSet | None) -> Iterator[dict[str, Tensor]]:
-        """While active, the model keeps the context's patches; gives what its forward takes."""
+    def show(self, context: TokenSet | None) -> dict[str, Tensor]:
+        """Make the model keep the context's patches, all with None; gives what its forward takes.
+
+        A plain call, since a context manager would break the graph of older versions of torch.
+        """
 
     def tokens(
         self, images: Float[Tensor, "b c h w"], context: TokenSet | None
     ) -> Float[Tensor, "b n d"]:
-        with self.visible(context) as arguments:
-            return cast(Tensor, self.model.forward_features(images, **arguments))
+        try:
+            return cast(Tensor, self.model.forward_features(images, **self.show(context)))
+        finally:
+            self.show(None)
 
     def intermediates(
         self, images: Float[Tensor, "b c h w"], layers: Sequence[int], context: TokenSet | None
     ) -> list[Float[Tensor, "b n d"]]:
-        with self.visible(context) as arguments:
+        try:
             # "NCHW" would scramble a dropped set onto a full grid.
             outputs = self.model.forward_intermediates(
                 images,
@@ -108,9 +116,11 @@ class DroppingBackbone(Backbone):
                 intermediates_only=True,
                 stop_early=True,
                 output_fmt="NLC",
-                **arguments,
+                **self.show(context),
             )
-        return cast(list[Tensor], outputs)
+        finally:
+            self.show(None)
+        return list(outputs)
 
 
 class KeepTokens(nn.Module):
@@ -125,25 +135,30 @@ class KeepTokens(nn.Module):
         self.context: TokenSet | None = None
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b k d"]:
-        if self.context is None:
-            return x
-        prefix, patches = x[:, : self.num_prefix_tokens], x[:, self.num_prefix_tokens :]
-        return torch.cat([prefix, take_tokens(patches, self.context)], dim=1)
+        return kept_tokens(x, self.context, self.num_prefix_tokens)
 
-    def after(
+
+class KeepAfter:
+    """The same as a forward hook, where a model has no module of its own to stand in for."""
+
+    def __init__(self, num_prefix_tokens: int) -> None:
+        self.num_prefix_tokens = num_prefix_tokens
+        self.context: TokenSet | None = None
+
+    def __call__(
         self, _module: nn.Module, _arguments: tuple[Any, ...], output: Float[Tensor, "b n d"]
     ) -> Float[Tensor, "b k d"]:
-        """As a forward hook, where a model has no module of its own to stand in for."""
-        return cast(Tensor, self(output))
+        return kept_tokens(output, self.context, self.num_prefix_tokens)
 
-    @contextmanager
-    def keeping(self, context: TokenSet | None) -> Iterator[None]:
-        """While active, `context` is what is kept."""
-        self.context = context
-        try:
-            yield
-        finally:
-            self.context = None
+
+def kept_tokens(
+    x: Float[Tensor, "b n d"], context: TokenSet | None, num_prefix_tokens: int
+) -> Float[Tensor, "b k d"]:
+    """The prefix and the context's patches of a sequence; all of it without a context."""
+    if context is None:
+        return x
+    prefix, patches = x[:, :num_prefix_tokens], x[:, num_prefix_tokens:]
+    return torch.cat([prefix, take_tokens(patches, context)], dim=1)
 
 
 def seen_keys(context: TokenSet | None, num_prefix_tokens: int) -> Bool[Tensor, "b 1 1 n"] | None:

@@ -41,7 +41,7 @@ class Layout:
 
 def layout_of(model: Any) -> Layout | str:
     """The layout, or what is missing for one."""
-    size = _image_size(model)
+    size = image_size_of(model)
     if size is None:
         return "an image size (patch_embed.img_size or pretrained_cfg['input_size'])"
     seen: list[Any] = []
@@ -64,7 +64,13 @@ def layout_of(model: Any) -> Layout | str:
 
 def _read(model: Any, size: tuple[int, int], patches: Tensor, out: Tensor) -> Layout | str:
     built = getattr(model.patch_embed, "grid_size", None)
-    patch_order = _order(patches, size, None, built)
+    orders = _orders(out, size, model.num_features, None)
+    order = orders[0] if len(orders) == 1 else None
+    if order is None:
+        return f"features in a known order, not {tuple(out.shape)} for {size} pixels"
+    # As many channels as cells along a side fit both orders: then it is that of the features.
+    fits = _orders(patches, size, None, built)
+    patch_order = fits[0] if len(fits) == 1 else order if order in fits else None
     if patch_order is None:
         return f"patches in a known order, not {tuple(patches.shape)} for {size} pixels"
     if patch_order == "NLC":
@@ -76,16 +82,12 @@ def _read(model: Any, size: tuple[int, int], patches: Tensor, out: Tensor) -> La
         patch_grid = _sides(patches, patch_order)
     dim = patches.shape[1 if patch_order == "NCHW" else -1]
 
-    order = _order(out, size, model.num_features, None)
-    if order is None:
-        return f"features in a known order, not {tuple(out.shape)} for {size} pixels"
     prefix = 0
     if order == "NLC":
-        prefix = getattr(
-            model, "num_prefix_tokens", int(getattr(model, "cls_token", None) is not None)
-        )
+        token = getattr(model, "cls_token", None)
+        prefix = getattr(model, "num_prefix_tokens", 0 if token is None else token.shape[1])
         found = _coarser(patch_grid, out.shape[1] - prefix)
-        if found is None:
+        if found is None or found == (1, 1) != patch_grid:
             return f"patch tokens in forward_features, not {tuple(out.shape)}"
         features_grid = found
     else:
@@ -110,7 +112,8 @@ def flat_tokens(model: Any, out: Float[Tensor, "b ..."], order: Order) -> Float[
     return out.flatten(2).transpose(1, 2) if order == "NCHW" else out
 
 
-def _image_size(model: Any) -> tuple[int, int] | None:
+def image_size_of(model: Any) -> tuple[int, int] | None:
+    """Pixels that a model was built for, as far as it says."""
     size = getattr(model.patch_embed, "img_size", None)
     if size is None and hasattr(model, "tokens_spatial_shape"):  # Hiera
         cells = zip(model.tokens_spatial_shape, model.patch_stride, strict=True)
@@ -127,23 +130,25 @@ def _channels(model: Any) -> int:
     return cast(int, getattr(model, "in_chans", 3))
 
 
-def _order(
+def _orders(
     x: Tensor, size: tuple[int, int], dim: int | None, grid: tuple[int, int] | None
-) -> Order | None:
-    """Which axes are space: those in the image's proportions, of the width or grid if known."""
+) -> list[Order]:
+    """How the axes can be read: space in the image's proportions, width and grid if known."""
     if x.dim() == 3:
-        return "NLC" if dim is None or x.shape[-1] == dim else None
+        return ["NLC"] if dim in (None, x.shape[-1]) else []
     if x.dim() != 4:
-        return None
+        return []
 
     def fits(sides: torch.Size, width: int) -> bool:
         in_proportion = sides[0] * size[1] == sides[1] * size[0]
         return in_proportion and dim in (None, width) and grid in (None, tuple(sides))
 
-    last, first = fits(x.shape[1:3], x.shape[3]), fits(x.shape[2:4], x.shape[1])
-    if last == first:
-        return None
-    return "NHWC" if last else "NCHW"
+    found: list[Order] = []
+    if fits(x.shape[1:3], x.shape[3]):
+        found.append("NHWC")
+    if fits(x.shape[2:4], x.shape[1]):
+        found.append("NCHW")
+    return found
 
 
 def _sides(x: Tensor, order: Order) -> tuple[int, int]:

@@ -1,13 +1,11 @@
 """timm's `NaFlexVit`, which embeds patches and positions in a module of its own."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, cast
 
 from jaxtyping import Float
 from torch import Tensor
 
-from jepakit.nn.backbones.backbone import DroppingBackbone, KeepTokens, missing, seen_keys
+from jepakit.nn.backbones.backbone import DroppingBackbone, KeepAfter, missing, seen_keys
 from jepakit.tokens import TokenSet
 
 __all__: list[str] = []
@@ -27,8 +25,9 @@ class NaFlexBackbone(DroppingBackbone):
                 f"backbone.patch_drop={model.patch_drop}: must not drop patches itself; build the "
                 "backbone with patch_drop_rate=0"
             )
-        self.keep = KeepTokens(model.num_prefix_tokens)
-        model.embeds.pos_drop.register_forward_hook(self.keep.after)
+        self.default_size = cast(tuple[int, int], _default_size(model))
+        self.keep = KeepAfter(model.num_prefix_tokens)
+        model.embeds.pos_drop.register_forward_hook(self.keep)
 
     @classmethod
     def lacks(cls, model: Any) -> str | None:
@@ -43,8 +42,7 @@ class NaFlexBackbone(DroppingBackbone):
 
     @property
     def grid_size(self) -> tuple[int, int]:
-        size = _default_size(self.model)
-        return self.grid_of(cast(tuple[int, int], size))
+        return self.grid_of(self.default_size)
 
     def grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
         embeds = self.model.embeds
@@ -54,20 +52,20 @@ class NaFlexBackbone(DroppingBackbone):
                 f"images of {size[0]} x {size[1]} pixels: sides must be multiples of the patch "
                 f"size {tuple(patch)}, or build the backbone with dynamic_img_pad=True"
             )
-        return cast(tuple[int, int], tuple(embeds.dynamic_feat_size(size)))
+        rows, columns = embeds.dynamic_feat_size(size)
+        return rows, columns
 
     @property
     def has_class_token(self) -> bool:
-        return cast(bool, self.model.has_class_token)
+        return bool(self.model.has_class_token)
 
     def attention_pooled(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
         return cast(Tensor, self.model._pool(tokens))
 
-    @contextmanager
-    def visible(self, context: TokenSet | None) -> Iterator[dict[str, Tensor]]:
+    def show(self, context: TokenSet | None) -> dict[str, Tensor]:
+        self.keep.context = context
         mask = seen_keys(context, self.model.num_prefix_tokens)
-        with self.keep.keeping(context):
-            yield {} if mask is None else {"attn_mask": mask}
+        return {} if mask is None else {"attn_mask": mask}
 
 
 def _default_size(model: Any) -> tuple[int, int] | None:

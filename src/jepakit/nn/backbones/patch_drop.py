@@ -1,17 +1,14 @@
 """Models that drop patches by a module of their own: timm's `VisionTransformer` and `Eva`."""
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, cast
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from jepakit.nn.backbones.backbone import DroppingBackbone, KeepTokens, missing, seen_keys
-from jepakit.nn.backbones.embedding import embedded_grid
+from jepakit.nn.backbones.embedding import built_grid, embedded_grid
 from jepakit.tokens import TokenSet
 
 __all__: list[str] = []
@@ -38,6 +35,7 @@ class PatchDropBackbone(DroppingBackbone):
                 "with patch_drop_rate=0"
             )
         self.rotary = hasattr(model, "rope")
+        self.blocks: Any = None  # as built, while others stand in for them
         if not isinstance(present, KeepTokens):
             kind = KeepTokensAndTell if self.rotary else KeepTokens
             model.patch_drop = kind(model.num_prefix_tokens)
@@ -55,22 +53,22 @@ class PatchDropBackbone(DroppingBackbone):
 
     @property
     def grid_size(self) -> tuple[int, int]:
-        return cast(tuple[int, int], tuple(self.model.patch_embed.grid_size))
+        return built_grid(self.model)
 
     def grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
         return embedded_grid(self.model, size)
 
-    @contextmanager
-    def visible(self, context: TokenSet | None) -> Iterator[dict[str, Tensor]]:
-        mask = seen_keys(context, self.model.num_prefix_tokens)
-        with self.model.patch_drop.keeping(context):
-            if mask is None:
-                yield {}
-            elif self.rotary or not (self.model.grad_checkpointing and torch.is_grad_enabled()):
-                yield {"attn_mask": mask}
-            else:
-                with _checkpointed(self.model):
-                    yield {"attn_mask": mask}
+    def show(self, context: TokenSet | None) -> dict[str, Tensor]:
+        model = self.model
+        model.patch_drop.context = context
+        mask = seen_keys(context, model.num_prefix_tokens)
+        if self.blocks is not None:
+            model.blocks, self.blocks = self.blocks, None
+        if mask is not None and model.grad_checkpointing and not self.rotary:
+            # timm's plain transformer leaves checkpointing out where it is given a mask.
+            self.blocks = model.blocks
+            model.blocks = nn.Sequential(*(_Checkpointed(block) for block in self.blocks))
+        return {} if mask is None else {"attn_mask": mask}
 
 
 class _Checkpointed(nn.Module):
@@ -83,20 +81,7 @@ class _Checkpointed(nn.Module):
     def forward(
         self, x: Float[Tensor, "b n d"], attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> Float[Tensor, "b n d"]:
-        return cast(
-            Tensor,
-            checkpoint(
-                self.block, x, attn_mask=attn_mask, is_causal=is_causal, use_reentrant=False
-            ),
+        out = checkpoint(
+            self.block, x, attn_mask=attn_mask, is_causal=is_causal, use_reentrant=False
         )
-
-
-@contextmanager
-def _checkpointed(model: Any) -> Iterator[None]:
-    """timm's plain transformer leaves gradient checkpointing out where it is given a mask."""
-    blocks = model.blocks
-    model.blocks = nn.Sequential(*(_Checkpointed(block) for block in blocks))
-    try:
-        yield
-    finally:
-        model.blocks = blocks
+        return cast(Tensor, out)

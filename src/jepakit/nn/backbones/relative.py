@@ -5,8 +5,6 @@ the context travels here, so that it also reaches a block that is run again by c
 attention of each block unpacks it, gathers its own bias for the kept pairs and adds the key mask.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -19,12 +17,12 @@ from torch import Tensor, nn
 
 from jepakit.nn.backbones.backbone import (
     DroppingBackbone,
-    KeepTokens,
+    KeepAfter,
     kept_positions,
     missing,
     seen_keys,
 )
-from jepakit.nn.backbones.embedding import embedded_grid
+from jepakit.nn.backbones.embedding import built_grid, embedded_grid
 from jepakit.tokens import TokenSet
 
 __all__: list[str] = []
@@ -56,14 +54,6 @@ class _Gathered:
 
     kept: Kept | None = None
 
-    @contextmanager
-    def keeping(self, kept: Kept | None) -> Iterator[None]:
-        self.kept = kept
-        try:
-            yield
-        finally:
-            self.kept = None
-
     def gathered(self, bias: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         return bias if self.kept is None else self.kept.pairs(bias)
 
@@ -81,8 +71,11 @@ class BeitAttention(_Gathered, beit.Attention):
         padding = None
         if kept is not None and self.relative_position_bias_table is None:
             padding = kept.padding(x)
-        with self.keeping(kept):
+        self.kept = kept
+        try:
             return super().forward(x, padding)
+        finally:
+            self.kept = None
 
 
 class BeitSharedBias(_Gathered, beit.RelativePositionBias):
@@ -112,8 +105,12 @@ class GatheredRelPosAttention(RelPosAttention):
     def forward(
         self, x: Float[Tensor, "b n d"], shared_rel_pos: Any = None
     ) -> Float[Tensor, "b n d"]:
-        with cast(_Gathered, self.rel_pos).keeping(shared_rel_pos):
+        bias = cast(_Gathered, self.rel_pos)
+        bias.kept = shared_rel_pos
+        try:
             return cast(Tensor, super().forward(x))
+        finally:
+            bias.kept = None
 
 
 class NoSharedBias(_Gathered, nn.Module):
@@ -126,6 +123,9 @@ class NoSharedBias(_Gathered, nn.Module):
     def get_bias(self) -> Kept | None:
         """What timm's `VisionTransformerRelPos` calls."""
         return self.kept
+
+    def set_window_size(self, _window_size: tuple[int, int]) -> None:
+        """What timm's `set_input_size` calls; there is no table to resize."""
 
 
 class RelativeBackbone(DroppingBackbone):
@@ -146,9 +146,9 @@ class RelativeBackbone(DroppingBackbone):
         self.shared = getattr(model, name)
         _become(self.shared)
         # BEiT adds positions to class token and patches together; RelPos models add none.
-        self.keep = KeepTokens(model.num_prefix_tokens if self.is_beit else 0)
+        self.keep = KeepAfter(model.num_prefix_tokens if self.is_beit else 0)
         seam = model.pos_drop if self.is_beit else model.patch_embed
-        seam.register_forward_hook(self.keep.after)
+        seam.register_forward_hook(self.keep)
 
     @classmethod
     def lacks(cls, model: Any) -> str | None:
@@ -168,23 +168,30 @@ class RelativeBackbone(DroppingBackbone):
         own = attention.relative_position_bias_table if beit_like else attention.rel_pos
         if own is not None and not (shared is None or isinstance(shared, NoSharedBias)):
             return "a relative-position bias that is either shared by all blocks or each one's own"
+        biases = (
+            [shared] if isinstance(shared, nn.Module) else [block.attn for block in model.blocks]
+        )
+        known = (*GATHERED, *GATHERED.values(), NoSharedBias)
+        other = next((type(part) for part in biases if type(part) not in known), None)
+        if other is not None:
+            return f"attention of timm's own class, {other.__name__} is none"
         return None
 
     @property
     def grid_size(self) -> tuple[int, int]:
-        return cast(tuple[int, int], tuple(self.model.patch_embed.grid_size))
+        return built_grid(self.model)
 
     def grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
         return embedded_grid(self.model, size)
 
-    @contextmanager
-    def visible(self, context: TokenSet | None) -> Iterator[dict[str, Tensor]]:
-        kept = None
-        if context is not None:
+    def show(self, context: TokenSet | None) -> dict[str, Tensor]:
+        self.keep.context = context
+        if context is None:
+            self.shared.kept = None
+        else:
             prefix = self.model.num_prefix_tokens
-            kept = Kept(kept_positions(context, prefix), seen_keys(context, prefix))
-        with self.keep.keeping(context), self.shared.keeping(kept):
-            yield {}
+            self.shared.kept = Kept(kept_positions(context, prefix), seen_keys(context, prefix))
+        return {}
 
 
 GATHERED: dict[type, type] = {

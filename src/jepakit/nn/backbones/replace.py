@@ -1,7 +1,6 @@
 """Any model with a `patch_embed`: hidden patches become a mask token behind it, as in SimMIM."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -9,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from jepakit.nn.backbones.backbone import Backbone, missing
-from jepakit.nn.backbones.layout import Layout, flat_tokens, layout_of
+from jepakit.nn.backbones.layout import Layout, flat_tokens, image_size_of, layout_of
 from jepakit.tokens import TokenSet, take_tokens
 
 __all__: list[str] = []
@@ -42,14 +41,6 @@ class MaskToken(nn.Module):
             return torch.where(hidden[:, None], token[:, None, None], x)
         return torch.where(hidden[..., None], token, x)
 
-    @contextmanager
-    def hiding(self, hidden: Bool[Tensor, "b h w"] | None) -> Iterator[None]:
-        self.hidden = hidden
-        try:
-            yield
-        finally:
-            self.hidden = None
-
 
 class ReplacingBackbone(Backbone):
     """Runs the whole model, with mask tokens where patches are hidden.
@@ -80,7 +71,8 @@ class ReplacingBackbone(Backbone):
 
     @property
     def grid_size(self) -> tuple[int, int]:
-        return self.grid_of(self.layout.image_size)
+        # timm's `set_input_size` may have come after.
+        return self.grid_of(image_size_of(self.model) or self.layout.image_size)
 
     @property
     def num_prefix_tokens(self) -> int:
@@ -91,7 +83,13 @@ class ReplacingBackbone(Backbone):
         return len(getattr(self.model, "feature_info", ()))
 
     def grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
-        stride = self.layout.stride
+        embed, stride = self.model.patch_embed, self.layout.stride
+        built = getattr(embed, "img_size", None)
+        if built is not None and getattr(embed, "strict_img_size", False) and size != tuple(built):
+            raise ValueError(
+                f"images of {size[0]} x {size[1]} pixels: must be {built[0]} x {built[1]}, as the "
+                f"backbone was built; build it with img_size={size}"
+            )
         if any(side % step for side, step in zip(size, stride, strict=True)):
             raise ValueError(
                 f"images of {size[0]} x {size[1]} pixels: sides must be multiples of the "
@@ -102,8 +100,12 @@ class ReplacingBackbone(Backbone):
     def tokens(
         self, images: Float[Tensor, "b c h w"], context: TokenSet | None
     ) -> Float[Tensor, "b n d"]:
-        with self.replacing.hiding(self._hidden(context)):
-            out = flat_tokens(self.model, self.model.forward_features(images), self.layout.features)
+        self.replacing.hidden = self._hidden(context)
+        try:
+            features = self.model.forward_features(images)
+        finally:
+            self.replacing.hidden = None
+        out = flat_tokens(self.model, features, self.layout.features)
         if context is None:
             return out
         prefix = self.num_prefix_tokens
@@ -112,10 +114,13 @@ class ReplacingBackbone(Backbone):
     def intermediates(
         self, images: Float[Tensor, "b c h w"], layers: Sequence[int], context: TokenSet | None
     ) -> list[Float[Tensor, "b n d"]]:
-        with self.replacing.hiding(self._hidden(context)):
+        self.replacing.hidden = self._hidden(context)
+        try:
             maps = self.model.forward_intermediates(
                 images, indices=list(layers), intermediates_only=True, output_fmt="NCHW"
             )
+        finally:
+            self.replacing.hidden = None
         outputs = [features.flatten(2).transpose(1, 2) for features in maps]
         if context is None:
             return outputs

@@ -1,0 +1,92 @@
+"""Memory and time of `sigreg`, forward and backward, beside the same sums in plain autograd.
+
+    python benchmarks/sigreg.py --rows 4096 --dim 512 --slices 1024
+
+Extra memory is the peak of the process (or of the device) above what it held with the features and
+one small call done. Each way runs in a process of its own, since a peak never falls.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+
+import torch
+
+from jepakit.losses import sigreg
+
+
+def plain(x: torch.Tensor, num_slices: int, generator: torch.Generator) -> torch.Tensor:
+    """All projections at all points at once, as it is written down."""
+    slices = torch.randn(x.shape[1], num_slices, generator=generator).to(x.device)
+    t = torch.linspace(0, 3, 17, device=x.device)
+    angles = (x @ (slices / slices.norm(dim=0))).unsqueeze(-1) * t
+    normal = torch.exp(-t.square() / 2)
+    gaps = (angles.cos().mean(dim=0) - normal).square() + angles.sin().mean(dim=0).square()
+    return 2 * len(x) * torch.trapezoid(gaps * normal, t).mean()
+
+
+def ours(x: torch.Tensor, num_slices: int, generator: torch.Generator) -> torch.Tensor:
+    return sigreg(x, num_slices=num_slices, generator=generator)
+
+
+WAYS = {"jepakit": ours, "plain autograd": plain}
+
+
+def peak_megabytes(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def measure(way: str, rows: int, dim: int, num_slices: int, device: torch.device) -> dict:
+    torch.set_num_threads(1)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(rows, dim, generator=generator).to(device).requires_grad_()
+    WAYS[way](x[:64], 64, generator).backward()
+    x.grad = None
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    before, start = peak_megabytes(device), time.perf_counter()
+    value = WAYS[way](x, num_slices, torch.Generator().manual_seed(1))
+    value.backward()
+    result = {"value": value.item(), "gradient": x.grad.norm().item()}
+    return result | {
+        "seconds": time.perf_counter() - start,
+        "megabytes": peak_megabytes(device) - before,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=4096)
+    parser.add_argument("--dim", type=int, default=512)
+    parser.add_argument("--slices", type=int, default=1024)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--way", choices=list(WAYS), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    device = torch.device(args.device)
+    if args.way:
+        print(json.dumps(measure(args.way, args.rows, args.dim, args.slices, device)))
+        return
+    print(f"{args.rows} x {args.dim}, {args.slices} slices, {device}, torch {torch.__version__}")
+    print(f"{'':16}{'extra MB':>10}{'seconds':>10}{'value':>12}{'|gradient|':>12}")
+    for way in WAYS:
+        command = [sys.executable, __file__, *sys.argv[1:], "--way", way]
+        run = subprocess.run(command, capture_output=True, text=True, env=os.environ)
+        if run.returncode:
+            print(f"{way:16}{'failed':>10}: {run.stderr.strip().splitlines()[-1:]}")
+            continue
+        r = json.loads(run.stdout)
+        print(
+            f"{way:16}{r['megabytes']:10.0f}{r['seconds']:10.2f}{r['value']:12.6f}"
+            f"{r['gradient']:12.6f}"
+        )
+
+
+if __name__ == "__main__":
+    main()

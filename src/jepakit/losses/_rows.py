@@ -1,0 +1,90 @@
+"""Features as rows: what losses over a whole batch of vectors begin with."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from jepakit._checks import check_floating, check_tensor
+from jepakit.losses._ranks import check_process_group, sum_over_ranks
+from jepakit.losses._reduction import float32_or_wider
+
+__all__ = ["Rows", "centre", "check_rows", "check_same_shape", "full_precision", "to_rows"]
+
+
+class Rows(NamedTuple):
+    """Vectors that take part, and how many there are over all ranks."""
+
+    values: Tensor  # [n d], float32 or wider, 0 where not present
+    present: Tensor  # [n 1], bool
+
+
+def check_rows(
+    name: str,
+    features: Tensor,
+    valid: Tensor | None,
+    process_group: ProcessGroup | None,
+    *,
+    minimum: int = 1,
+) -> None:
+    """Raise unless `features` are `[*batch d]` with `minimum` rows, and `valid` fits them."""
+    check_floating(name, features)
+    check_process_group(process_group)
+    shape = tuple(features.shape)
+    if features.dim() < 2 or shape[-1] == 0:
+        raise ValueError(f"{name} {shape}: must have the shape [*batch, d] with d at least 1")
+    if valid is not None:
+        check_tensor("valid", valid, torch.bool)
+        if valid.shape != features.shape[:-1]:
+            raise ValueError(
+                f"valid {tuple(valid.shape)}: must have the shape of {name} without its last axis, "
+                f"{shape[:-1]}; nothing is broadcast"
+            )
+    rows = features.shape[:-1].numel()
+    if process_group is None and rows < minimum:
+        raise ValueError(
+            f"{name} {shape}: must have at least {minimum} rows, got {rows}"
+            + ("; a single one has nothing to be compared with" if minimum > 1 else "")
+        )
+
+
+def check_same_shape(name: str, features: Tensor, other_name: str, other: Tensor) -> None:
+    """Raise unless both are floating and of one shape."""
+    check_floating(name, features)
+    check_floating(other_name, other)
+    if features.shape != other.shape:
+        raise ValueError(
+            f"{name} {tuple(features.shape)}: must have the shape of {other_name} "
+            f"{tuple(other.shape)}; nothing is broadcast"
+        )
+
+
+def full_precision(tensor: Tensor) -> AbstractContextManager[object]:
+    """Autocast off: it would compute matrix products of float32 statistics in a half type."""
+    if tensor.device.type == "meta":  # knows no autocast
+        return nullcontext()
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
+def to_rows(features: Tensor, valid: Tensor | None) -> Rows:
+    """All axes but the last as rows. What stands at a not-valid place is gone, NaN included."""
+    values = float32_or_wider(features).flatten(0, -2)
+    if valid is None:
+        return Rows(values, torch.ones(len(values), 1, dtype=torch.bool, device=values.device))
+    present = valid.reshape(-1, 1)
+    return Rows(values.masked_fill(~present, 0), present)
+
+
+def centre(rows: Rows, process_group: ProcessGroup | None) -> tuple[Tensor, Tensor]:
+    """Rows minus their mean over all ranks, 0 where not present; and the number of all rows."""
+    count = rows.present.sum().to(rows.values.dtype)
+    sums = torch.cat([rows.values.sum(dim=0), count.unsqueeze(0)])
+    if process_group is not None:
+        # A sum of squares around the mean does not change with the mean to first order, so its
+        # gradient through the mean, which would be needed from all ranks, is 0.
+        sums = sum_over_ranks(sums.detach(), process_group)
+    count = sums[-1]
+    centred = rows.values - sums[:-1] / count.clamp(min=1)
+    return centred.masked_fill(~rows.present, 0), count

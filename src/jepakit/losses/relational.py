@@ -1,0 +1,106 @@
+"""Relational loss: distances between tokens as the teacher has them."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from jepakit._checks import check_floating
+from jepakit.losses._ranks import gather_rows, row_counts
+from jepakit.losses._reduction import float32_or_wider, reduce_masked
+from jepakit.losses._rows import check_rows, full_precision
+
+__all__ = ["relational_loss"]
+
+
+def relational_loss(
+    student: Float[Tensor, "*batch n d"],
+    teacher: Float[Tensor, "*batch n e"],
+    valid: Bool[Tensor, "*batch n"] | None = None,
+    *,
+    process_group: ProcessGroup | None = None,
+) -> Float[Tensor, ""]:
+    r"""Huber loss between pairwise distances, each set's as multiples of their mean.
+
+    $$L = \frac{1}{P} \sum_{\mathrm{sets}} \sum_{i < j} h\Big(\frac{\|s_i - s_j\|}{\mu_s} -
+        \frac{\|t_i - t_j\|}{\mu_t}\Big), \qquad
+        h(r) = \begin{cases} r^2 / 2 & |r| < 1 \\ |r| - 1/2 & \text{else} \end{cases}$$
+
+    where both tokens of a pair are valid, $P$ is the number of these pairs in the batch, and $\mu$
+    the mean distance within the set. The teacher gets no gradient. Scale, shift and rotation of
+    either do not matter, so shrinking gains nothing; a set whose student is constant costs at least
+    1/2, while its teacher is not. Widths may differ. Coincident tokens have no gradient between
+    them.
+
+    Args:
+        student: Features that learn: sets of tokens `[b n d]`, or one set, such as the pooled
+            features of a batch, `[b d]`.
+        teacher: Features whose distances are the target.
+        valid: True where a token counts. All if None.
+        process_group: Take the mean over all ranks of this group: each rank returns the global
+            mean, with a gradient scaled so that DDP's averaging gives the gradient of one big
+            batch. Features without a batch axis, `[b d]`, become one set of all ranks' rows; ranks
+            may then have other sizes, which are read back from the device once. Every rank must
+            call and go backward.
+
+    Raises:
+        TypeError: If features are not floating point, `valid` not bool, or `process_group` not a
+            process group.
+        ValueError: If shapes do not fit (nothing is broadcast), or a set has fewer than 2 places
+            and there is no other rank to add more.
+
+    Example:
+        >>> import torch
+        >>> teacher = torch.tensor([[0.0], [1.0], [3.0]])
+        >>> relational_loss(5 - 2 * teacher, teacher)  # the same relations
+        tensor(0.)
+        >>> relational_loss(torch.zeros(3, 1), teacher)  # collapsed; ratios 0.5, 1 and 1.5
+        tensor(0.5417)
+
+    Source:
+        The distance-wise loss of Relational Knowledge Distillation (arXiv:1904.05068). Differences:
+        valid pairs only; a set of tokens is normalised by its own mean, not by the batch's, so that
+        a sample does not depend on its batch-mates.
+    """
+    check_floating("student", student)
+    check_floating("teacher", teacher)
+    check_rows("student", student, valid, process_group)
+    if teacher.dim() < 2 or teacher.shape[:-1] != student.shape[:-1] or teacher.shape[-1] == 0:
+        raise ValueError(
+            f"teacher {tuple(teacher.shape)}: must have the shape of student "
+            f"{tuple(student.shape)}, up to the last axis; nothing is broadcast"
+        )
+    joined = process_group is not None and student.dim() == 2
+    if not joined and student.shape[-2] < 2:
+        raise ValueError(
+            f"student {tuple(student.shape)}: must have at least 2 rows, got {student.shape[-2]} "
+            "in a set; a single one has nothing to be compared with"
+        )
+    with full_precision(student):
+        if valid is None:
+            valid = torch.ones(student.shape[:-1], dtype=torch.bool, device=student.device)
+        absent = ~valid.unsqueeze(-1)
+        ours = float32_or_wider(student).masked_fill(absent, 0)
+        target = float32_or_wider(teacher.detach()).masked_fill(absent, 0)
+        if process_group is not None and joined:
+            counts = row_counts(ours, process_group)
+            ours = gather_rows(ours, counts, process_group)
+            target = gather_rows(target, counts, process_group)
+            valid = gather_rows(valid.to(torch.uint8), counts, process_group).bool()
+            # Every rank has the whole set now, and the gathering sums their gradients.
+            process_group = None
+        pairs = (valid.unsqueeze(-1) & valid.unsqueeze(-2)).triu(diagonal=1)
+        gaps = _relative_distances(ours, pairs) - _relative_distances(target, pairs)
+        huber = torch.where(gaps.abs() < 1, gaps.square() / 2, gaps.abs() - 0.5)
+        values = huber.masked_fill(~pairs, 0)
+        return reduce_masked(values, pairs, "mean", process_group, values_per_token=1)
+
+
+def _relative_distances(x: Tensor, pairs: Tensor) -> Tensor:
+    """Distances over the mean of those of `pairs`, set by set; 0 where all of them are 0."""
+    # Not through matrix products, whose rounding is that of the squares; gradient 0 at 0.
+    distances = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
+    distances = distances.masked_fill(~pairs, 0)
+    count = pairs.sum(dim=(-2, -1), keepdim=True).clamp(min=1)
+    mean = distances.sum(dim=(-2, -1), keepdim=True) / count
+    return distances / mean.clamp(min=torch.finfo(mean.dtype).tiny)

@@ -1,0 +1,56 @@
+"""LeJEPA's sum of two terms, and the invariance of views."""
+
+import pytest
+import torch
+
+from jepakit.losses import invariance_loss, lejepa_loss, sigreg
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_modes_weigh_as_their_names_say() -> None:
+    """Trap: inv + l * reg in one place and (1 - l) * inv + l * reg in another, both called l."""
+    views = torch.randn(3, 20, 4, generator=seeded()) + 1
+    invariance = invariance_loss(views)
+    statistic = torch.stack([sigreg(view, generator=seeded(1)) for view in views]).mean()
+    convex = lejepa_loss(views, weight=0.3, generator=seeded(1))
+    torch.testing.assert_close(convex, 0.7 * invariance + 0.3 * statistic)
+    additive = lejepa_loss(views, weight=3.0, mode="additive", generator=seeded(1))
+    torch.testing.assert_close(additive, invariance + 3.0 * statistic)
+    with pytest.raises(ValueError, match=r"weight=3\.0: must lie in \[0, 1\]"):
+        lejepa_loss(views, weight=3.0)
+    with pytest.raises(ValueError, match=r"weight=-1\.0: must be at least 0"):
+        lejepa_loss(views, weight=-1.0, mode="additive")
+
+
+def test_views_are_tested_apart() -> None:
+    """Trap: correlated views pooled as one sample, in which each could be far from Gaussian."""
+    ends = torch.randn(2000, 1, generator=seeded()).abs()
+    views = torch.stack([ends, -ends])  # together they look normal
+    pooled = sigreg(views, num_slices=64, generator=seeded(1))
+    apart = lejepa_loss(views, weight=1.0, num_slices=64, generator=seeded(1))
+    assert apart > 5 * pooled
+
+
+def test_centre_of_the_global_views() -> None:
+    views = torch.tensor([0.0, 2.0, 7.0]).view(3, 1, 1)
+    assert invariance_loss(views, num_global_views=2) == (1 + 1 + 36) / 3
+    assert invariance_loss(views) == (9 + 1 + 16) / 3
+    assert lejepa_loss(views, weight=0.0, num_global_views=1) == (4 + 49) / 3
+    with pytest.raises(ValueError, match="num_global_views=4: must be at most"):
+        invariance_loss(views, num_global_views=4)
+
+
+def test_a_centre_is_of_valid_views() -> None:
+    """Each token's views that are valid, and none without a centre."""
+    views = torch.tensor([[[0.0], [5.0]], [[2.0], [9.0]], [[7.0], [4.0]]])
+    valid = torch.tensor([[True, False], [False, False], [True, True]])
+    assert invariance_loss(views, valid) == (3.5**2 + 3.5**2 + 0) / 3
+    assert invariance_loss(views, valid, num_global_views=2) == (0 + 49) / 2
+
+
+def test_one_view_has_nothing_to_agree_with() -> None:
+    with pytest.raises(ValueError, match=r"views \(1, 4, 3\): must have the shape"):
+        lejepa_loss(torch.randn(1, 4, 3))
