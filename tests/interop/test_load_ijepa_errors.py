@@ -196,44 +196,41 @@ def test_arithmetic_that_weights_do_not_show(build_encoder) -> None:
         load_ijepa(published.checkpoint(), encoder=encoder)
 
 
-def test_another_block_with_the_same_names(parts) -> None:
-    """Trap: weights that fit by name and shape, in a block that computes something else."""
-    backbone = VisionTransformer(
-        img_size=12,
-        patch_size=3,
-        embed_dim=32,
-        depth=2,
-        num_heads=ENCODER_HEADS,
-        num_classes=0,
-        class_token=False,
-        global_pool="avg",
-        fc_norm=False,
-        block_fn=ResPostBlock,
-    )
-    with pytest.raises(ValueError, match=r"encoder: its ResPostBlock does not compute what"):
-        load_ijepa(published.checkpoint(), encoder=MaskedViT(backbone))
+PLAIN: dict[str, Any] = {
+    "img_size": ENCODER["side"] * ENCODER["patch"],
+    "patch_size": ENCODER["patch"],
+    "embed_dim": ENCODER["dim"],
+    "depth": ENCODER["depth"],
+    "num_heads": ENCODER_HEADS,
+    "num_classes": 0,
+    "class_token": False,
+}
+OTHERS: dict[str, tuple[Callable[[], Any], str]] = {
+    "post-norm": (
+        lambda: VisionTransformer(**PLAIN, global_pool="avg", fc_norm=False, block_fn=ResPostBlock),
+        "its ResPostBlock does not compute what the published pre-norm block does",
+    ),
+    "rotary": (
+        lambda: Eva(
+            **PLAIN, attn_type="rope", use_rot_pos_emb=True, qkv_bias=True, use_fc_norm=False
+        ),
+        "its Eva turns queries and keys by their positions",
+    ),
+}
 
 
-def test_rotary_positions(parts) -> None:
-    backbone = Eva(
-        img_size=12,
-        patch_size=3,
-        embed_dim=32,
-        depth=2,
-        num_heads=ENCODER_HEADS,
-        num_classes=0,
-        class_token=False,
-        attn_type="rope",
-        use_rot_pos_emb=True,
-        use_abs_pos_emb=True,
-        qkv_bias=True,
-        use_fc_norm=False,
-    )
-    with pytest.raises(ValueError, match=r"encoder: "):
-        load_ijepa(published.checkpoint(), encoder=MaskedViT(backbone))
-    parts["encoder"] = MaskedViT(backbone)
-    with pytest.raises(ValueError, match=r"encoder: "):
-        ijepa_checkpoint(**parts, epoch=1)
+@pytest.mark.parametrize("kind", OTHERS)
+def test_another_backbone_with_the_same_names(parts, kind) -> None:
+    """Trap: weights that fit by name and shape, in a model that computes something else."""
+    build, text = OTHERS[kind]
+    encoder = MaskedViT(build())
+    given = parts | {"encoder": encoder}
+    before = snapshot(given)
+    with pytest.raises(ValueError, match=f"encoder: {text}"):
+        load_ijepa(published.checkpoint(), **given)
+    assert same(snapshot(given), before)
+    with pytest.raises(ValueError, match=f"encoder: {text}"):
+        ijepa_checkpoint(**given, epoch=1)
 
 
 def test_a_rotary_predictor(build_predictor) -> None:

@@ -209,6 +209,7 @@ def test_a_backbone_that_drops_patches_itself_raises(name) -> None:
         ("naflexvit_rope", "positions that are added", "vit_small_patch16_224"),
         ("beit_both", "a relative-position bias that is either shared", "mask_mode='replace'"),
         ("features_only", "patch_embed", "without features_only"),
+        ("own_attention", "attention of timm's own class, Own is none", "mask_mode='replace'"),
     ],
 )
 def test_other_models_raise_by_name(name, lacks, nearest) -> None:
@@ -216,10 +217,14 @@ def test_other_models_raise_by_name(name, lacks, nearest) -> None:
     special = {
         "naflexvit_rope": ("naflexvit_base_patch16_gap", {"depth": 1, "rope_type": "axial"}),
         "beit_both": ("beit_base_patch16_224", {"depth": 1, "use_shared_rel_pos_bias": True}),
+        "own_attention": ("beit_base_patch16_224", {"depth": 1}),
         "features_only": ("vit_tiny_patch16_224", {"features_only": True}),
     }
     name, arguments = special.get(name, (name, {}))
     backbone = timm.create_model(name, **arguments)
+    if lacks.startswith("attention"):
+        attention = backbone.blocks[0].attn
+        attention.__class__ = type("Own", (type(attention),), {})
     expected = f"backbone={type(backbone).__name__}: patches cannot be dropped from it, it lacks "
     with pytest.raises(UnsupportedBackboneError, match=f"^{expected}{lacks}.*{nearest}"):
         MaskedViT(backbone)

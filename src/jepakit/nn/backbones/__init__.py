@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from jepakit.nn.backbones.backbone import Backbone
+from jepakit.nn.backbones.backbone import Backbone, DroppingBackbone
 from jepakit.nn.backbones.errors import UnsupportedBackboneError
 
 __all__ = ["Backbone", "UnsupportedBackboneError", "adapt"]
@@ -11,15 +11,16 @@ __all__ = ["Backbone", "UnsupportedBackboneError", "adapt"]
 def adapt(model: Any, mask_mode: str) -> Backbone:
     """The family whose every need a model meets; raises with what is missing."""
     # timm costs seconds to import, and whoever has a backbone has paid for it already.
+    from jepakit.nn.backbones.layout import Layout, layout_of
     from jepakit.nn.backbones.naflex import NaFlexBackbone
     from jepakit.nn.backbones.patch_drop import PatchDropBackbone
     from jepakit.nn.backbones.relative import RelativeBackbone
     from jepakit.nn.backbones.replace import ReplacingBackbone
 
     name = type(model).__name__
-    families: list[type[Backbone]] = [PatchDropBackbone, RelativeBackbone, NaFlexBackbone]
+    families: list[type[DroppingBackbone]] = [PatchDropBackbone, RelativeBackbone, NaFlexBackbone]
     # The family that a model looks like says best what it lacks.
-    nearest: type[Backbone] = PatchDropBackbone
+    nearest: type[DroppingBackbone] = PatchDropBackbone
     if hasattr(model, "embeds"):
         nearest = NaFlexBackbone
     elif hasattr(model, "rel_pos_bias") or hasattr(model, "shared_rel_pos"):
@@ -27,17 +28,17 @@ def adapt(model: Any, mask_mode: str) -> Backbone:
     dropping = next((family for family in families if family.lacks(model) is None), None)
     if mask_mode == "drop" and dropping is not None:
         return dropping(model)
-    cannot_replace = ReplacingBackbone.lacks(model)
-    if mask_mode == "replace" and cannot_replace is None:
-        return ReplacingBackbone(model)
+    layout = layout_of(model)
+    if mask_mode == "replace" and isinstance(layout, Layout):
+        return ReplacingBackbone(model, layout)
 
     if mask_mode == "drop":
         problem = f"patches cannot be dropped from it, it lacks {nearest.lacks(model)}"
     else:
-        problem = f"hidden patches cannot be replaced in it, it lacks {cannot_replace}"
+        problem = f"hidden patches cannot be replaced in it, it lacks {layout}"
     if not hasattr(model, "forward_features"):
         hint = "give it a model of timm's own, without features_only"
-    elif mask_mode == "drop" and cannot_replace is None:
+    elif mask_mode == "drop" and isinstance(layout, Layout):
         hint = "mask_mode='replace' takes it"
     elif mask_mode == "replace" and dropping is not None:
         hint = "mask_mode='drop' takes it"

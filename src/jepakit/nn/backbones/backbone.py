@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,15 +20,8 @@ class Backbone(ABC):
     No module: the model's own names in a state dict stay as they are.
     """
 
-    mask_mode: ClassVar[str]
-
     def __init__(self, model: Any) -> None:
         self.model = model
-
-    @classmethod
-    @abstractmethod
-    def lacks(cls, model: Any) -> str | None:
-        """What a model lacks to be one of this family; None if nothing."""
 
     @property
     @abstractmethod
@@ -84,7 +77,10 @@ class Backbone(ABC):
 class DroppingBackbone(Backbone):
     """A model of one sequence of blocks, before which patches can be dropped."""
 
-    mask_mode = "drop"
+    @classmethod
+    @abstractmethod
+    def lacks(cls, model: Any) -> str | None:
+        """What a model lacks to be one of this family; None if nothing."""
 
     @property
     def num_layers(self) -> int:

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from jepakit.nn.backbones.backbone import missing
+
 __all__: list[str] = []
 
 Order = Literal["NLC", "NHWC", "NCHW"]
@@ -41,6 +43,11 @@ class Layout:
 
 def layout_of(model: Any) -> Layout | str:
     """The layout, or what is missing for one."""
+    name = missing(model, "patch_embed", "forward_features", "num_features")
+    if name is not None:
+        return name
+    if not isinstance(model.patch_embed, nn.Module):
+        return "a patch_embed that is a module"
     size = image_size_of(model)
     if size is None:
         return "an image size (patch_embed.img_size or pretrained_cfg['input_size'])"

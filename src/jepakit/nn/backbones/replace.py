@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from jepakit.nn.backbones.backbone import Backbone, missing
-from jepakit.nn.backbones.layout import Layout, flat_tokens, image_size_of, layout_of
+from jepakit.nn.backbones.backbone import Backbone
+from jepakit.nn.backbones.layout import Layout, flat_tokens, image_size_of
 from jepakit.tokens import TokenSet, take_tokens
 
 __all__: list[str] = []
@@ -49,25 +49,13 @@ class ReplacingBackbone(Backbone):
     that a sampler on `grid_size` keeps to the model's stride.
     """
 
-    mask_mode = "replace"
-
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, layout: Layout) -> None:
         super().__init__(model)
-        self.layout = cast(Layout, layout_of(model))
+        self.layout = layout
         self.replacing = MaskToken(
             self.layout.patch_dim, channels_first=self.layout.patches == "NCHW"
         )
         model.patch_embed.register_forward_hook(self.replacing.after)
-
-    @classmethod
-    def lacks(cls, model: Any) -> str | None:
-        name = missing(model, "patch_embed", "forward_features", "num_features")
-        if name is None and not isinstance(model.patch_embed, nn.Module):
-            name = "a patch_embed that is a module"
-        if name is None:
-            layout = layout_of(model)
-            name = layout if isinstance(layout, str) else None
-        return name
 
     @property
     def grid_size(self) -> tuple[int, int]:
