@@ -52,7 +52,12 @@ class PixelStatistics:
 
     @classmethod
     def of(cls, dataset: Dataset[Any], *, num_images: int = 500) -> "PixelStatistics":
-        """The statistics of `num_images` images, evenly spread over `(image, label)` pairs."""
+        """The statistics of some images of a dataset.
+
+        Args:
+            dataset: `(uint8 image [c h w], label)` pairs, all images of one size.
+            num_images: How many to take at most, evenly spread over the dataset.
+        """
         check_int("num_images", num_images, minimum=1)
         size = len(dataset)  # type: ignore[arg-type]  # a map-style dataset has a length
         chosen = range(0, size, -(-size // num_images))

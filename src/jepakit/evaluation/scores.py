@@ -22,7 +22,20 @@ _PROBE_ITERATIONS = 200
 
 
 class Scores(NamedTuple):
-    """How good features are: two accuracies, and how many directions they use."""
+    """How good features are: two accuracies, and how many directions they use.
+
+    Args:
+        knn: Accuracy of the nearest neighbours' vote, a fraction.
+        linear: Accuracy of the linear probe, a fraction.
+        rank: Effective rank of the training features, from 1 to their width.
+
+    Example:
+        >>> Scores(knn=0.5, linear=0.25, rank=1.5).linear
+        0.25
+
+    Source:
+        jepakit's own.
+    """
 
     knn: float
     linear: float
