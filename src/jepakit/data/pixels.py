@@ -66,7 +66,11 @@ class PixelStatistics:
         return cls(tuple(mean.tolist()), tuple(std.tolist()))
 
     def __call__(self, images: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """Standardised images in float32, where the images are."""
+        """Standardised images in float32, where the images are.
+
+        Args:
+            images: Pictures with as many channels as there are means.
+        """
         if images.dtype != torch.uint8:
             raise TypeError(f"images: must be uint8, got {images.dtype}")
         if images.dim() != 4 or images.shape[1] != len(self.mean):
