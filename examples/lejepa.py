@@ -128,7 +128,14 @@ def main() -> None:
         tokens = {"untrained": before, "trained": encoder(normalize(sample)).cpu()}
     shown = sample.cpu().float() / 255
     plot_patch_pca(shown, tokens, encoder.grid_size).savefig(out / "pca.png", dpi=150)
-    console.print(f"{result['images']} images in {seconds:.0f} s; all of it is in {out}")
+    call = ", ".join(f"{key}={value!r}" for key, value in model_args.items())
+    console.print(
+        f"{result['images']} images in {seconds:.0f} s; pictures and result.json are in {out}. "
+        f"The encoder:\ntimm.create_model('vit_tiny_patch16_224', {call}, "
+        f"checkpoint_path='{out / 'encoder.pth'}')",
+        soft_wrap=True,
+        highlight=False,
+    )
 
 
 def make_views(images: Tensor, args: argparse.Namespace) -> tuple[Tensor, ...]:
