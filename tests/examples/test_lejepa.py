@@ -12,6 +12,8 @@ import pytest
 import timm
 import torch
 
+from jepakit.data import digit_canvases
+
 EXAMPLE = Path(__file__).parents[2] / "examples/lejepa.py"
 SMALL = [
     "--steps", "80", "--batch-size", "16", "--eval-images", "150", "--width", "32", "--depth", "2",
@@ -21,6 +23,18 @@ SMALL = [
 REGULARISED = ("lejepa", "vicreg", "barlow", "info_nce", "koleo")
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def canvases(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A few of the default images, since all of them take a third of a short run."""
+    arrays = {}
+    for part, images in zip(("train", "test"), digit_canvases(600, 150), strict=True):
+        arrays[f"x_{part}"], arrays[f"y_{part}"] = (x.numpy() for x in images.tensors)
+        arrays[f"x_{part}"] = arrays[f"x_{part}"][:, 0]
+    path = tmp_path_factory.mktemp("canvases") / "canvases.npz"
+    np.savez(path, **arrays)
+    return str(path)
 
 
 def run(out: Path, *options: str) -> None:
@@ -46,11 +60,11 @@ def kept(out: Path) -> float:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def finished(canvases: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """As a user runs it: a process of its own, without the type-checking hook."""
     out = tmp_path_factory.mktemp("lejepa")
     done = subprocess.run(
-        [sys.executable, str(EXAMPLE), "--out", str(out), *SMALL],
+        [sys.executable, str(EXAMPLE), "--data", canvases, "--out", str(out), *SMALL],
         env={**os.environ, "JEPAKIT_TYPECHECK": "0", "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"},
         capture_output=True,
         text=True,
@@ -78,8 +92,10 @@ def test_the_result_can_be_traced(finished: tuple[Path, str]) -> None:
     assert all(0 <= row[0] <= 1 and 0 <= row[1] <= 1 for row in saved["rows"].values())
 
 
-def test_the_same_seed_gives_the_same_figures(finished: tuple[Path, str], tmp_path: Path) -> None:
-    run(tmp_path)
+def test_the_same_seed_gives_the_same_figures(
+    finished: tuple[Path, str], canvases: str, tmp_path: Path
+) -> None:
+    run(tmp_path, "--data", canvases)
     again, first = result(tmp_path), result(finished[0])
     assert again["curves"] == first["curves"] and again["rows"] == first["rows"]
 
@@ -95,21 +111,21 @@ def test_the_encoder_is_a_plain_timm_checkpoint(finished: tuple[Path, str]) -> N
     assert all(torch.equal(saved[name], loaded[name]) for name in saved)
 
 
-def test_agreement_alone_collapses(tmp_path: Path) -> None:
+def test_agreement_alone_collapses(canvases: str, tmp_path: Path) -> None:
     """The deliberately broken run: no teacher and nothing that keeps features apart."""
-    run(tmp_path, "--objective", "none")
+    run(tmp_path, "--data", canvases, "--objective", "none")
     assert kept(tmp_path) < 0.2
     assert result(tmp_path)["curves"]["loss"][-1][1] < 1e-3, "and the loss looks perfect"
 
 
 @pytest.mark.parametrize("objective", REGULARISED)
 def test_every_regulariser_prevents_it(
-    objective: str, finished: tuple[Path, str], tmp_path: Path
+    objective: str, finished: tuple[Path, str], canvases: str, tmp_path: Path
 ) -> None:
     out = finished[0]
     if objective != "lejepa":
         out = tmp_path
-        run(out, "--objective", objective)
+        run(out, "--data", canvases, "--objective", objective)
     assert kept(out) > 0.5
 
 
