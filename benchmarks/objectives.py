@@ -1,180 +1,100 @@
 """Objectives side by side at equal compute: I-JEPA, C-JEPA, LeJEPA, contrastive and others.
 
-    python benchmarks/objectives.py --data digits --out objectives-digits
-    python benchmarks/objectives.py --data digits --out objectives-digits --only lejepa --seeds 3
+    python benchmarks/objectives.py --data digits --runs /tmp/objectives \
+        --write benchmarks/results/objectives.json
 
-Each row is a run of an example in `examples/`, in a process of its own, with the example's own
-defaults but for what stands in `METHODS`. What is equal is the arithmetic of training: the floating
-point operations of all matrix products in a step, forward and backward, of everything that is
-trained and of the teacher, counted by torch in a few real steps. The first method gets `--steps`
-steps, every other one as many as cost the same. Batch sizes, learning rates and views are each
-example's own, so the number of images differs, and it is reported, as are the seconds.
+Each row is an example with its own defaults but for what stands in `ROWS`. Every row is trained for
+as many floating-point operations as the first: those of all products of a step, forward and
+backward, the teacher's and the projection head's among them, counted in real steps. Sines and
+cosines (SIGReg), sorting and the making of views are not counted; seconds stand beside. Batch
+sizes, learning rates and numbers of views are each method's own, so the numbers of images differ.
 
-A run whose `result.json` is in `--out` is not run again, so a table can be made over several calls.
+I-JEPA and C-JEPA see whole images without augmentation. The others are told by their augmentations
+what does not matter (crops, contrast, brightness, noise), which I-JEPA has to find by itself.
 """
 
-import argparse
 import json
-import os
-import platform
-import runpy
-import statistics
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
 from typing import Any
 
-import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from runs import arguments, flops_per_step, provenance, run_all, spread
 
-ROOT = Path(__file__).resolve().parents[1]
-EXAMPLES = ROOT / "examples"
-# What is run for each row: the example, and its options.
-METHODS: dict[str, tuple[str, list[str]]] = {
-    "ijepa": ("ijepa.py", []),
-    "cjepa": ("ijepa.py", ["--vicreg-weight", "0.01"]),
-    "lejepa": ("lejepa.py", []),
-    "info_nce": ("lejepa.py", ["--objective", "info_nce"]),
-    "vicreg": ("lejepa.py", ["--objective", "vicreg"]),
-    "barlow": ("lejepa.py", ["--objective", "barlow"]),
-    "koleo": ("lejepa.py", ["--objective", "koleo"]),
-    "none": ("lejepa.py", ["--objective", "none"]),
+ROWS: dict[str, tuple[str, list[str]]] = {
+    "I-JEPA": ("ijepa", []),
+    "C-JEPA": ("ijepa", ["--vicreg-weight", "0.01"]),
+    "LeJEPA": ("lejepa", []),
+    "contrastive": ("lejepa", ["--objective", "info_nce"]),
+    "VICReg": ("lejepa", ["--objective", "vicreg"]),
+    "Barlow Twins": ("lejepa", ["--objective", "barlow"]),
+    "agreement, KoLeo": ("lejepa", ["--objective", "koleo"]),
+    "agreement alone": ("lejepa", ["--objective", "none"]),
 }
-TRAINED = {"ijepa.py": "trained teacher", "lejepa.py": "trained encoder"}
-COUNTED_STEPS = 8
+BATCH = {"ijepa": 32, "lejepa": 64}
+TRAINED = {"ijepa": "trained teacher", "lejepa": "trained encoder"}
 
 
 def main() -> None:
-    args = parse_args()
-    if args.count:
-        print(json.dumps(operations_per_step(args.count, args.options)))
-        return
-    out, common = Path(args.out), ["--data", args.data, "--device", args.device, *args.options]
-    out.mkdir(parents=True, exist_ok=True)
-    per_step = {name: counted(name, common) for name in {"ijepa": 0} | dict.fromkeys(args.only)}
-    budget = args.steps * per_step["ijepa"]
-    runs: dict[str, list[dict[str, Any]]] = {}
-    for name in args.only:
-        steps = max(1, round(budget / per_step[name]))
-        print(f"{name}: {steps} steps of {per_step[name] / 1e9:.3f} GFLOP", flush=True)
-        runs[name] = [train(name, steps, seed, common, out) for seed in args.seeds]
-    rows = rows_of(runs)
-    summary = {
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "commit": commit(),
-        "seeds": args.seeds,
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "dataset": args.data,
-        "gflop_per_run": budget / 1e9,
-        "gflop_per_step": {name: count / 1e9 for name, count in per_step.items()},
-        "rows": rows,
+    parser = arguments(__doc__.split("\n")[0], images=48_000)
+    parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS), help="rows")
+    parser.add_argument("--flip", action="store_true", help="mirror the views of those with views")
+    args = parser.parse_args()
+
+    def options_of(name: str) -> tuple[str, list[str]]:
+        example, options = ROWS[name]
+        flip = ["--flip"] if args.flip and example == "lejepa" else []
+        batch = ["--batch-size", str(BATCH[example])]
+        return example, ["--data", args.data, "--device", "cpu", *batch, *flip, *options]
+
+    flops = {
+        name: flops_per_step(*options_of(name)) for name in {"I-JEPA": 0} | dict.fromkeys(args.only)
     }
-    (out / "objectives.json").write_text(json.dumps(summary, indent=1))
-    print("\n| | kNN-20 | linear probe | effective rank | images | seconds |")
-    print("|---|---|---|---|---|---|")
-    for row in rows:
-        print(
-            f"| {row['name']} | {percent(row['knn'])} | {percent(row['linear'])} | "
-            f"{spread(row['rank'])} | {row['images'] or ''} | "
-            f"{spread(row['seconds'], 0) if row['seconds'] else ''} |"
-        )
-
-
-def operations_per_step(example: str, options: list[str]) -> float:
-    """Of the matrix products: two short runs, of which all but the steps is the same."""
-    counts = []
-    for steps in (1, 1 + COUNTED_STEPS):
-        with tempfile.TemporaryDirectory() as folder:
-            sys.argv = [example, *options, "--steps", str(steps), "--out", folder]
-            sys.argv += ["--eval-images", "200"]
-            # The counter does not know every fused attention.
-            with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-                runpy.run_path(str(EXAMPLES / example), run_name="__main__")
-        counts.append(counter.get_total_flops())
-    return (counts[1] - counts[0]) / COUNTED_STEPS
-
-
-def counted(name: str, common: list[str]) -> float:
-    example, options = METHODS[name]
-    command = [sys.executable, __file__, "--count", example, "--", *common, *options]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment())
-    if done.returncode:
-        raise SystemExit(f"{name}: {done.stdout}{done.stderr}")
-    return float(done.stdout.splitlines()[-1])
-
-
-def train(name: str, steps: int, seed: int, common: list[str], out: Path) -> dict[str, Any]:
-    """The `result.json` of a run, made now if it is not there."""
-    example, options = METHODS[name]
-    folder = out / f"{name}-{seed}"
-    given = [*common, *options, "--steps", str(steps), "--seed", str(seed)]
-    command = [sys.executable, str(EXAMPLES / example), *given, "--out", str(folder)]
-    asked, found = folder / "options.json", folder / "result.json"
-    if not (found.exists() and asked.exists() and json.loads(asked.read_text()) == given):
-        print(" ", " ".join(["python", f"examples/{example}", *given]), flush=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "log.txt").open("w") as log:
-            subprocess.run(command, stdout=log, stderr=log, env=environment(), check=True)
-        asked.write_text(json.dumps(given))
-    result: dict[str, Any] = json.loads(found.read_text())
-    return result | {"trained": TRAINED[example]}
-
-
-def rows_of(runs: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Each number as a list, one for each seed; the untrained rows are those of the first method."""
-    first = next(iter(runs.values()))
-    wanted = [(name, first, name) for name in ("raw pixels", "untrained encoder")]
-    wanted += [(name, found, found[0]["trained"]) for name, found in runs.items()]
+    budget = args.images / BATCH["ijepa"] * flops["I-JEPA"]
+    steps = {name: round(budget / flops[name]) for name in args.only}
+    print({name: (steps[name], f"{flops[name]:.3g}") for name in steps}, flush=True)
+    jobs = {}
+    for seed in args.seeds:
+        for name in args.only:
+            example, options = options_of(name)
+            jobs[name, seed] = (example, [*options, "--steps", str(steps[name])])
+    results = run_all(jobs, args.runs, args.parallel)
     rows = []
-    for name, results, key in wanted:
-        knn, linear, rank = zip(*(result["rows"][key] for result in results), strict=True)
-        row: dict[str, Any] = {"name": name, "knn": knn, "linear": linear, "rank": rank}
-        trained = name in runs
-        row["images"] = results[0]["images"] if trained else None
-        row["seconds"] = [result["seconds"] for result in results] if trained else None
+    for name in args.only:
+        example, options = options_of(name)
+        runs = [results[name, seed] for seed in args.seeds]
+        row: dict[str, Any] = {"name": name, "example": example, "options": options[2:]}
+        row |= {"steps": steps[name], "images": runs[0]["images"], "flops_per_step": flops[name]}
+        row |= {"seconds": [run["seconds"] for run in runs]}
+        for key in ("raw pixels", "untrained encoder"):
+            row[key] = [run["rows"][key] for run in runs]
+        row["trained"] = [run["rows"][TRAINED[example]] for run in runs]
         rows.append(row)
-    return rows
+    print(table(rows))
+    if args.write:
+        args.write.parent.mkdir(parents=True, exist_ok=True)
+        record = {**provenance(args.data, args.seeds), "rows": rows}
+        args.write.write_text(json.dumps(record, indent=1) + "\n")
 
 
-def percent(values: tuple[float, ...]) -> str:
-    return spread(tuple(100 * value for value in values)) + " %"
+def table(rows: list[dict[str, Any]]) -> str:
+    """Means over the seeds, with their ranges."""
+    lines = [
+        "| | images | kNN-20 | linear probe | effective rank | seconds |",
+        "|---|---|---|---|---|---|",
+    ]
 
+    def add(name: str, images: str, runs: list[Any], seconds: str = "") -> None:
+        knn, linear, rank = zip(*runs, strict=True)
+        cells = [
+            spread([100 * value for value in knn], " %"),
+            spread([100 * value for value in linear], " %"),
+            spread(list(rank)),
+        ]
+        lines.append(f"| {' | '.join([name, images, *cells, seconds])} |")
 
-def spread(values: tuple[float, ...], digits: int = 1) -> str:
-    """Mean and standard deviation over seeds."""
-    mean = f"{statistics.mean(values):.{digits}f}"
-    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "JEPAKIT_TYPECHECK": "0", "MPLBACKEND": "agg"}
-
-
-def commit() -> str:
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True)
-        return done.stdout.strip()
-
-    return git("rev-parse", "HEAD") + (" with changes" if git("status", "--porcelain") else "")
-
-
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", default="digits", help="as in the examples")
-    parser.add_argument("--steps", type=int, default=1496, help="of I-JEPA; default: 8 epochs")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument(
-        "--only", nargs="+", choices=METHODS, default=["ijepa", "cjepa", "lejepa", "info_nce"]
-    )
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", default="objectives-out", help="folder; runs in it are kept")
-    parser.add_argument("--count", help=argparse.SUPPRESS)
-    parser.add_argument("options", nargs="*", help="after --: for every run of both examples")
-    return parser.parse_args()
+    add("raw pixels", "", rows[0]["raw pixels"][:1])
+    add("untrained encoder", "", rows[0]["untrained encoder"])
+    for row in rows:
+        add(row["name"], f"{row['images']:,}", row["trained"], spread(row["seconds"]))
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

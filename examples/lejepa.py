@@ -140,10 +140,14 @@ def main() -> None:
 
 def make_views(images: Tensor, args: argparse.Namespace) -> tuple[Tensor, ...]:
     """Global views at the images' size, and local ones at half of it, view after view."""
-    large = random_crops(images.repeat(args.global_views, 1, 1, 1), args.global_scale, flip=args.flip)
+    large = random_crops(
+        images.repeat(args.global_views, 1, 1, 1), args.global_scale, flip=args.flip
+    )
     views = [jitter(large, args)]
     if args.local_views:
-        small = random_crops(images.repeat(args.local_views, 1, 1, 1), args.local_scale, flip=args.flip)
+        small = random_crops(
+            images.repeat(args.local_views, 1, 1, 1), args.local_scale, flip=args.flip
+        )
         patch = args.patch_size
         half = [-(-side // (2 * patch)) * patch for side in images.shape[-2:]]
         small = F.interpolate(small, half, mode="bilinear", antialias=True)
@@ -233,20 +237,20 @@ def parse_args() -> argparse.Namespace:
     add("--depth", 4, "blocks of the encoder")
     add("--heads", 2, "attention heads")
     add("--hidden", 256, "width of the projection head's layers")
-    add("--projection", 32, "width of what the objective sees")
+    add("--projection", 64, "width of what the objective sees")
     add("--objective", "lejepa", "what keeps features apart; none lets them collapse",
         choices=OBJECTIVES)  # fmt: skip
-    add("--weight", 0.05, "of SIGReg in lejepa (convex), of KoLeo in koleo (added)")
+    add("--weight", 0.2, "of SIGReg in lejepa (convex), of KoLeo in koleo (added)")
     add("--slices", 256, "directions of SIGReg in each step")
     add("--temperature", 0.2, "of info_nce")
-    add("--global-views", 2, "views at full size")
+    add("--global-views", 1, "views at full size")
     add("--local-views", 4, "views at half the size")
     add("--global-scale", (0.4, 1.0), "area of a global crop as a fraction of the image")
     add("--local-scale", (0.1, 0.4), "area of a local crop as a fraction of the image")
     add("--flip", False, "mirror views at random")
     add("--contrast", 0.5, "largest change, as a logarithm")
     add("--brightness", 0.5, "largest change, in deviations of the pixels")
-    add("--noise", 0.2, "deviation, likewise")
+    add("--noise", 0.4, "deviation, likewise")
     add("--epochs", 8, "passes over the data")
     add("--steps", None, "instead of --epochs", type=int)
     add("--batch-size", 64, "images")
