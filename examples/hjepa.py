@@ -1,8 +1,8 @@
 """H-JEPA on images, from jepakit's parts: I-JEPA on every level of a pyramid.
 
 The student's and the teacher's tokens are pooled on the grid, level by level, and every level is
-predicted by a predictor of its own, or by one that all share. With `--levels 1` it is I-JEPA. Copy this file and change what
-you like.
+predicted by a predictor of its own, or by one that all share. With `--levels 1` it is I-JEPA. Copy
+this file and change what you like.
 
     python examples/hjepa.py
     python examples/hjepa.py --levels 1 --out ijepa
