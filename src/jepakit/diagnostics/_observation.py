@@ -24,10 +24,11 @@ def measure(features: Tensor, valid: Tensor | None, process_group: ProcessGroup 
     """Statistics of the valid rows of all ranks; reads nothing back."""
     rows, present = masked_rows(features, valid)
     # The eigenvalue solver raises on NaN; what is not finite is told by the last figure instead.
-    moments = Moments.of(rows.nan_to_num(), present)
-    finite = rows.isfinite().all().to(rows.dtype)
+    sound = rows.isfinite()
+    rows, finite = rows.where(sound, 0), sound.all().to(rows.dtype)
+    moments = Moments.of(rows, present)
     if process_group is None and len(rows) < rows.shape[1]:
-        centred = (rows.nan_to_num() - moments.mean).masked_fill(~present, 0)
+        centred = (rows - moments.mean).masked_fill(~present, 0)
         matrix = centred @ centred.T
     else:
         moments = moments.over_ranks(process_group)

@@ -7,16 +7,14 @@ from statistics import median
 
 from jepakit.diagnostics.collapse import Observation, Reference
 
-__all__ = ["LEAST_ROWS", "better_reference", "signs_of"]
+__all__ = ["FIRST", "LEAST_ROWS", "better_reference", "signs_of"]
 
 # Fewer rows than this span too few directions to be judged by them.
 LEAST_ROWS = 8
 # Observations that make the first reference, and those that can raise it: a level that was held.
-_FIRST, _HELD = 10, 100
+FIRST, _HELD = 10, 100
 # Variation below this share of the length is none at all, and a line has no more than this beside.
 _CONSTANT, _LINE = 1e-3, 1e-3
-# Below this share of the reference, a spread that still falls is slow collapse.
-_SLOW = 0.5
 # Observations over which a trend is looked for.
 _WINDOWS = (30, 120, 480)
 # A trend is at least this fall within a window, and this many standard errors.
@@ -28,6 +26,7 @@ def signs_of(
     reference: Reference | None,
     *,
     std_fall: float,
+    slow_fall: float,
     rank_fall: float,
     dead_share: float,
     patience: int,
@@ -38,7 +37,7 @@ def signs_of(
     if reference is not None:
         full |= seen.std < std_fall * reference.std
         full |= seen.relative_std < std_fall * reference.relative_std
-        since = _falling_since(history, reference)
+        since = _falling_since(history, reference, slow_fall)
         if since is not None:
             signs["slow"] = since
     if full:
@@ -60,7 +59,7 @@ def better_reference(
 ) -> Reference | None:
     """The reference after the last observation."""
     if reference is None:
-        return _medians(history) if len(history) == _FIRST else None
+        return _medians(history) if len(history) == FIRST else None
     if len(history) < _HELD:
         return reference
     held = _medians(history[-_HELD:])
@@ -89,10 +88,12 @@ def _rank_with(reference: Reference, rows: int) -> float:
     return 1 / (1 / reference.rank + max(0.0, 1 / rows - 1 / reference.rows))
 
 
-def _falling_since(history: Sequence[Observation], reference: Reference) -> int | None:
+def _falling_since(
+    history: Sequence[Observation], reference: Reference, slow_fall: float
+) -> int | None:
     """The step from which the spread has been falling, if it is far below the reference."""
     for name in ("std", "relative_std"):
-        limit = _SLOW * getattr(reference, name)
+        limit = slow_fall * getattr(reference, name)
         if getattr(history[-1], name) >= limit:
             continue
         for length in _WINDOWS:

@@ -13,7 +13,7 @@ from jepakit.diagnostics._dead import DeadDimensions
 from jepakit.diagnostics._episode import KINDS, Episode
 from jepakit.diagnostics._observation import measure
 from jepakit.diagnostics._rows import check_features, check_group
-from jepakit.diagnostics._signs import LEAST_ROWS, better_reference, signs_of
+from jepakit.diagnostics._signs import FIRST, LEAST_ROWS, better_reference, signs_of
 from jepakit.diagnostics.collapse import (
     Collapse,
     CollapseError,
@@ -38,18 +38,16 @@ class CollapseMonitor:
     first 10 observations, and is raised to any median over 100 that is higher. So a run that starts
     with a low rank and keeps it is left in peace, and one that rises and falls is not.
 
-    | kind | sign | rule |
-    |---|---|---|
-    | full | full | $\rho < 10^{-3}$, or $\sigma < a\, \sigma_0$, or $\rho < a\, \rho_0$ |
-    | dimensional | line | less than $10^{-3}$ of the variance is off one line |
-    | | rank | $r - 1 < b\, (r_0 - 1)$ |
-    | | dead | more than a share $c$ of the dimensions is dead |
-    | slow | slow | $\sigma < \sigma_0 / 2$ or $\rho < \rho_0 / 2$, and it is still falling |
+    - *full*: $\rho < 10^{-3}$, or $\sigma < a\, \sigma_0$, or $\rho < a\, \rho_0$
+    - *dimensional*, line: less than $10^{-3}$ of the variance is off one line
+    - *dimensional*, rank: $r - 1 < b\, (r_0 - 1)$
+    - *dimensional*, dead: more than a share $c$ of the dimensions is dead
+    - *slow*: $\sigma < s\, \sigma_0$ or $\rho < s\, \rho_0$, and it is still falling
 
-    with $a$ = `std_fall`, $b$ = `rank_fall`, $c$ = `dead_share`. The first rule of full, line and
-    dead need no reference, so features that are constant or of rank one from the first step on are
-    found as well. Everything must hold for `patience` observations in a row: one odd batch is
-    nothing. The rules in detail:
+    with $a$ = `std_fall`, $b$ = `rank_fall`, $c$ = `dead_share`, $s$ = `slow_fall`. The first rule
+    of full, line and dead need no reference, so features that are constant, of rank one or half
+    dead from the first step on are found as well. Everything must hold for `patience` observations
+    in a row: one odd batch is nothing. In detail:
 
     - A dimension is dead if $s_j$ is at most $10^{-3}$ of the upper quartile of all $s$, or if
       $s_j / s_{0j}$ is below 0.05 of the upper quartile of these ratios; in each of `patience`
@@ -64,16 +62,19 @@ class CollapseMonitor:
     What goes on is told once, and again if it gets worse (slow, then dimensional, then full) or
     comes back after `patience` observations without a sign.
 
-    Of `every` calls all but one return at once and touch nothing. An observing call computes on the
+    The first 10 calls are observed, since the reference is the state before training, and then one
+    of `every`; the others return at once and touch nothing. An observing call computes on the
     features' device, with an eigenvalue problem of the smaller of width and rows, and reads seven
     numbers back: the only synchronisation. Use `every=10` on a GPU.
 
     Args:
         action: `"warn"` issues a `CollapseWarning`, `"raise"` a `CollapseError`, `"record"` only
             returns and keeps what was found.
-        every: Calls per observation; `patience` and windows count observations.
+        every: Calls per observation after the first 10; `patience` and windows count observations.
         patience: Observations in a row that must show a sign.
         std_fall: Fraction of the reference below which the spread is a full collapse.
+        slow_fall: Fraction of the reference below which a spread that still falls is slow collapse.
+            A regulariser that pulls large features to a smaller scale looks the same for a while.
         rank_fall: Fraction of the reference's rank (minus 1) below which it is a collapse.
         dead_share: Fraction of dimensions that may be dead.
         process_group: Observe the joined batch of all ranks of this group, so that all of them
@@ -111,6 +112,7 @@ class CollapseMonitor:
         every: int = 1,
         patience: int = 5,
         std_fall: float = 0.05,
+        slow_fall: float = 0.5,
         rank_fall: float = 0.2,
         dead_share: float = 1 / 3,
         process_group: ProcessGroup | None = None,
@@ -119,11 +121,13 @@ class CollapseMonitor:
         check_int("every", every, minimum=1)
         check_int("patience", patience, minimum=1)
         check_fraction("std_fall", std_fall, open_low=True)
+        check_fraction("slow_fall", slow_fall, open_low=True)
         check_fraction("rank_fall", rank_fall, open_low=True)
         check_fraction("dead_share", dead_share, open_low=True)
         check_group(process_group)
         self.action, self.every, self.patience = action, every, patience
-        self.std_fall, self.rank_fall, self.dead_share = std_fall, rank_fall, dead_share
+        self.std_fall, self.slow_fall = std_fall, slow_fall
+        self.rank_fall, self.dead_share = rank_fall, dead_share
         self.process_group = process_group
         self.calls = 0
         self._history: list[Observation] = []
@@ -140,7 +144,6 @@ class CollapseMonitor:
         """What the run is compared with; None in the first 10 observations."""
         return self._reference
 
-    @torch.no_grad()
     def update(
         self,
         features: Float[Tensor, "*batch d"],
@@ -166,7 +169,7 @@ class CollapseMonitor:
         """
         at = self.calls if step is None else step
         self.calls += 1
-        if (self.calls - 1) % self.every:
+        if self.calls > FIRST and (self.calls - 1) % self.every:
             return None
         check_features("features", features, valid, minimum=0)
         dim = features.shape[-1]
@@ -223,6 +226,7 @@ class CollapseMonitor:
             self._history,
             self._reference,
             std_fall=self.std_fall,
+            slow_fall=self.slow_fall,
             rank_fall=self.rank_fall,
             dead_share=self.dead_share,
             patience=self.patience,
@@ -257,7 +261,7 @@ class CollapseMonitor:
         self._dead.load_state_dict(state["dead"])
 
     def __repr__(self) -> str:
-        names = ("action", "every", "patience", "std_fall", "rank_fall", "dead_share")
+        names = ("action", "every", "patience", "std_fall", "slow_fall", "rank_fall", "dead_share")
         options = [f"{name}={getattr(self, name)!r}" for name in names]
         group = [] if self.process_group is None else ["process_group=..."]
         return f"CollapseMonitor({', '.join([*options, *group])})"

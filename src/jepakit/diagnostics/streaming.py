@@ -191,7 +191,7 @@ class LidarStatistics:
             TypeError: If `features` is not floating point.
             ValueError: If it is not `[n q dim]` with at least 2 views of each object.
         """
-        check_groups(features, objects=1)
+        check_groups(features, objects=0)
         check_width(features, self.dim)
         rows, present = masked_rows(features, None)
         means = rows.view(features.shape).mean(dim=1)
