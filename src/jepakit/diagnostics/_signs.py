@@ -101,13 +101,14 @@ def _falling_since(
                 break
             window = history[-length:]
             values = [math.log(max(getattr(seen, name), 1e-300)) for seen in window]
-            if _falls(values) < math.log(max(limit, 1e-300)):
-                return window[0].step
+            fall = _fall(values)
+            if fall is not None and fall[1] < math.log(max(limit, 1e-300)):
+                return window[fall[0]].step
     return None
 
 
-def _falls(values: list[float]) -> float:
-    """The level at the end of a steady fall; infinite if it is none."""
+def _fall(values: list[float]) -> tuple[int, float] | None:
+    """Where a steady fall begins, and the level at its end; None if there is none."""
     size = len(values) // 3
     thirds = [values[start : start + size] for start in (0, size, 2 * size)]
     levels = [median(third) for third in thirds]
@@ -119,6 +120,7 @@ def _falls(values: list[float]) -> float:
     # The standard error of a median of m values is about 1.25 sigma / sqrt(m).
     error = 1.25 * noise * math.sqrt(2 / size)
     steady = all(a - b >= fall / 4 for a, b in pairwise(levels))
-    if fall >= _LEAST_FALL and fall >= _ERRORS * error and steady:
-        return levels[2]
-    return math.inf
+    if fall < _LEAST_FALL or fall < _ERRORS * error or not steady:
+        return None
+    # The last that was still at the level of the beginning.
+    return max(at for at, value in enumerate(values) if value >= levels[0]), levels[2]
