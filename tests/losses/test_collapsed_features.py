@@ -104,6 +104,6 @@ def test_what_the_monitor_reports_is_mended(name: str, case: str) -> None:
     monitor = CollapseMonitor(action="record", patience=1)
     before = CASES[case][0]()
     assert monitor.update(before - (0 if case != "half dead" else before * ~HALF)) is not None
-    after = descend(name, before, steps=250)
+    after = descend(name, before, steps=150)
     assert CollapseMonitor(action="record", patience=1).update(after) is None
     assert effective_rank(after) > effective_rank(before) + 0.1 or case != "rank one"

@@ -19,6 +19,8 @@ _CONSTANT, _LINE = 1e-3, 1e-3
 _WINDOWS = (30, 120, 480)
 # A trend is at least this fall within a window, and this many standard errors.
 _LEAST_FALL, _ERRORS = 0.1, 4.0
+# A fall is told to begin where the spread was last at this share of the reference.
+_HELD_SHARE = 0.9
 
 
 def signs_of(
@@ -101,14 +103,15 @@ def _falling_since(
                 break
             window = history[-length:]
             values = [math.log(max(getattr(seen, name), 1e-300)) for seen in window]
-            fall = _fall(values)
-            if fall is not None and fall[1] < math.log(max(limit, 1e-300)):
-                return window[fall[0]].step
+            if _level_after_fall(values) < math.log(max(limit, 1e-300)):
+                held = _HELD_SHARE * getattr(reference, name)
+                before = [seen.step for seen in history if getattr(seen, name) >= held]
+                return before[-1] if before else history[0].step
     return None
 
 
-def _fall(values: list[float]) -> tuple[int, float] | None:
-    """Where a steady fall begins, and the level at its end; None if there is none."""
+def _level_after_fall(values: list[float]) -> float:
+    """The level at the end of a steady fall; infinite if there is none."""
     size = len(values) // 3
     thirds = [values[start : start + size] for start in (0, size, 2 * size)]
     levels = [median(third) for third in thirds]
@@ -120,7 +123,5 @@ def _fall(values: list[float]) -> tuple[int, float] | None:
     # The standard error of a median of m values is about 1.25 sigma / sqrt(m).
     error = 1.25 * noise * math.sqrt(2 / size)
     steady = all(a - b >= fall / 4 for a, b in pairwise(levels))
-    if fall < _LEAST_FALL or fall < _ERRORS * error or not steady:
-        return None
-    # The last that was still at the level of the beginning.
-    return max(at for at, value in enumerate(values) if value >= levels[0]), levels[2]
+    falls = fall >= _LEAST_FALL and fall >= _ERRORS * error and steady
+    return levels[2] if falls else math.inf
