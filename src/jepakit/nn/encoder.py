@@ -31,6 +31,12 @@ class MaskedViT(nn.Module):
     gradient from patch tokens, at which `DistributedDataParallel` stops; freeze what remains.
     Hybrids, with a convolutional stem in front, compute it on the whole image: what is hidden then
     reaches the visible patches through the stem, by its receptive field and its group norms.
+    Models with batch norms (XCiT, TinyViT ...) mix the images of a batch while they train, hidden
+    patches included; in eval mode they do not.
+
+    `torch.compile(fullgraph=True)` takes every model, and gradient checkpointing with it, but for
+    one pair: blocks with a relative-position bias of their own, checkpointed, with a context. There
+    the compiler stops, and without `fullgraph` it leaves these blocks uncompiled.
 
     Args:
         backbone: A timm model. Patches are dropped from the `VisionTransformer` family (DeiT,
