@@ -76,7 +76,22 @@ class Observation(NamedTuple):
 
 
 class Reference(NamedTuple):
-    """The best that a run has held so far, with which it is compared."""
+    """The best that a run has held so far, with which it is compared.
+
+    The fields are medians of those of `Observation`.
+
+    Example:
+        >>> import torch
+        >>> from jepakit.diagnostics import CollapseMonitor
+        >>> monitor = CollapseMonitor()
+        >>> for _ in range(10):
+        ...     monitor.update(torch.tensor([[3.0, 0.0], [-3.0, 0.0], [0.0, 3.0], [0.0, -3.0]]))
+        >>> round(monitor.reference.rank, 3)
+        2.0
+
+    Source:
+        jepakit's own.
+    """
 
     rows: float
     std: float
@@ -91,7 +106,8 @@ class CollapseWarning(UserWarning):
 class CollapseError(RuntimeError):
     """Features have collapsed; `CollapseMonitor` with `action="raise"`.
 
-    `collapse` is the `Collapse` that was found.
+    Args:
+        collapse: What was found, an attribute too.
     """
 
     def __init__(self, collapse: "Collapse") -> None:

@@ -68,7 +68,7 @@ def kernel_mean(rows: Tensor, present: Tensor, t: float) -> Tensor:
     for start in range(0, len(units), _CHUNK):
         some = units[start : start + _CHUNK]
         kernel = torch.exp(-t * torch.cdist(some, units).square())
-        kernel[torch.arange(len(some)), torch.arange(start, start + len(some))] = 0
+        kernel[:, start : start + _CHUNK].diagonal().zero_()
         total = total + weights[start : start + _CHUNK] @ kernel @ weights
     pairs = count * (count - 1)
     return torch.where(pairs > 0, total / pairs.clamp(min=1), torch.ones_like(total))
