@@ -102,6 +102,21 @@ def test_it_is_told_again_when_it_gets_worse() -> None:
     assert [each.since for each in watch(twice, 100)] == [20, 60]
 
 
+def test_a_run_that_rises_may_not_fall_back() -> None:
+    """Trap: the untrained state as the only reference; a small encoder starts at a rank of 2."""
+
+    def features(s: int, x: Tensor) -> Tensor:
+        used = 2 if s < 20 or s >= 160 else 24
+        return x * torch.where(torch.arange(DIM) < used, 1, 0.05)
+
+    assert [each.since for each in watch(features, 180)] == [160]
+
+
+def test_smaller_batches_span_fewer_directions() -> None:
+    """Trap: the last batch of an epoch, or another batch size, read as a fall of the rank."""
+    assert watch(lambda s, x: x if s < 20 else x[:8], 40, rank_fall=0.5) == []
+
+
 @pytest.mark.parametrize("rows", [2, 16, 64])
 def test_single_odd_batches_are_nothing(rows: int) -> None:
     def odd(s: int, x: Tensor) -> Tensor:
