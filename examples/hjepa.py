@@ -1,8 +1,8 @@
 """H-JEPA on images, from jepakit's parts: I-JEPA on every level of a pyramid.
 
 The student's and the teacher's tokens are pooled on the grid, level by level, and every level is
-predicted by a predictor of its own. With `--levels 1` it is I-JEPA. Copy this file and change what
-you like.
+predicted by a predictor of its own, or by one that all share. With `--levels 1` it is I-JEPA. Copy
+this file and change what you like.
 
     python examples/hjepa.py
     python examples/hjepa.py --levels 1 --out ijepa
@@ -78,16 +78,18 @@ def main() -> None:
     )
     student = Student(encoder, pyramid).to(device)
     teacher = jepakit.EMATeacher(student, jepakit.linear(*args.momentum, steps=steps))
-    predictors = nn.ModuleList(
-        jepakit.MaskedPredictor(
-            grid,
-            encoder.embed_dim,
-            predictor_embed_dim=args.predictor_width,
-            depth=args.predictor_depth,
-            num_heads=args.heads,
-        )
-        for grid in pyramid.grid_sizes
-    ).to(device)
+    predictor = partial(
+        jepakit.MaskedPredictor,
+        encoder_dim=encoder.embed_dim,
+        predictor_embed_dim=args.predictor_width,
+        depth=args.predictor_depth,
+        num_heads=args.heads,
+    )
+    if args.shared_predictor:  # it tells the levels apart by their grids
+        predictors = [predictor(encoder.grid_size, num_levels=args.levels)] * args.levels
+    else:
+        predictors = [predictor(grid) for grid in pyramid.grid_sizes]
+    predictors = nn.ModuleList(predictors).to(device)
     # Blocks that are whole on every level, so that none is asked for what it sees.
     sampler = NestedMultiBlockMask(
         encoder.grid_size,
@@ -229,6 +231,7 @@ def parse_args() -> argparse.Namespace:
     add("--heads", 2, "attention heads of encoder and predictors")
     add("--predictor-width", 64, "of the predictors' tokens")
     add("--predictor-depth", 3, "blocks of a predictor")
+    add("--shared-predictor", False, "one predictor for all levels")
     add("--num-targets", 4, "target blocks for each image")
     add("--mask-levels", None, "blocks are whole on so many levels, not --levels", type=int)
     add("--loss", "mse", "of a level", choices=LOSSES)

@@ -58,6 +58,6 @@ def test_on_arrays_that_no_level_divides(tmp_path: Path) -> None:
     np.savez(tmp_path / "images.npz", **arrays)
     printed, _ = run(
         tmp_path, "--data", str(tmp_path / "images.npz"), "--flip", "--crop-scale", "0.5", "1",
-        "--amp", "--weights", "softmax", "--pool", "conv", "--projection",
+        "--amp", "--weights", "softmax", "--pool", "conv", "--projection", "--shared-predictor",
     )  # fmt: skip
     assert "levels ((7, 9), (4, 5))" in printed
