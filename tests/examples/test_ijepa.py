@@ -1,5 +1,6 @@
 """The example does what its first lines say; each run is a process of its own, as for a user."""
 
+import json
 import os
 import signal
 import subprocess
@@ -112,5 +113,23 @@ def test_runs_on_arrays_and_on_an_image_folder(tmp_path: Path) -> None:
         Image.fromarray(array).save(folder / f"{number}.png")
     assert "trained teacher" in run(
         tmp_path / "b", "--data", str(tmp_path / "folder"), "--image-size", "32",
-        "--neighbours", "5", "--loss", "cosine", *few,
+        "--neighbours", "5", "--loss", "cosine", "--vicreg-weight", "0.01", *few,
     )  # fmt: skip
+
+
+def test_the_result_can_be_traced(finished: tuple[Path, str]) -> None:
+    """Trap: a table whose settings nobody knows any more."""
+    saved = json.loads((finished[0] / "result.json").read_text())
+    assert saved["settings"]["recipe"] == "paper" and saved["versions"]["torch"]
+    assert saved["steps"] == 40 and saved["images"] == 40 * 8
+    assert set(saved["rows"]) == {"raw pixels", "untrained encoder", "trained teacher"}
+
+
+def test_vicreg_is_added(tmp_path: Path) -> None:
+    """Trap: a weight that is accepted and read nowhere."""
+    losses = []
+    for weight in ("0", "0.5"):
+        run(tmp_path / weight, "--steps", "1", "--vicreg-weight", weight)
+        saved = json.loads((tmp_path / weight / "result.json").read_text())
+        losses.append(saved["curves"]["loss"][0][1])
+    assert losses[1] > losses[0] + 0.5, "half of 25 times what the deviations lack"
