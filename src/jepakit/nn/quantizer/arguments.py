@@ -1,6 +1,8 @@
-"""What a quantizer may be built with."""
+"""What a quantizer may be built and called with."""
 
-from jepakit._checks import check_bool, check_fraction, check_int, check_number
+import torch
+
+from jepakit._checks import check_bool, check_fraction, check_int, check_number, kind_of
 
 __all__: list[str] = []
 
@@ -31,3 +33,11 @@ def check_arguments(
     check_number("smoothing", smoothing, positive=True)
     if cosine and smoothing != 1e-5:
         raise ValueError(f"smoothing={smoothing}: has no effect with cosine=True")
+
+
+def check_generator(generator: object) -> None:
+    """Raise unless it is a generator or None."""
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(
+            f"generator={generator!r}: must be a torch.Generator or None, got {kind_of(generator)}"
+        )

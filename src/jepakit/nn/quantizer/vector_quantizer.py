@@ -8,10 +8,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from jepakit._checks import check_floating, check_number, check_tensor, kind_of
+from jepakit._checks import check_floating, check_number, check_tensor
 from jepakit.losses._ranks import sum_over_ranks
 from jepakit.losses._rows import check_rows, full_precision, to_rows
-from jepakit.nn.quantizer.arguments import check_arguments
+from jepakit.nn.quantizer.arguments import check_arguments, check_generator
 from jepakit.nn.quantizer.assign import drawn, nearest, unit
 from jepakit.nn.quantizer.quantized import Quantized
 from jepakit.nn.quantizer.statistics import draw_vectors, totals
@@ -283,11 +283,7 @@ class VectorQuantizer(nn.Module):
                 f"features {tuple(features.shape)}: must be [*batch, {self.dim}], the dim that the "
                 "quantizer was built with"
             )
-        if generator is not None and not isinstance(generator, torch.Generator):
-            raise TypeError(
-                f"generator={generator!r}: must be a torch.Generator or None, got "
-                f"{kind_of(generator)}"
-            )
+        check_generator(generator)
         if self.training and self.sums.dtype in (torch.float16, torch.bfloat16):
             raise TypeError(
                 f"the codebook is {self.sums.dtype}: an average in a half type stands still; keep "
