@@ -45,7 +45,7 @@ def param_groups(
         weight_decay: Of the first group, not below 0; the second has 0.
         decay: Full names of further parameters to decay, such as matrices that a module holds
             itself under another name; `*` stands for anything.
-        no_decay: Names of parameters not to decay. Before `decay`.
+        no_decay: Names of parameters not to decay; it wins over `decay`.
 
     Raises:
         TypeError: If `model` is not a module, or names are not a collection of strings.
@@ -88,7 +88,7 @@ def param_groups(
             if not parameter.requires_grad:
                 continue
             name = f"{prefix}.{own}" if prefix else own
-            yes = _multiplies(module, own, parameter) and name not in listed
+            yes = _multiplies(module, name, parameter) and not _matches(name, listed)
             yes = (yes or _matches(name, decay)) and not _matches(name, no_decay)
             parameters[id(parameter)] = parameter
             decayed[id(parameter)] = yes and decayed.get(id(parameter), True)
@@ -102,8 +102,10 @@ def param_groups(
     return groups
 
 
-def _multiplies(module: nn.Module, own: str, parameter: nn.Parameter) -> bool:
-    called = own.startswith("weight") or own.endswith("weight")
+def _multiplies(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:
+    # Of an `nn.ParameterList`, the name of the list.
+    own = [part for part in name.split(".") if not part.isdigit()][-1:]
+    called = any(part.startswith("weight") or part.endswith("weight") for part in own)
     return called and parameter.dim() >= 2 and not isinstance(module, _NOT_MATRICES)
 
 
