@@ -1,6 +1,6 @@
 """Every model that timm lists, through `MaskedViT`: which law holds, and how closely.
 
-    python benchmarks/timm_conformance.py --write docs/timm_models.md
+    python benchmarks/timm_conformance.py --write docs/timm_models_table.md
     python benchmarks/timm_conformance.py --only "vit_*dinov3*"
 
 Vision transformers are built with two blocks of their own width, on a grid of 4 x 5 patches, with
@@ -24,6 +24,7 @@ import gc
 import sys
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -370,6 +371,9 @@ def main() -> None:
         parser.error(f"--only {arguments.only}: no model has such a name")
     failed = [row.name for row in rows if not row.passed]
     print(f"{len(rows)} models, {len(failed)} failed: {failed}")
+    for mode, mode_count in Counter(row.mode for row in rows).most_common():
+        classes = Counter(row.model_class for row in rows if row.mode == mode).most_common()
+        print(f"{mode_count} {mode}: {', '.join(f'{count} {name}' for name, count in classes)}")
     if arguments.write:
         arguments.write.write_text(table(rows) + "\n")
     sys.exit(bool(failed))

@@ -28,8 +28,8 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
 ]
-# The table is included by the page of its name.
-exclude_patterns = ["_build", "_pictures", "timm_models_table.md"]
+# The tables are included by the page on timm's models.
+exclude_patterns = ["_build", "_pictures", "timm_models_table.md", "timm_others_table.md"]
 default_role = "py:obj"  # `name` in a docstring links where it can and is code where it cannot
 
 myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]

@@ -11,6 +11,7 @@ import torch
 
 matplotlib.use("svg")
 
+import collapse_pictures
 import gallery_pictures
 import pyramid_pictures
 from drawing import THEMES, Theme, legend, outline_blocks, paint
@@ -277,6 +278,7 @@ PICTURES: dict[str, Callable[[Theme], Figure]] = {
     "quirks": quirks,
     "schedules": schedule_curves,
     "ranks": ranks,
+    **collapse_pictures.PICTURES,
     **gallery_pictures.PICTURES,
     **pyramid_pictures.PICTURES,
 }

@@ -14,27 +14,23 @@ again with `--resume` ends as if it had never stopped.
 """
 
 import argparse
-import io
 import os
 import time
-import warnings
-from collections.abc import Callable, Iterator
-from itertools import pairwise
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import timm
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data import DataLoader
 
 import jepakit
-from jepakit.evaluation import extract_features, knn_accuracy, linear_probe
+from jepakit.data import PixelStatistics, ResumableBatches, load_images, random_crops
+from jepakit.evaluation import evaluate
 from jepakit.interop import timm_state_dict
 from jepakit.plots import plot_curves, plot_masks, plot_patch_pca
 
@@ -50,18 +46,16 @@ RECIPES = {"code": ("smooth_l1", "layer"), "paper": ("mse", "none")}
 
 def main() -> None:
     args = parse_args()
-    # Probes of raw pixels hardly converge; more iterations change their accuracy by little.
-    warnings.filterwarnings("ignore", message="lbfgs failed to converge")
     console, out, device = Console(), Path(args.out), torch.device(args.device)
     out.mkdir(parents=True, exist_ok=True)
-    train, test = load_data(args)
-    normalize, size = pixel_statistics(train, device)
+    train, test = load_images(args.data, image_size=args.image_size)
+    normalize, (channels, *size) = PixelStatistics.of(train), train[0][0].shape
     torch.manual_seed(args.seed)
     steps = args.epochs * (len(train) // args.batch_size) if args.steps is None else args.steps
 
     # The parts
     model_args: dict[str, Any] = dict(
-        num_classes=0, in_chans=size[0], img_size=size[1:], patch_size=args.patch_size,
+        num_classes=0, in_chans=channels, img_size=tuple(size), patch_size=args.patch_size,
         embed_dim=args.width, depth=args.depth, num_heads=args.heads,
     )  # fmt: skip
     encoder = jepakit.MaskedViT(timm.create_model("vit_tiny_patch16_224", **model_args)).to(device)
@@ -103,15 +97,23 @@ def main() -> None:
     def encode_trained(images: Tensor) -> Tensor:
         return teacher.module.extract_features(normalize(images))
 
-    sample = torch.stack([train[i][0] for i in range(8)])
+    def evaluated(encode: Callable[[Tensor], Tensor]) -> tuple[float, float, float]:
+        scores = evaluate(
+            encode, train, test, k=args.neighbours, num_images=args.eval_images,
+            num_workers=args.workers, device=device,
+        )  # fmt: skip
+        return tuple(scores)
+
+    sample = torch.stack([train[i][0] for i in range(8)]).to(device)
     state = load_checkpoint(out / "checkpoint.pt", args)
     if state is None:
-        console.print(f"{len(train)} images {size}, grid {encoder.grid_size}, {steps} steps")
+        shape = " x ".join(map(str, (channels, *size)))
+        console.print(f"{len(train)} images {shape}, grid {encoder.grid_size}, {steps} steps")
         with torch.no_grad():
             before = encoder(normalize(sample)).cpu()
         rows = {
-            "raw pixels": evaluate(lambda x: normalize(x).flatten(1), train, test, args),
-            "untrained encoder": evaluate(encode, train, test, args),
+            "raw pixels": evaluated(lambda images: normalize(images).flatten(1)),
+            "untrained encoder": evaluated(encode),
         }
         state = {"step": 0, "rows": rows, "before": before, "curves": {"loss": [], "rank": []}}
     else:
@@ -126,19 +128,21 @@ def main() -> None:
         state.update({name: part.state_dict() for name, part in parts.items()})
         state.update(step=step, curves=curves, args=vars(args))
         torch.save(state, out / "checkpoint.tmp")
-        os.replace(
-            out / "checkpoint.tmp", out / "checkpoint.pt"
-        )  # a kill leaves the old or the new
+        # A kill leaves the old one or the new one.
+        os.replace(out / "checkpoint.tmp", out / "checkpoint.pt")
 
     # Training
-    order = Batches(len(train), args.batch_size, steps, args.seed, first)
+    order = ResumableBatches(
+        len(train), args.batch_size, steps=steps, seed=args.seed, first_step=first
+    )
     loader = DataLoader(train, batch_sampler=order, num_workers=args.workers)
     began = time.perf_counter()
     with progress_bar(console) as bar:
         task = bar.add_task("", total=steps, completed=first, status="")
         for step, (images, _) in enumerate(loader, start=first):
             torch.manual_seed(args.seed + 1_000_003 * step)
-            images = augment(normalize(images), args.crop_scale, flip=args.flip)
+            images = normalize(images.to(device))
+            images = random_crops(images, args.crop_scale, flip=args.flip)
             masks = sampler(len(images), device=device)
             with torch.autocast(device.type, torch.bfloat16, enabled=args.amp):
                 target = teacher(images)
@@ -168,14 +172,14 @@ def main() -> None:
     seconds = time.perf_counter() - began
 
     # What came of it
-    rows = {**state["rows"], "trained teacher": evaluate(encode_trained, train, test, args)}
+    rows = {**state["rows"], "trained teacher": evaluated(encode_trained)}
     table = Table("", f"kNN-{args.neighbours}", "linear probe", "effective rank")
     for name, (knn, linear, rank) in rows.items():
         table.add_row(name, f"{100 * knn:.1f} %", f"{100 * linear:.1f} %", f"{rank:.1f}")
     console.print(table)
     torch.save(timm_state_dict(teacher), out / "teacher.pth")
     torch.manual_seed(args.seed)
-    shown = sample.float() / 255
+    shown = sample.cpu().float() / 255
     plot_masks(shown, sampler(len(sample))).savefig(out / "masks.png", dpi=150)
     plot_curves(curves).savefig(out / "curves.png", dpi=150)
     after = teacher(normalize(sample)).cpu()
@@ -189,20 +193,6 @@ def main() -> None:
         soft_wrap=True,
         highlight=False,
     )
-
-
-def evaluate(
-    encode: Callable[[Tensor], Tensor], train: Dataset, test: Dataset, args: argparse.Namespace
-) -> tuple[float, float, float]:
-    """Accuracy of nearest neighbours and of a linear probe, and the rank of the features."""
-    features = []
-    for dataset in (train, test):
-        few = Subset(dataset, range(min(len(dataset), args.eval_images)))
-        loader = DataLoader(few, 2 * args.batch_size, num_workers=args.workers)
-        features.append(extract_features(encode, loader))
-    knn = knn_accuracy(*features, k=args.neighbours)
-    rank = jepakit.effective_rank(features[0].x).item()
-    return knn, linear_probe(*features, C=0.1, max_iter=200), rank
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -239,160 +229,6 @@ def progress_bar(console: Console) -> Progress:
         console=console,
         disable=not console.is_terminal,
     )
-
-
-class Batches:
-    """The batches of a whole run as indices, from any step on."""
-
-    def __init__(self, size: int, batch_size: int, steps: int, seed: int, first: int) -> None:
-        if batch_size > size:
-            raise SystemExit(f"--batch-size {batch_size}: there are only {size} images")
-        self.size, self.batch_size, self.steps = size, batch_size, steps
-        self.seed, self.first = seed, first
-
-    def __len__(self) -> int:
-        return self.steps - self.first
-
-    def __iter__(self) -> Iterator[list[int]]:
-        per_epoch, epoch, order = self.size // self.batch_size, -1, []
-        for step in range(self.first, self.steps):
-            if step // per_epoch != epoch:
-                epoch = step // per_epoch
-                generator = torch.Generator().manual_seed(self.seed + 1_000_003 * epoch)
-                order = torch.randperm(self.size, generator=generator).tolist()
-            at = step % per_epoch * self.batch_size
-            yield order[at : at + self.batch_size]
-
-
-def augment(images: Tensor, scale: tuple[float, float], *, flip: bool) -> Tensor:
-    """Random resized crops and mirror images, each image on its own."""
-    if scale == (1.0, 1.0) and not flip:
-        return images
-    count = len(images)
-    side = (scale[0] + (scale[1] - scale[0]) * torch.rand(count)).sqrt()
-    theta = torch.zeros(count, 2, 3)
-    theta[:, 0, 0] = theta[:, 1, 1] = side
-    theta[:, :, 2] = (2 * torch.rand(count, 2) - 1) * (1 - side[:, None])
-    if flip:
-        theta[:, 0] *= torch.where(torch.rand(count) < 0.5, -1.0, 1.0)[:, None]
-    grid = F.affine_grid(theta.to(images.device), list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
-
-
-# Data: every source gives two datasets of (uint8 image [channels, height, width], label)
-
-
-def load_data(args: argparse.Namespace) -> tuple[Dataset, Dataset]:
-    if args.data == "digits":
-        if args.image_size is not None:
-            raise SystemExit("--image-size: has no effect on digits, which are 32 x 32")
-        return digits()
-    if args.data.endswith(".npz"):
-        return npz(args.data, args.image_size)
-    from torchvision import datasets
-    from torchvision.transforms import v2
-
-    resize = (
-        []
-        if args.image_size is None
-        else [v2.Resize(args.image_size), v2.CenterCrop(args.image_size)]
-    )
-    transform = v2.Compose([*resize, v2.PILToTensor()])
-    if args.data == "cifar10":
-        return tuple(
-            datasets.CIFAR10("data", part, transform, download=True) for part in (True, False)
-        )
-    root = Path(args.data)
-    if not root.is_dir() or args.image_size is None:
-        raise SystemExit(f"--data {args.data}: must be a folder of images, and needs --image-size")
-    for name in ("val", "test"):
-        if (root / "train").is_dir() and (root / name).is_dir():
-            return tuple(
-                shuffled(datasets.ImageFolder(root / part, transform)) for part in ("train", name)
-            )
-    everything = shuffled(datasets.ImageFolder(root, transform))
-    held = max(1, len(everything) // 5)
-    return Subset(everything, range(held, len(everything))), Subset(everything, range(held))
-
-
-def shuffled(dataset: Dataset) -> Dataset:
-    """In a fixed random order: folders are sorted by class, and some images stand for all."""
-    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))
-    return Subset(dataset, order.tolist())
-
-
-def digits(num_train: int = 6000, num_test: int = 1500) -> tuple[Dataset, Dataset]:
-    """32 x 32 canvases with four of scikit-learn's digits, all of one class, which is the label.
-
-    Each is rolled at random, so that no pixel knows anything by itself, and has a contrast, a
-    brightness and noise of its own: they fill the features of an untrained encoder, and none of
-    them helps to predict one part of a canvas from another.
-    """
-    from sklearn.datasets import load_digits
-
-    source = load_digits()
-    generator = torch.Generator().manual_seed(0)
-    order = torch.randperm(
-        len(source.target), generator=generator
-    )  # else other writers in the test
-    small, labels = (
-        torch.tensor(source.images)[order, None] / 16,
-        torch.tensor(source.target)[order],
-    )
-    sized = {side: F.interpolate(small, (side, side), mode="bilinear") for side in range(14, 17)}
-    split = len(small) * 3 // 4
-    sets = []
-    for count, first, last in ((num_train, 0, split), (num_test, split, len(small))):
-        members = [first + (labels[first:last] == c).nonzero()[:, 0] for c in range(10)]
-        classes = torch.randint(10, (count,), generator=generator)
-        images = torch.zeros(count, 1, 32, 32, dtype=torch.uint8)
-        for image, c in zip(images, classes.tolist(), strict=True):
-            for corner in ((0, 0), (0, 16), (16, 0), (16, 16)):
-                which = members[c][torch.randint(len(members[c]), (), generator=generator)]
-                side = int(torch.randint(14, 17, (), generator=generator))
-                top, left = torch.randint(0, 17 - side, (2,), generator=generator).tolist()
-                place = image[0, corner[0] + top :, corner[1] + left :][:side, :side]
-                place.copy_((sized[side][which, 0] * 255).round())
-            shift = torch.randint(0, 32, (2,), generator=generator).tolist()
-            image.copy_(image.roll(shift, dims=(1, 2)))
-        contrast = 0.4 + 0.6 * torch.rand(count, 1, 1, 1, generator=generator)
-        dark = torch.rand(count, 1, 1, 1, generator=generator) * (1 - contrast)
-        noise = 0.15 * torch.randn(images.shape, generator=generator)
-        noisy = (images / 255 * contrast + dark + noise).clamp(0, 1)
-        sets.append(TensorDataset((noisy * 255).round().byte(), classes))
-    return sets[0], sets[1]
-
-
-def npz(path: str, size: int | None) -> tuple[Dataset, Dataset]:
-    """Arrays `x_*, y_*`, or encoded images `bytes_*, off_*, y_*`, with `train` and `test` for *."""
-    from PIL import Image
-
-    data, sets = np.load(path), []
-    for part in ("train", "test"):
-        if f"bytes_{part}" in data:
-            raw, ends = data[f"bytes_{part}"], data[f"off_{part}"]
-            files = [io.BytesIO(raw[a:b].tobytes()) for a, b in pairwise(ends)]
-            images = np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])
-        else:
-            images = data[f"x_{part}"]
-        tensor = torch.from_numpy(images)
-        tensor = tensor[:, None] if tensor.dim() == 3 else tensor.permute(0, 3, 1, 2)
-        if size is not None and tensor.shape[-2:] != (size, size):
-            parts = [F.interpolate(x.float(), (size, size), mode="area") for x in tensor.split(512)]
-            tensor = torch.cat(parts).round().to(torch.uint8)
-        sets.append(TensorDataset(tensor, torch.from_numpy(data[f"y_{part}"]).long()))
-    return sets[0], sets[1]
-
-
-def pixel_statistics(
-    dataset: Dataset, device: torch.device
-) -> tuple[Callable[[Tensor], Tensor], tuple[int, ...]]:
-    """How to normalise uint8 images by the mean and deviation of some of them, and their size."""
-    some = torch.stack([dataset[i][0] for i in range(0, len(dataset), -(-len(dataset) // 500))])
-    pixels = some.double() / 255
-    mean = pixels.mean((0, 2, 3)).float().view(-1, 1, 1).to(device)
-    std = pixels.std((0, 2, 3)).float().clamp_min(1e-3).view(-1, 1, 1).to(device)
-    return lambda images: (images.to(device).float() / 255 - mean) / std, tuple(some.shape[1:])
 
 
 def parse_args() -> argparse.Namespace:

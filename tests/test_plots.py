@@ -60,3 +60,16 @@ def test_mask_audit_on_other_grids(grid, shape):
 def test_mask_audit_of_nothing():
     with pytest.raises(ValueError, match=r"^audit=\{\}: must hold at least one audit$"):
         plots.mask_audit({})
+
+
+def test_every_row_of_features_on_its_own_grid():
+    """Trap: the square root of the number of tokens for a grid."""
+    images = torch.rand(2, 1, 24, 16)
+    levels = {"level 0": torch.randn(2, 24, 8), "level 1": torch.randn(2, 6, 8)}
+    figure = plots.plot_patch_pca(images, levels, ((6, 4), (3, 2)))
+    shapes = [ax.images[0].get_array().shape[:2] for ax in figure.axes[::2]]
+    assert shapes == [(24, 16), (6, 4), (3, 2)]
+    with pytest.raises(ValueError, match="must be one, or one for each of the 2 features"):
+        plots.plot_patch_pca(images, levels, [(6, 4)])
+    with pytest.raises(ValueError, match=r"features\['level 1'\] .* on the grid \(6, 4\)"):
+        plots.plot_patch_pca(images, levels, (6, 4))

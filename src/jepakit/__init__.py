@@ -12,7 +12,7 @@ if _TYPECHECK:
 
     _install_import_hook("jepakit", "jepakit._typecheck.check")
 
-from jepakit.diagnostics import effective_rank
+from jepakit.diagnostics import CollapseMonitor, effective_rank
 from jepakit.losses import (
     hierarchical_loss,
     masked_cosine,
@@ -40,6 +40,7 @@ from jepakit.teacher import EMATeacher
 from jepakit.tokens import Masks, TokenSet, put_tokens, take_tokens
 
 __all__ = [
+    "CollapseMonitor",
     "EMATeacher",
     "HierarchicalPyramid",
     "IndexedDataset",

@@ -1,9 +1,10 @@
 """`MaskedViT.forward_intermediates` and `.extract_features`."""
 
 import pytest
+import timm
 import torch
 
-from jepakit import TokenSet, take_tokens
+from jepakit import MaskedViT, TokenSet, take_tokens
 
 
 def test_intermediates_are_what_the_blocks_give(
@@ -27,6 +28,38 @@ def test_intermediates_are_what_the_blocks_give(
             first, last = encoder.forward_intermediates(images, [0, -1], context)
             assert_close(first, expected[0])
             assert_close(last, expected[2])
+
+
+def test_normed_intermediates_end_where_forward_does(
+    any_kind, build, images_for, ragged, assert_close
+) -> None:
+    """Trap: a final norm that no layer went through has no gradient, at which DDP stops."""
+    encoder = build(any_kind, depth=3)
+    images = images_for(encoder, 3)
+    tokens = ragged(encoder.grid_size, 3, at_least=1)
+    norm = encoder.backbone.norm
+    for context in (None, tokens):
+        first, last = encoder.forward_intermediates(images, [0, -1], context, norm=True)
+        (plain,) = encoder.forward_intermediates(images, [0], context)
+        expected = norm(plain)
+        if context is tokens:
+            expected = expected.masked_fill(~tokens.valid[..., None], 0)
+        assert_close(first, expected)
+        assert_close(last, encoder(images, context))
+        (first.square().sum() + last.square().sum()).backward()
+        for name, parameter in norm.named_parameters():
+            assert parameter.grad is not None and parameter.grad.any(), name
+
+
+@pytest.mark.no_hook
+def test_stages_have_no_common_norm() -> None:
+    backbone = timm.create_model("swin_tiny_patch4_window7_224", num_classes=0, img_size=64)
+    encoder = MaskedViT(backbone, mask_mode="replace")
+    images = torch.zeros(1, 3, 64, 64)
+    with pytest.raises(ValueError, match=r"norm=True: must be False with mask_mode='replace'"):
+        encoder.forward_intermediates(images, [-1], norm=True)
+    with pytest.raises(TypeError, match=r"norm='yes': must be a bool"):
+        encoder.forward_intermediates(images, [-1], norm="yes")
 
 
 def test_intermediates_of_a_context_are_a_masked_forward(

@@ -1,11 +1,13 @@
 """Laws 3 and 4 of `MaskedViT`, on timm models of every kind."""
 
 import pytest
+import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
-from jepakit import TokenSet, put_tokens, take_tokens
+from jepakit import MaskedViT, TokenSet, put_tokens, take_tokens
 from jepakit.nn.transformer import key_mask
 
 
@@ -147,6 +149,19 @@ def test_fewer_tokens_are_computed(few_kind, build, images_for) -> None:
     mask[:, [1, 3, 4]] = True
     encoder(images_for(encoder, 2), TokenSet.from_mask(mask, encoder.grid_size))
     assert lengths == [encoder.num_prefix_tokens + 3] * 2
+
+
+def test_a_quarter_of_the_tokens_is_a_quarter_of_the_work() -> None:
+    """Counted, not timed: a ViT-S/16 at 224 pixels, whose patch embedding still sees everything."""
+    encoder = MaskedViT(timm.create_model("vit_small_patch16_224", num_classes=0))
+    images = torch.zeros(1, 3, 224, 224)
+    visible = TokenSet.from_mask((torch.arange(196) % 4 == 0)[None], (14, 14))
+    work = []
+    for context in (None, visible):
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            encoder(images, context)
+        work.append(counter.get_total_flops())
+    assert work[1] < 0.30 * work[0]
 
 
 def test_no_key_mask_without_padding(few_kind, build, images_for, monkeypatch) -> None:

@@ -255,7 +255,7 @@ def annotations(node: Def) -> dict[str, str]:
     return found
 
 
-SHAPED = {"Bool", "Complex", "Float", "Inexact", "Int", "Integer", "Num", "Shaped"}
+SHAPED = {"UInt8", "Bool", "Complex", "Float", "Inexact", "Int", "Integer", "Num", "Shaped"}
 
 
 def bare_tensor(annotation: str) -> bool:

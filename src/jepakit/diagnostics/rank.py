@@ -1,18 +1,18 @@
-"""Effective rank: how many directions features really use."""
+"""Effective rank and RankMe: how many directions features really use."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from jepakit._checks import check_floating
+from jepakit.diagnostics._rows import valid_rows
+from jepakit.diagnostics._spectrum import entropy_rank, scatter_spectrum
 
-__all__ = ["effective_rank"]
-
-# Features that are constant up to float32 rounding vary by about (1e-7)^2 of their mean square.
-_NO_VARIANCE = 1e-12
+__all__ = ["centred_spectrum", "effective_rank", "rankme"]
 
 
-def effective_rank(features: Float[Tensor, "*batch d"]) -> Float[Tensor, ""]:
+def effective_rank(
+    features: Float[Tensor, "*batch d"], valid: Bool[Tensor, "*batch"] | None = None
+) -> Float[Tensor, ""]:
     r"""Exponential of the entropy of the spectrum of the centred covariance.
 
     $$\mathrm{erank} = \exp\Big(-\sum_i p_i \log p_i\Big), \qquad
@@ -30,14 +30,15 @@ def effective_rank(features: Float[Tensor, "*batch d"]) -> Float[Tensor, ""]:
     steps, not in a compiled forward.
 
     Args:
-        features: Feature vectors; all axes but the last are rows. Leave out what is not valid.
+        features: Feature vectors; all axes but the last are rows.
+        valid: True where a row counts. All rows if None.
 
     Returns:
         The effective rank in dimensions, a float64 scalar.
 
     Raises:
-        TypeError: If `features` is not floating point.
-        ValueError: If there are fewer than 2 rows, no columns, or non-finite values.
+        TypeError: If `features` is not floating point or `valid` not bool.
+        ValueError: If there are fewer than 2 valid rows, no columns, or non-finite values.
 
     Example:
         >>> import torch
@@ -49,28 +50,59 @@ def effective_rank(features: Float[Tensor, "*batch d"]) -> Float[Tensor, ""]:
 
     Source:
         Roy and Vetterli, The effective rank (EUSIPCO 2007), applied to the eigenvalues of the
-        centred covariance. RankMe (arXiv:2210.02885) takes the singular values of the uncentred
-        features instead, in which a large mean hides everything else.
+        centred covariance. `rankme` takes the singular values of the uncentred features instead,
+        in which a large mean hides everything else.
     """
-    check_floating("features", features)
-    shape = tuple(features.shape)
-    rows = features.shape[:-1].numel()
-    if features.dim() < 2 or rows < 2 or features.shape[-1] == 0:
-        raise ValueError(f"features {shape}: must have the shape [*batch, d] with at least 2 rows")
-    x = features.detach().reshape(rows, -1)
-    if x.device.type == "mps":  # has no float64
-        x = x.cpu()
-    x = x.double()
-    finite = x.isfinite().all(dim=1)
-    if not finite.all():
-        raise ValueError(
-            f"features {shape}: must be finite, but {int((~finite).sum())} of {rows} rows hold NaN "
-            "or infinity"
-        )
-    centred = x - x.mean(dim=0)
-    matrix = centred.T @ centred if x.shape[1] <= rows else centred @ centred.T
-    eigenvalues = torch.linalg.eigvalsh(matrix).clamp(min=0)
-    p = eigenvalues / eigenvalues.sum()
-    rank = torch.special.entr(p).sum().exp()
-    has_variance = centred.square().mean() > _NO_VARIANCE * x.square().mean()
-    return torch.where(has_variance, rank, torch.zeros_like(rank))
+    return entropy_rank(centred_spectrum(valid_rows("features", features, valid, minimum=2)))
+
+
+def rankme(
+    features: Float[Tensor, "*batch d"], valid: Bool[Tensor, "*batch"] | None = None
+) -> Float[Tensor, ""]:
+    r"""Exponential of the entropy of the singular values of the features, which are not centred.
+
+    $$\mathrm{RankMe} = \exp\Big(-\sum_k p_k \log p_k\Big), \qquad
+        p_k = \sigma_k \Big/ \sum_j \sigma_j, \qquad \sigma = \mathrm{svd}(x)$$
+
+    Use it to compare with published numbers, and `effective_rank` to watch a run. They differ
+    twice. Singular values are roots of eigenvalues, so small directions count for more: the number
+    is larger, often by far. And the mean is left in: it adds one direction, constant features have
+    a RankMe of 1 and not of 0, and beside a large mean all others fade. Only features that are all
+    zeros give 0.
+
+    Computed in float64, without a gradient; waits for the device.
+
+    Args:
+        features: Feature vectors; all axes but the last are rows. The paper takes 25,600 of them:
+            it is bounded by their number.
+        valid: True where a row counts. All rows if None.
+
+    Returns:
+        RankMe in dimensions, a float64 scalar.
+
+    Raises:
+        TypeError: If `features` is not floating point or `valid` not bool.
+        ValueError: If there is no valid row, no column, or a non-finite value.
+
+    Example:
+        >>> import torch
+        >>> x = torch.tensor([[3.0, 0.0], [0.0, 1.0]])  # singular values 3 and 1
+        >>> round(float(rankme(x)), 4)  # exp(0.75 log(4 / 3) + 0.25 log 4)
+        1.7548
+        >>> round(float(rankme(torch.ones(4, 2))), 4)
+        1.0
+
+    Source:
+        RankMe (arXiv:2210.02885). It adds 1e-7 to each $p_k$ before the logarithm; here
+        $0 \log 0 = 0$ instead. Code bases that call the entropy of covariance eigenvalues "RankMe"
+        compute `effective_rank`.
+    """
+    rows = valid_rows("features", features, valid, minimum=1)
+    return entropy_rank(torch.linalg.svdvals(rows))
+
+
+def centred_spectrum(rows: Tensor) -> Tensor:
+    """Eigenvalues of the scatter of rows, from the smaller of the two matrices that have them."""
+    centred = rows - rows.mean(dim=0)
+    matrix = centred.T @ centred if rows.shape[1] <= len(rows) else centred @ centred.T
+    return scatter_spectrum(matrix, rows.square().sum())

@@ -3,5 +3,6 @@
 from jepakit.evaluation.features import Features, extract_features
 from jepakit.evaluation.knn import knn_accuracy
 from jepakit.evaluation.linear import linear_probe
+from jepakit.evaluation.scores import Scores, evaluate
 
-__all__ = ["Features", "extract_features", "knn_accuracy", "linear_probe"]
+__all__ = ["Features", "Scores", "evaluate", "extract_features", "knn_accuracy", "linear_probe"]

@@ -9,11 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jepakit._checks import check_grid_size, check_int
+from jepakit._checks import check_grid_size
 from jepakit.masking.feasibility import InfeasibleMaskError
 from jepakit.masking.multiblock import MultiBlockMask
 from jepakit.masking.sampler import UniformSampler
 from jepakit.tokens import Masks, TokenSet
+from jepakit.tokens.levels import level_grids
 
 __all__ = ["NestedMultiBlockMask"]
 
@@ -77,13 +78,7 @@ class NestedMultiBlockMask(UniformSampler[Masks]):
 
     def __post_init__(self) -> None:
         check_grid_size("grid_size", self.grid_size)
-        check_int("num_levels", self.num_levels, minimum=1)
-        most = max(side - 1 for side in self.grid_size).bit_length()
-        if self.num_levels - 1 > most:
-            raise ValueError(
-                f"num_levels={self.num_levels}: the grid {self.grid_size} is a single cell on "
-                f"level {most}, so it has {most + 1} levels"
-            )
+        level_grids(self.grid_size, self.num_levels)  # raises where there are not that many
         try:
             self.coarsest  # noqa: B018  (raises what is infeasible)
         except InfeasibleMaskError as error:
@@ -96,7 +91,7 @@ class NestedMultiBlockMask(UniformSampler[Masks]):
     def coarsest(self) -> MultiBlockMask:
         """The sampler of the coarsest level."""
         return MultiBlockMask(
-            tuple(-(-side // self._cell) for side in self.grid_size),
+            level_grids(self.grid_size, self.num_levels)[-1],
             num_targets=self.num_targets,
             target_scale=self.target_scale,
             target_aspect_ratio=self.target_aspect_ratio,

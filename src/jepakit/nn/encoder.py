@@ -6,7 +6,13 @@ from typing import Any, Literal, cast
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from jepakit._checks import check_choice, check_floating, check_images_finite, value_checks_on
+from jepakit._checks import (
+    check_bool,
+    check_choice,
+    check_floating,
+    check_images_finite,
+    value_checks_on,
+)
 from jepakit.nn.backbones import adapt
 from jepakit.tokens import TokenSet
 from jepakit.tokens.kind import check_token_set
@@ -31,6 +37,12 @@ class MaskedViT(nn.Module):
     gradient from patch tokens, at which `DistributedDataParallel` stops; freeze what remains.
     Hybrids, with a convolutional stem in front, compute it on the whole image: what is hidden then
     reaches the visible patches through the stem, by its receptive field and its group norms.
+    Models with batch norms (XCiT, TinyViT ...) mix the images of a batch while they train, hidden
+    patches included; in eval mode they do not.
+
+    `torch.compile(fullgraph=True)` takes every model, and gradient checkpointing with it, but for
+    one pair: blocks with a relative-position bias of their own, checkpointed, with a context. There
+    the compiler stops, and without `fullgraph` it leaves these blocks uncompiled.
 
     Args:
         backbone: A timm model. Patches are dropped from the `VisionTransformer` family (DeiT,
@@ -104,8 +116,10 @@ class MaskedViT(nn.Module):
         images: Float[Tensor, "b c h w"],
         layers: Sequence[int],
         context: TokenSet | None = None,
+        *,
+        norm: bool = False,
     ) -> list[Float[Tensor, "b n d"]]:
-        """Patch tokens after chosen layers, without the final norm.
+        """Patch tokens after chosen layers.
 
         Args:
             images: Pixels, normalised as the backbone expects.
@@ -113,10 +127,21 @@ class MaskedViT(nn.Module):
                 `mask_mode="replace"`, numbers of timm's feature stages.
             context: What is visible; None for everything. With `mask_mode="replace"`, only stages
                 on `grid_size` can be asked for with a context.
+            norm: Apply the backbone's final norm to each, so that layer -1 is what `forward` gives
+                and no parameter of the norm is left without a gradient. Not with
+                `mask_mode="replace"`, whose stages differ in width.
         """
+        check_bool("norm", norm)
+        if norm and self.mask_mode == "replace":
+            raise ValueError(
+                "norm=True: must be False with mask_mode='replace', where the final norm has the "
+                "width of the last stage only"
+            )
         self._check(images, context)
         numbers = self._layer_numbers(layers)
         outputs = self._adapter.intermediates(images, numbers, context)
+        if norm:
+            outputs = [cast(Any, self.backbone).norm(tokens) for tokens in outputs]
         return [_zero_padding(tokens, context) for tokens in outputs]
 
     def extract_features(

@@ -7,13 +7,20 @@ from torch import Tensor
 __all__: list[str] = []
 
 
-def grid_coordinates(grid_size: tuple[int, ...]) -> Float[Tensor, "N axes"]:
-    """Coordinates of every position in patches, row-major."""
-    axes = [torch.arange(side, dtype=torch.float64) for side in grid_size]
+def grid_coordinates(grid_size: tuple[int, ...], level: int = 0) -> Float[Tensor, "N axes"]:
+    """Coordinates of every position in patches, row-major; of a level, the centres of its cells.
+
+    A cell is a window of `2**level` patches along each axis, cut off by the border.
+    """
+    axes = []
+    for side in grid_size:
+        first = torch.arange(0, side, 2**level, dtype=torch.float64)
+        last = (first + 2**level - 1).clamp(max=side - 1)
+        axes.append((first + last) / 2)
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, len(grid_size))
 
 
-def sincos_table(grid_size: tuple[int, ...], dim: int) -> Float[Tensor, "N dim"]:
+def sincos_table(grid_size: tuple[int, ...], dim: int, level: int = 0) -> Float[Tensor, "N dim"]:
     r"""Fixed position embeddings: each axis gets an equal share of sines and cosines.
 
     For an axis with share $d$ and coordinate $x$, features $i < d / 2$ are
@@ -27,11 +34,13 @@ def sincos_table(grid_size: tuple[int, ...], dim: int) -> Float[Tensor, "N dim"]
         )
     pairs = dim // (2 * axes)
     frequency = 10000.0 ** (-torch.arange(pairs, dtype=torch.float64) / pairs)
-    angles = grid_coordinates(grid_size)[:, :, None] * frequency
+    angles = grid_coordinates(grid_size, level)[:, :, None] * frequency
     return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(1).float()
 
 
-def rotary_table(grid_size: tuple[int, ...], head_dim: int) -> Float[Tensor, "N head_dim"]:
+def rotary_table(
+    grid_size: tuple[int, ...], head_dim: int, level: int = 0
+) -> Float[Tensor, "N head_dim"]:
     r"""Angles of rotary embeddings: cosines of all pairs, then their sines.
 
     The $P$ = `head_dim` / 2 pairs of a head are shared out between the axes as evenly as they go.
@@ -44,7 +53,7 @@ def rotary_table(grid_size: tuple[int, ...], head_dim: int) -> Float[Tensor, "N 
             f"head dim {head_dim} (predictor_embed_dim / num_heads): must be even and at least "
             f"{2 * axes} for rotary positions on the grid {grid_size}"
         )
-    coordinates = grid_coordinates(grid_size)
+    coordinates = grid_coordinates(grid_size, level)
     angles = []
     for axis in range(axes):
         share = pairs // axes + (axis < pairs % axes)

@@ -21,6 +21,7 @@ from jepakit.nn.position import rotary_table, sincos_table
 from jepakit.nn.transformer import Block, key_mask
 from jepakit.tokens import TokenSet
 from jepakit.tokens.kind import check_token_set
+from jepakit.tokens.levels import level_grids
 
 __all__ = ["MaskedPredictor"]
 
@@ -32,6 +33,10 @@ class MaskedPredictor(nn.Module):
     block $T$: $\hat t = W_o\,\mathrm{norm}(\mathrm{blocks}([W_i s_p + e_p]_{p \in C}
     \Vert [u + e_p]_{p \in T}))$, of which the second part is returned. Padding in either set is no
     key and comes out as zeros.
+
+    With `num_levels`, one predictor serves the levels of a pyramid. The grid that a set is on tells
+    its level; $p$ is then the centre of a cell in patches of the finest grid, and every token gets
+    a learned embedding of its level. Context and targets may be of different levels.
 
     Args:
         grid_size: `(L,)`, `(H, W)` or `(T, H, W)` in patches.
@@ -46,10 +51,15 @@ class MaskedPredictor(nn.Module):
             and keys instead.
         joint: Predict all blocks of a sample in one sequence, so that they see each other, instead
             of each by itself.
+        num_levels: Levels that it serves, the finest, `grid_size`, included; as in
+            `HierarchicalPyramid`, sides are halved upwards.
+        out_dim: Width of the predictions; None for `encoder_dim`. Targets from several layers stand
+            beside each other in it.
 
     Raises:
         ValueError: If `num_heads` does not divide `predictor_embed_dim`, `position` does not fit
-            the width and the number of axes, or another argument is out of its range.
+            the width and the number of axes, the grid is a single cell before the last level, or
+            another argument is out of its range.
 
     Example:
         >>> import torch
@@ -64,7 +74,7 @@ class MaskedPredictor(nn.Module):
         Assran et al., I-JEPA (arXiv:2301.08243), appendix A.1, with its initialisation: truncated
         normal of 0.02, residual projections of block l divided by sqrt(2 l). Differences: padding
         is masked; `joint` and `position` other than `"sincos"` are additions (joint as in V-JEPA,
-        arXiv:2404.08471).
+        arXiv:2404.08471), and so are levels.
     """
 
     position_table: Tensor
@@ -81,6 +91,8 @@ class MaskedPredictor(nn.Module):
         drop_path: float = 0.0,
         position: Literal["sincos", "rope", "learned"] = "sincos",
         joint: bool = False,
+        num_levels: int = 1,
+        out_dim: int | None = None,
     ) -> None:
         super().__init__()
         check_grid_size("grid_size", grid_size)
@@ -92,6 +104,9 @@ class MaskedPredictor(nn.Module):
         check_fraction("drop_path", drop_path)
         check_choice("position", position, ("sincos", "rope", "learned"))
         check_bool("joint", joint)
+        grids = level_grids(grid_size, num_levels)
+        out_dim = encoder_dim if out_dim is None else out_dim
+        check_int("out_dim", out_dim, minimum=1)
         if predictor_embed_dim % num_heads:
             raise ValueError(
                 f"num_heads={num_heads}: must divide predictor_embed_dim={predictor_embed_dim}"
@@ -111,25 +126,26 @@ class MaskedPredictor(nn.Module):
         self.grid_size = grid_size
         self.position = position
         self.joint = joint
+        self.grid_sizes = grids
 
         dim = predictor_embed_dim
         self.embed = nn.Linear(encoder_dim, dim)
         self.mask_token = nn.Parameter(torch.zeros(dim))
+        # Level by level; a fixed one follows from the arguments and is no part of a checkpoint.
         if position == "learned":
-            self.position_table = nn.Parameter(torch.zeros(math.prod(grid_size), dim))
+            self.position_table = nn.Parameter(torch.zeros(sum(map(math.prod, grids)), dim))
         else:
-            rotary = position == "rope"
-            table = (
-                rotary_table(grid_size, dim // num_heads)
-                if rotary
-                else sincos_table(grid_size, dim)
+            table_of, width = (
+                (rotary_table, dim // num_heads) if position == "rope" else (sincos_table, dim)
             )
-            # Follows from the arguments, so it is no part of a checkpoint.
-            self.register_buffer("position_table", table, persistent=False)
+            tables = [table_of(grid_size, width, level) for level in range(num_levels)]
+            self.register_buffer("position_table", torch.cat(tables), persistent=False)
+        if num_levels > 1:
+            self.level_embedding = nn.Parameter(torch.zeros(num_levels, dim))
         rates = [drop_path * i / max(1, depth - 1) for i in range(depth)]
         self.blocks = nn.ModuleList(Block(dim, num_heads, mlp_ratio, rate) for rate in rates)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
-        self.proj = nn.Linear(dim, encoder_dim)
+        self.proj = nn.Linear(dim, out_dim)
         self._initialise()
 
     def _initialise(self) -> None:
@@ -140,6 +156,8 @@ class MaskedPredictor(nn.Module):
         nn.init.trunc_normal_(self.mask_token, std=0.02)
         if self.position == "learned":
             nn.init.trunc_normal_(self.position_table, std=0.02)
+        if len(self.grid_sizes) > 1:
+            nn.init.trunc_normal_(self.level_embedding, std=0.02)
         with torch.no_grad():
             for number, module in enumerate(self.blocks, start=1):
                 block = cast(Block, module)
@@ -151,7 +169,7 @@ class MaskedPredictor(nn.Module):
         context: Float[Tensor, "b n d"],
         context_tokens: TokenSet,
         target_tokens: TokenSet,
-    ) -> Float[Tensor, "b m k d"]:
+    ) -> Float[Tensor, "b m k out"]:
         """Predictions at every target, exact zeros where not valid.
 
         Args:
@@ -167,9 +185,14 @@ class MaskedPredictor(nn.Module):
         asked = target_tokens.idx.flatten(1) if self.joint else target_tokens.idx.flatten(0, 1)
         here = context_tokens.idx.repeat_interleave(groups, dim=0)
         unknown = self.mask_token.expand(*asked.shape, -1)
+        seen_at, asked_at = self._level(context_tokens), self._level(target_tokens)
+        if len(self.grid_sizes) > 1:
+            known = known + self.level_embedding[seen_at]
+            unknown = unknown + self.level_embedding[asked_at]
         x = torch.cat([known.repeat_interleave(groups, dim=0), unknown], dim=1)
 
-        place = F.embedding(torch.cat([here, asked], dim=1), self.position_table)
+        rows = torch.cat([here + self._first_row(seen_at), asked + self._first_row(asked_at)], 1)
+        place = F.embedding(rows, self.position_table)
         rotary = place if self.position == "rope" else None
         if rotary is None:
             x = x + place
@@ -187,16 +210,25 @@ class MaskedPredictor(nn.Module):
 
     def predict_grid(
         self, context: Float[Tensor, "b n d"], context_tokens: TokenSet
-    ) -> Float[Tensor, "b N d"]:
-        """Predictions at every position of the grid, visible ones included.
+    ) -> Float[Tensor, "b N out"]:
+        """Predictions at every position of the context's grid, visible ones included.
 
         Args:
             context: The encoder's tokens of the context.
             context_tokens: Where they are, `[batch, n]`.
         """
         check_floating("context", context)
-        everything = TokenSet.full(self.grid_size, (len(context), 1), device=context.device)
+        check_token_set("context_tokens", context_tokens, like="masks.context")
+        grid = context_tokens.grid_size
+        everything = TokenSet.full(grid, (len(context), 1), device=context.device)
         return cast(Tensor, self(context, context_tokens, everything)).squeeze(1)
+
+    def _level(self, tokens: TokenSet) -> int:
+        return self.grid_sizes.index(tokens.grid_size)
+
+    def _first_row(self, level: int) -> int:
+        """Where the positions of a level begin in the table."""
+        return sum(map(math.prod, self.grid_sizes[:level]))
 
     def _check(self, context: Tensor, context_tokens: TokenSet, target_tokens: TokenSet) -> None:
         check_floating("context", context)
@@ -221,15 +253,18 @@ class MaskedPredictor(nn.Module):
                 f"the context's batch size {len(context)}"
             )
         for name, tokens in (("context_tokens", context_tokens), ("target_tokens", target_tokens)):
-            if tokens.grid_size != self.grid_size:
-                raise ValueError(
-                    f"{name} is on the grid {tokens.grid_size}: must be on the predictor's grid "
-                    f"{self.grid_size}"
-                )
+            if tokens.grid_size not in self.grid_sizes:
+                ours = f"the predictor's grid {self.grid_size}"
+                if len(self.grid_sizes) > 1:
+                    ours = f"one of the predictor's grids {self.grid_sizes}"
+                raise ValueError(f"{name} is on the grid {tokens.grid_size}: must be on {ours}")
 
     def extra_repr(self) -> str:
         """Arguments that the submodules do not show."""
-        return f"grid_size={self.grid_size}, position={self.position!r}, joint={self.joint}"
+        return (
+            f"grid_size={self.grid_size}, position={self.position!r}, joint={self.joint}, "
+            f"num_levels={len(self.grid_sizes)}"
+        )
 
 
 def _absent_as_zero(features: Tensor, tokens: TokenSet) -> Tensor:

@@ -24,6 +24,7 @@ def assert_predictor_contract(
     grid_size: tuple[int, ...],
     encoder_dim: int,
     *,
+    out_dim: int | None = None,
     batch_size: int = 4,
     num_targets: int = 2,
     tolerance: float = 1e-5,
@@ -44,7 +45,8 @@ def assert_predictor_contract(
     Args:
         predictor: Called `(context, context_tokens, target_tokens) -> [b m n d]`.
         grid_size: Its grid in patches, of at least 3 positions.
-        encoder_dim: Width of the context's features, and of the predictions.
+        encoder_dim: Width of the context's features.
+        out_dim: Width of the predictions; None for `encoder_dim`.
         batch_size: Samples in a batch; at least 2.
         num_targets: Target sets of each sample.
         tolerance: Largest difference as a fraction of the output's largest value.
@@ -65,6 +67,8 @@ def assert_predictor_contract(
     """
     check_grid_size("grid_size", grid_size)
     check_int("encoder_dim", encoder_dim, minimum=1)
+    out_dim = encoder_dim if out_dim is None else out_dim
+    check_int("out_dim", out_dim, minimum=1)
     check_int("batch_size", batch_size, minimum=2)
     check_int("num_targets", num_targets, minimum=1)
     check_number("tolerance", tolerance, positive=True)
@@ -79,6 +83,7 @@ def assert_predictor_contract(
         ragged_sets(grid_size, (batch_size,), generator, like.device, extra=2),
         ragged_sets(grid_size, (batch_size, num_targets), generator, like.device, extra=3),
         encoder_dim,
+        out_dim,
         like,
         generator,
         tolerance,
@@ -99,6 +104,7 @@ class _Case:
     context: TokenSet
     targets: TokenSet
     dim: int
+    out_dim: int
     like: Tensor
     generator: torch.Generator
     tolerance: float
@@ -111,7 +117,7 @@ class _Case:
     def call(self, context: Tensor, here: TokenSet, asked: TokenSet) -> Tensor:
         """The predictions, whose shape is looked at."""
         out: Any = self.predictor(context, here, asked)
-        expected = (*asked.shape, self.dim)
+        expected = (*asked.shape, self.out_dim)
         if not isinstance(out, Tensor) or tuple(out.shape) != expected:
             seen = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
             fail(Law.INTERFACE, f"the output must be [b m n d] = {expected}, got {seen}")
@@ -170,7 +176,7 @@ def _gradients(
 
 
 def _check_padding(case: _Case, context: Tensor) -> None:
-    shape = (*case.targets.shape, case.dim)
+    shape = (*case.targets.shape, case.out_dim)
     into = torch.randn(shape, generator=case.generator).to(case.like)
     expected, clean = _gradients(case, context, filler=0.0, into=into)
     out, dirty = _gradients(case, context, filler=_FILLER, into=into)
@@ -269,7 +275,7 @@ def _check_lone_targets(case: _Case, grid_size: tuple[int, ...]) -> None:
 
 
 def _check_learns(case: _Case, context: Tensor) -> None:
-    shape = (*case.targets.shape, case.dim)
+    shape = (*case.targets.shape, case.out_dim)
     into = torch.randn(shape, generator=case.generator).to(case.like)
     _, gradients = _gradients(case, context, filler=0.0, into=into)
     for name, gradient in gradients.items():

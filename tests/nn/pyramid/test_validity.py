@@ -75,6 +75,20 @@ def test_nested_masks_and_levels_agree() -> None:
         assert not (level.tokens.to_mask() & coarse.targets.to_mask().any(dim=1)).any()
 
 
+@pytest.mark.parametrize("grid", [(14, 14), (13, 10)])
+def test_targets_of_a_level_are_the_cells_of_a_nested_block(grid) -> None:
+    """Every cell of a coarse target lies in the block as a whole, so what is asked for there is a
+    pool of targets alone; `"any"` and `"all"` are the same."""
+    masks = NestedMultiBlockMask(grid, num_levels=3)(4)
+    blocks = masks.targets[:, 1]
+    for rule in ("any", "all"):
+        pyramid = HierarchicalPyramid(grid, 2, valid_if=rule)
+        for number, level in enumerate(pyramid(torch.randn(*blocks.shape, 2), blocks)):
+            asked = masks.coarsen(number).targets[:, 1]
+            assert asked.grid_size == level.tokens.grid_size
+            assert torch.equal(asked.to_mask(), level.tokens.to_mask())
+
+
 @KINDS
 @pytest.mark.parametrize("grid", GRIDS)
 def test_what_is_not_valid_changes_nothing(arguments, grid, build_pyramid, ragged) -> None:

@@ -10,9 +10,10 @@ from jepakit._checks import check_choice, check_floating, check_grid_size, check
 from jepakit.nn.pyramid.fusion import TopDown, at_tokens, initialise, is_whole, on_grid
 from jepakit.nn.pyramid.level import Level
 from jepakit.nn.pyramid.pools import Attention, Convolution, Pool, average, maximum
-from jepakit.nn.pyramid.windows import halved, window_sum
+from jepakit.nn.pyramid.windows import window_sum
 from jepakit.tokens import TokenSet
 from jepakit.tokens.kind import check_token_set
+from jepakit.tokens.levels import level_grids
 
 __all__ = ["HierarchicalPyramid"]
 
@@ -92,19 +93,13 @@ class HierarchicalPyramid(nn.Module):
         super().__init__()
         check_grid_size("grid_size", grid_size)
         check_int("dim", dim, minimum=1)
-        check_int("num_levels", num_levels, minimum=1)
         check_choice("pool", pool, ("avg", "max", "conv", "attention"))
         check_choice("valid_if", valid_if, ("any", "all"))
         check_choice("fusion", fusion, ("fpn-add", "fpn-concat", None))
         check_choice("upsample", upsample, ("nearest", "bilinear"))
         check_choice("projection", projection, ("linear", None))
         check_choice("norm", norm, ("layer", None))
-        most = max(side - 1 for side in grid_size).bit_length()
-        if num_levels - 1 > most:
-            raise ValueError(
-                f"num_levels={num_levels}: the grid {grid_size} is a single cell on level {most}, "
-                f"so it has {most + 1} levels"
-            )
+        self.grid_sizes = level_grids(grid_size, num_levels)
         _check_takes_effect(num_levels, pool, valid_if, fusion, upsample)
         if norm == "layer" and dim < 2:
             raise ValueError("norm='layer' with dim=1: must have at least 2 entries to normalise")
@@ -117,11 +112,6 @@ class HierarchicalPyramid(nn.Module):
         self.upsample = upsample
         self.projection = projection
         self.norm = norm
-
-        grids = [grid_size]
-        for _ in range(num_levels - 1):
-            grids.append(halved(grids[-1]))
-        self.grid_sizes: tuple[tuple[int, ...], ...] = tuple(grids)
 
         # What is not asked for is no submodule: without parameters `repr` is the call.
         self.pooling: Pool

@@ -1,0 +1,130 @@
+"""Runs of the examples for a table: equal compute, several seeds, results that can be traced."""
+
+import argparse
+import contextlib
+import importlib.util
+import io
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import timm
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+import jepakit
+
+ROOT = Path(__file__).resolve().parents[1]
+_COUNTED = 6  # steps over which operations are counted; masks differ in size
+
+
+def flops_per_step(example: str, options: Sequence[str]) -> float:
+    """Floating-point operations of the products in a training step, forward and backward."""
+    counts = []
+    for steps in (1, 1 + _COUNTED):
+        # The counter does not know every fused attention.
+        plain = sdpa_kernel(SDPBackend.MATH)
+        count = FlopCounterMode(display=False)
+        with tempfile.TemporaryDirectory() as out, plain, count as counter:
+            shared = ("--steps", str(steps), "--eval-images", "40", "--out", out)
+            _main_of(example, [*options, *shared, "--seed", "0"])
+        counts.append(counter.get_total_flops())
+    return (counts[1] - counts[0]) / _COUNTED
+
+
+def _main_of(example: str, arguments: Sequence[str]) -> None:
+    path = ROOT / "examples" / f"{example}.py"
+    spec = importlib.util.spec_from_file_location(example, path)
+    if spec is None or spec.loader is None:
+        raise FileNotFoundError(path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    quiet = contextlib.redirect_stdout(io.StringIO())
+    with mock.patch.object(sys, "argv", [str(path), *arguments]), quiet:
+        module.main()
+
+
+def run(example: str, options: Sequence[str], out: Path, threads: int) -> dict[str, Any]:
+    """What one run wrote into its result.json; what lies there already is not run again."""
+    result = out / "result.json"
+    if not result.exists():
+        out.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, str(ROOT / "examples" / f"{example}.py"), *options]
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MPLBACKEND": "agg"}
+        with (out / "log.txt").open("w") as log:
+            subprocess.run(
+                [*command, "--out", str(out)], stdout=log, stderr=log, env=environment, check=True
+            )
+    loaded: dict[str, Any] = json.loads(result.read_text())
+    return loaded
+
+
+def run_all(
+    jobs: Mapping[tuple[str, int], tuple[str, Sequence[str]]], out: Path, parallel: int
+) -> dict[tuple[str, int], dict[str, Any]]:
+    """The results of all jobs `(row, seed) -> (example, options)`, `parallel` at a time."""
+    threads = max(1, (os.cpu_count() or 1) // parallel)
+
+    def one(key: tuple[str, int]) -> dict[str, Any]:
+        example, options = jobs[key]
+        name, seed = key
+        result = run(example, [*options, "--seed", str(seed)], out / f"{name}-{seed}", threads)
+        print(f"{name}, seed {seed}: {result['seconds']:.0f} s", flush=True)
+        return result
+
+    with ThreadPoolExecutor(parallel) as pool:
+        return dict(zip(jobs, pool.map(one, jobs), strict=True))
+
+
+def provenance(dataset: str, seeds: Sequence[int]) -> dict[str, Any]:
+    """What a reader needs to repeat the numbers; the dataset by its name alone."""
+    git = ["git", "-C", str(ROOT)]
+    commit = subprocess.check_output([*git, "rev-parse", "HEAD"], text=True).strip()
+    changed = subprocess.check_output([*git, "status", "--porcelain", "src", "examples"], text=True)
+    # Folders are this machine's own business.
+    script, *options = [Path(word).name for word in sys.argv]
+    return {
+        "command": " ".join(["python", f"benchmarks/{script}", *options]),
+        "commit": commit + ("+" if changed.strip() else ""),
+        "seeds": list(seeds),
+        "versions": {
+            "jepakit": jepakit.__version__,
+            "torch": torch.__version__,
+            "timm": timm.__version__,
+            "python": platform.python_version(),
+        },
+        "machine": f"{os.cpu_count()} CPU cores",
+        "dataset": Path(dataset).name,
+    }
+
+
+def spread(values: Sequence[float], unit: str = "") -> str:
+    """Mean and range of some seeds."""
+    mean = statistics.mean(values)
+    if len(values) == 1:
+        return f"{mean:.1f}{unit}"
+    return f"{mean:.1f}{unit} ({min(values):.1f} to {max(values):.1f})"
+
+
+def arguments(description: str, *, images: int) -> argparse.ArgumentParser:
+    """The options that every table has."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--data", required=True, help="as for the examples")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument(
+        "--images", type=int, default=images, help="of the first row; others get its compute"
+    )
+    parser.add_argument("--parallel", type=int, default=2, help="runs at a time")
+    parser.add_argument("--runs", type=Path, required=True, help="folder for the runs")
+    parser.add_argument("--write", type=Path, help="result file")
+    return parser

@@ -1,0 +1,63 @@
+"""The pictures of the page on diagnostics."""
+
+from collections.abc import Callable
+
+import torch
+from drawing import Theme
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from jepakit import CollapseMonitor
+
+START, STEPS, DIM = 20, 60, 32
+
+
+def runs() -> dict[str, Callable[[int, torch.Tensor], torch.Tensor]]:
+    first = torch.arange(DIM) < 2
+    random = torch.Generator().manual_seed(1)
+    basis, _ = torch.linalg.qr(torch.randn(DIM, DIM, generator=random))
+    low = 4 * 0.5 ** torch.arange(DIM)
+    return {
+        "full": lambda s, x: x * 0.7**s,
+        "dimensional": lambda s, x: x * torch.where(first, 1, 0.8**s),
+        "slow": lambda s, x: x * 0.95**s,
+        "low rank, and well": lambda s, x: x * low @ basis,
+    }
+
+
+def collapses(theme: Theme) -> Figure:
+    figure, axes = plt.subplots(1, 2, figsize=(8.4, 2.7))
+    colours = (theme.target, theme.third, theme.context, theme.faint)
+    for (name, run), colour in zip(runs().items(), colours, strict=True):
+        monitor = CollapseMonitor(action="record")
+        generator = torch.Generator().manual_seed(0)
+        found = []
+        for step in range(STEPS):
+            x = torch.randn(128, DIM, generator=generator)
+            said = monitor.update(run(max(0, step - START), x))
+            found += [said] if said else []
+        for ax, field in zip(axes, ("std", "rank"), strict=True):
+            values = [getattr(seen, field) for seen in monitor.history]
+            ax.plot(range(STEPS), values, color=colour, lw=1.5, label=name)
+            for said in found[:1]:
+                ax.plot(said.step, values[said.step], "o", color=colour, ms=6)
+    for ax, label in zip(axes, ("standard deviation", "effective rank"), strict=True):
+        ax.set_title(label, fontsize=9)
+        ax.set_xlabel("step", fontsize=8.5)
+        ax.set_ylim(bottom=0)
+        ax.tick_params(labelsize=8, length=0)
+        for side, spine in ax.spines.items():
+            spine.set_visible(side == "bottom")
+            spine.set_color(theme.faint)
+    figure.legend(
+        *axes[0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=4,
+        frameon=False,
+        fontsize=8.5,
+        labelcolor=theme.text,
+    )
+    return figure
+
+
+PICTURES: dict[str, Callable[[Theme], Figure]] = {"collapses": collapses}

@@ -1,0 +1,260 @@
+"""H-JEPA on images, from jepakit's parts: I-JEPA on every level of a pyramid.
+
+The student's and the teacher's tokens are pooled on the grid, level by level, and every level is
+predicted by a predictor of its own, or by one that all share. With `--levels 1` it is I-JEPA. Copy
+this file and change what you like.
+
+    python examples/hjepa.py
+    python examples/hjepa.py --levels 1 --out ijepa
+    python examples/hjepa.py --levels 3 --patch-size 2 --fusion fpn-concat --seed 1
+    python examples/hjepa.py --data path/to/imagefolder --image-size 128 --patch-size 8
+
+At the end stand the accuracies of every level, the untrained ones beside them, and a picture of the
+levels.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from timm.optim import param_groups_weight_decay
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+import jepakit
+from jepakit.data import PixelStatistics, ResumableBatches, load_images, random_crops
+from jepakit.evaluation import Scores, evaluate
+from jepakit.losses import SoftOptimalWeights, UncertaintyWeights, decay_weights
+from jepakit.masking import NestedMultiBlockMask
+from jepakit.nn import Level
+from jepakit.plots import plot_curves, plot_patch_pca
+
+LOSSES = {"smooth_l1": jepakit.masked_smooth_l1, "mse": jepakit.masked_mse}
+
+
+class Student(nn.Module):
+    """Encoder and pyramid in one module, so that the teacher averages both."""
+
+    def __init__(self, encoder: jepakit.MaskedViT, pyramid: jepakit.HierarchicalPyramid) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.pyramid = pyramid
+
+    def forward(self, images: Tensor, context: jepakit.TokenSet | None = None) -> list[Level]:
+        return self.pyramid(self.encoder(images, context), context)
+
+
+def main() -> None:
+    args = parse_args()
+    console, out, device = Console(), Path(args.out), torch.device(args.device)
+    out.mkdir(parents=True, exist_ok=True)
+    train, test = load_images(args.data, image_size=args.image_size)
+    normalize, (channels, *size) = PixelStatistics.of(train), train[0][0].shape
+    steps = args.epochs * (len(train) // args.batch_size) if args.steps is None else args.steps
+    torch.manual_seed(args.seed)
+
+    # The parts
+    backbone = timm.create_model(
+        "vit_tiny_patch16_224", num_classes=0, in_chans=channels, img_size=tuple(size),
+        patch_size=args.patch_size, embed_dim=args.width, depth=args.depth, num_heads=args.heads,
+    )  # fmt: skip
+    encoder = jepakit.MaskedViT(backbone)
+    pyramid = jepakit.HierarchicalPyramid(
+        encoder.grid_size,
+        encoder.embed_dim,
+        num_levels=args.levels,
+        pool=args.pool,
+        fusion=None if args.fusion == "none" else args.fusion,
+        projection="linear" if args.projection else None,
+    )
+    student = Student(encoder, pyramid).to(device)
+    teacher = jepakit.EMATeacher(student, jepakit.linear(*args.momentum, steps=steps))
+    predictor = partial(
+        jepakit.MaskedPredictor,
+        encoder_dim=encoder.embed_dim,
+        predictor_embed_dim=args.predictor_width,
+        depth=args.predictor_depth,
+        num_heads=args.heads,
+    )
+    if args.shared_predictor:  # it tells the levels apart by their grids
+        predictors = [predictor(encoder.grid_size, num_levels=args.levels)] * args.levels
+    else:
+        predictors = [predictor(grid) for grid in pyramid.grid_sizes]
+    predictors = nn.ModuleList(predictors).to(device)
+    # Blocks that are whole on every level, so that none is asked for what it sees.
+    sampler = NestedMultiBlockMask(
+        encoder.grid_size,
+        num_levels=args.mask_levels or args.levels,
+        num_targets=args.num_targets,
+        context_length="trim",
+    )
+    weights = level_weights(args.weights, args.levels)
+    learned = nn.ModuleList([student, predictors])
+    if isinstance(weights, nn.Module):
+        learned.append(weights.to(device))
+    optimizer = torch.optim.AdamW(
+        param_groups_weight_decay(learned, args.weight_decay), betas=(0.9, 0.95)
+    )
+    lr = jepakit.warmup_cosine(args.lr, args.lr / 100, warmup_steps=steps // 10, steps=steps)
+
+    def compute_loss(images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        masks = sampler(len(images), device=device)
+        preds, targets, valids = [], [], []
+        levels = zip(predictors, student(images, masks.context), teacher(images), strict=True)
+        for level, (predictor, (context, seen), (goal, _)) in enumerate(levels):
+            asked = masks.coarsen(level).targets
+            preds.append(predictor(context, seen, asked))
+            goal = jepakit.normalize_targets(goal, args.target_norm)
+            targets.append(jepakit.take_tokens(goal, asked))
+            valids.append(asked.valid)
+        loss = LOSSES[args.loss]
+        return jepakit.hierarchical_loss(preds, targets, valids, weights=weights, loss=loss)
+
+    score = partial(
+        evaluate, train=train, test=test, k=args.neighbours, num_images=args.eval_images,
+        device=device,
+    )  # fmt: skip
+
+    def scores(levels_of: Callable[[Tensor], list[Level]]) -> list[Scores]:
+        """Of every level, by the mean of its cells."""
+
+        def pooled(images: Tensor, level: int) -> Tensor:
+            return levels_of(normalize(images))[level].features.mean(dim=1)
+
+        return [score(partial(pooled, level=level)) for level in range(args.levels)]
+
+    sample = torch.stack([train[i][0] for i in range(6)]).to(device)
+    console.print(f"{len(train)} images, levels {pyramid.grid_sizes}, {steps} steps")
+    rows = {
+        "raw pixels": [score(lambda images: normalize(images).flatten(1))],
+        "untrained": scores(teacher.module),
+    }
+    with torch.no_grad():
+        pictures = {
+            f"untrained, {n}": x.cpu() for n, (x, _) in enumerate(teacher(normalize(sample)))
+        }
+
+    # Training
+    order = ResumableBatches(len(train), args.batch_size, steps=steps, seed=args.seed)
+    loader = DataLoader(train, batch_sampler=order, num_workers=args.workers)
+    curves: dict[str, list[tuple[int, float]]] = {}
+    began = time.perf_counter()
+    for step, (images, _) in enumerate(
+        track(loader, "", console=console, disable=not console.is_terminal)
+    ):
+        # Of every step, so that runs with other levels see the same masks.
+        torch.manual_seed(args.seed + 1_000_003 * step)
+        images = normalize(images.to(device))
+        images = random_crops(images, args.crop_scale, flip=args.flip)
+        with torch.autocast(device.type, torch.bfloat16, enabled=args.amp):
+            loss, parts = compute_loss(images)
+        for group in optimizer.param_groups:
+            group["lr"] = lr(step)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        teacher.update(student)
+        if step % 20 == 0 or step == steps - 1:
+            for name, value in {"loss": loss, **parts}.items():
+                curves.setdefault(name, []).append((step, value.item()))
+        if step % max(1, steps // 10) == 0 and not console.is_terminal:
+            console.print(f"step {step}/{steps}  loss {loss.item():.4f}")
+    seconds = time.perf_counter() - began
+
+    # What came of it
+    rows["trained"] = scores(teacher.module)
+    table = Table("", "level", f"kNN-{args.neighbours}", "linear probe", "effective rank")
+    for name, levels in rows.items():
+        for level, (knn, linear, rank) in enumerate(levels):
+            cells = (f"{100 * knn:.1f} %", f"{100 * linear:.1f} %", f"{rank:.1f}")
+            table.add_row(name, "" if name == "raw pixels" else str(level), *cells)
+    console.print(table)
+    for n, (x, _) in enumerate(teacher(normalize(sample))):
+        pictures[f"teacher, {n}"] = x.cpu()
+    shown = sample.cpu().float() / 255
+    grids = [*pyramid.grid_sizes, *pyramid.grid_sizes]
+    plot_patch_pca(shown, pictures, grids).savefig(out / "levels.png", dpi=150)
+    plot_curves(curves).savefig(out / "curves.png", dpi=150)
+    torch.save(teacher.module.state_dict(), out / "teacher.pth")
+    losses = {name: points[-1][1] for name, points in curves.items()}
+    result = {"settings": vars(args), "seconds": seconds, "losses": losses, "rows": rows}
+    (out / "result.json").write_text(json.dumps(result, indent=1))
+    console.print(f"{steps * args.batch_size} images in {seconds:.0f} s; see {out}")
+
+
+def level_weights(kind: str, num_levels: int) -> Any:
+    if kind in ("fine", "coarse"):
+        return decay_weights(num_levels, heaviest=kind)
+    if kind == "softmax":
+        return SoftOptimalWeights()
+    return UncertaintyWeights(num_levels) if kind == "learned" else None
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+    def add(name: str, default: Any, help: str, **options: Any) -> None:
+        kind = {} if isinstance(default, bool) or default is None else {"type": type(default)}
+        if isinstance(default, tuple):
+            kind = {"type": float, "nargs": 2, "metavar": ("LOW", "HIGH")}
+        if isinstance(default, bool):
+            options["action"] = "store_true"
+        text = help if default in (None, False) else f"{help} (default: {default})"
+        parser.add_argument(name, default=default, help=text, **{**kind, **options})
+
+    add("--data", "digits", "digits, cifar10 (torchvision), an .npz file or an image folder")
+    add("--image-size", None, "resize to this many pixels", type=int)
+    add("--patch-size", 4, "pixels")
+    add("--levels", 2, "of the pyramid; 1 is I-JEPA")
+    add("--pool", "avg", "of the pyramid", choices=("avg", "max", "conv", "attention"))
+    add("--fusion", "none", "of the pyramid", choices=("none", "fpn-add", "fpn-concat"))
+    add("--projection", False, "a linear map on each level")
+    add(
+        "--weights",
+        "equal",
+        "of the levels",
+        choices=("equal", "fine", "coarse", "softmax", "learned"),
+    )
+    add("--width", 64, "of the encoder's tokens")
+    add("--depth", 4, "blocks of the encoder")
+    add("--heads", 2, "attention heads of encoder and predictors")
+    add("--predictor-width", 64, "of the predictors' tokens")
+    add("--predictor-depth", 3, "blocks of a predictor")
+    add("--shared-predictor", False, "one predictor for all levels")
+    add("--num-targets", 4, "target blocks for each image")
+    add("--mask-levels", None, "blocks are whole on so many levels, not --levels", type=int)
+    add("--loss", "mse", "of a level", choices=LOSSES)
+    add("--target-norm", "none", "of a level's targets", choices=("layer", "l2", "none"))
+    add("--momentum", (0.996, 1.0), "of the teacher, at the first and the last step")
+    add("--epochs", 8, "passes over the data")
+    add("--steps", None, "instead of --epochs", type=int)
+    add("--batch-size", 32, "images")
+    add("--lr", 1e-3, "peak learning rate")
+    add("--weight-decay", 0.05, "of matrices")
+    add("--crop-scale", (1.0, 1.0), "area of a random crop as a fraction of the image")
+    add("--flip", False, "mirror images at random")
+    add("--eval-images", 5000, "images of each split to evaluate on, at most")
+    add("--neighbours", 20, "of the kNN")
+    add("--workers", 0, "processes that load data")
+    add("--device", "cuda" if torch.cuda.is_available() else "cpu", "where to train")
+    add("--amp", False, "bfloat16 autocast")
+    add("--seed", 0, "of everything random")
+    add("--out", "hjepa-out", "folder for the teacher, the pictures and result.json")
+    args = parser.parse_args()
+    args.momentum, args.crop_scale = tuple(args.momentum), tuple(args.crop_scale)
+    return args
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""What every diagnostic begins with: checked features as rows in float64, without gradient."""
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from jepakit._checks import check_floating, check_tensor, kind_of
+
+__all__ = ["check_features", "check_group", "check_pair", "float64", "masked_rows", "valid_rows"]
+
+
+def check_group(process_group: object) -> None:
+    """Raise unless it is a process group or None; a rank outside a group is handed a number."""
+    if process_group is not None and not isinstance(process_group, ProcessGroup):
+        raise TypeError(
+            f"process_group={process_group!r}: must be a torch.distributed ProcessGroup or None, "
+            f"got {kind_of(process_group)}"
+        )
+
+
+def check_features(name: str, features: Tensor, valid: Tensor | None, *, minimum: int) -> None:
+    """Raise unless `features` are `[*batch d]` with `minimum` rows, and `valid` fits them."""
+    check_floating(name, features)
+    shape = tuple(features.shape)
+    if features.dim() < 2 or shape[-1] == 0 or features.shape[:-1].numel() < minimum:
+        plural = "row" if minimum == 1 else "rows"
+        rule = f" with at least {minimum} {plural}" if minimum else " with d at least 1"
+        raise ValueError(f"{name} {shape}: must have the shape [*batch, d]{rule}")
+    if valid is not None:
+        check_tensor("valid", valid, torch.bool)
+        if valid.shape != features.shape[:-1]:
+            raise ValueError(
+                f"valid {tuple(valid.shape)}: must have the shape of {name} without its last axis, "
+                f"{shape[:-1]}; nothing is broadcast"
+            )
+
+
+def check_pair(name: str, features: Tensor, other_name: str, other: Tensor) -> None:
+    """Raise unless both are floating and of one shape."""
+    check_floating(name, features)
+    check_floating(other_name, other)
+    if features.shape != other.shape:
+        raise ValueError(
+            f"{name} {tuple(features.shape)}: must have the shape of {other_name} "
+            f"{tuple(other.shape)}; nothing is broadcast"
+        )
+
+
+def float64(tensor: Tensor) -> Tensor:
+    """The tensor in float64, without gradient."""
+    tensor = tensor.detach()
+    if tensor.device.type == "mps":  # has no float64
+        tensor = tensor.cpu()
+    return tensor.double()
+
+
+def masked_rows(features: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Rows `[n d]`, 0 where not valid, and `[n 1]` whether they are; reads nothing back."""
+    rows = float64(features).flatten(0, -2)
+    if valid is None:
+        return rows, torch.ones(len(rows), 1, dtype=torch.bool, device=rows.device)
+    present = valid.detach().reshape(-1, 1).to(rows.device)
+    return rows.masked_fill(~present, 0), present
+
+
+def valid_rows(name: str, features: Tensor, valid: Tensor | None, *, minimum: int) -> Tensor:
+    """The valid rows `[n d]`; raise unless there are `minimum` of them, and all are finite."""
+    check_features(name, features, valid, minimum=minimum)
+    rows = float64(features).flatten(0, -2)
+    if valid is not None:
+        rows = rows[valid.detach().flatten().to(rows.device)]
+        if len(rows) < minimum:
+            raise ValueError(
+                f"valid: must be True for at least {minimum} rows of {name} "
+                f"{tuple(features.shape)}, got {len(rows)}"
+            )
+    finite = rows.isfinite().all(dim=1)
+    if not finite.all():
+        raise ValueError(
+            f"{name} {tuple(features.shape)}: must be finite, but {int((~finite).sum())} of "
+            f"{len(rows)} rows hold NaN or infinity"
+        )
+    return rows

@@ -1,0 +1,60 @@
+"""ResumableBatches: a run that goes on sees what it would have seen uninterrupted."""
+
+import pickle
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jepakit.data import ResumableBatches
+
+
+@given(size=st.integers(1, 40), batch=st.integers(1, 40), steps=st.integers(0, 30), data=st.data())
+def test_from_any_step_on_as_uninterrupted(size, batch, steps, data):
+    """Trap: a resumed run that begins its epoch anew, with data that it has seen already."""
+    batch = min(batch, size)
+    first = data.draw(st.integers(0, steps))
+    whole = list(ResumableBatches(size, batch, steps=steps, seed=1))
+    rest = ResumableBatches(size, batch, steps=steps, seed=1, first_step=first)
+    assert list(rest) == whole[first:]
+    assert len(rest) == steps - first
+    assert list(pickle.loads(pickle.dumps(rest))) == whole[first:]
+
+
+@given(size=st.integers(2, 40), batch=st.integers(1, 40), seed=st.integers(0, 99))
+def test_every_pass_shows_an_image_once_at_most(size, batch, seed):
+    batch = min(batch, size)
+    per_pass = size // batch
+    batches = list(ResumableBatches(size, batch, steps=3 * per_pass, seed=seed))
+    for start in range(0, len(batches), per_pass):
+        seen = [index for chosen in batches[start : start + per_pass] for index in chosen]
+        assert len(seen) == len(set(seen)) == per_pass * batch
+        assert set(seen) <= set(range(size))
+
+
+def test_passes_and_seeds_differ():
+    """Trap: one order for every epoch; a seed that is read nowhere."""
+    one = list(ResumableBatches(100, 100, steps=2, seed=0))
+    assert one[0] != one[1]
+    assert one != list(ResumableBatches(100, 100, steps=2, seed=1))
+    assert one == list(ResumableBatches(100, 100, steps=2, seed=0))
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"batch_size": 11}, "batch_size=11: must be at most size=10"),
+        ({"first_step": 6}, "first_step=6: must be at most steps=5"),
+        ({"size": 0}, "size=0: must be at least 1"),
+        ({"seed": -1}, "seed=-1: must be at least 0"),
+    ],
+)
+def test_bad_numbers_raise(changes, text):
+    arguments = {"size": 10, "batch_size": 2, "steps": 5, "seed": 0, **changes}
+    with pytest.raises(ValueError, match=text):
+        ResumableBatches(**arguments)
+
+
+def test_repr_builds():
+    batches = ResumableBatches(10, 2, steps=5, seed=3, first_step=1)
+    assert list(eval(repr(batches))) == list(batches)

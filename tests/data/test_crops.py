@@ -1,0 +1,64 @@
+"""random_crops: crops that lie within the image, each image's own."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jepakit.data import random_crops
+
+
+def ramps(count: int, height: int, width: int) -> torch.Tensor:
+    """Channel 0 is the row, channel 1 the column, in image coordinates from -1 to 1."""
+    rows = (2 * torch.arange(height) + 1) / height - 1
+    columns = (2 * torch.arange(width) + 1) / width - 1
+    return torch.stack(torch.meshgrid(rows, columns, indexing="ij")).expand(count, 2, -1, -1)
+
+
+@given(
+    height=st.integers(8, 20),
+    width=st.integers(8, 20),
+    low=st.floats(0.3, 0.9),
+    seed=st.integers(0, 999),
+)
+def test_a_ramp_tells_where_the_crop_was(height, width, low, seed):
+    """A linear ramp stays linear; its slope is the side, and its ends lie within the image."""
+    generator = torch.Generator().manual_seed(seed)
+    crops = random_crops(ramps(16, height, width), (low, 1.0), generator=generator)
+    for axis, size in ((2, height), (3, width)):
+        inner = crops[:, axis - 2].narrow(axis - 1, 1, size - 2)  # edges meet the border's padding
+        steps = inner.diff(dim=axis - 1)
+        side = steps.mean(dim=(1, 2)) * size / 2
+        torch.testing.assert_close(steps.amax((1, 2)), steps.amin((1, 2)), atol=1e-4, rtol=0)
+        assert (side**2 >= low - 1e-3).all() and (side <= 1 + 1e-3).all()
+        centre = inner.mean(dim=(1, 2))
+        assert (centre.abs() + side <= 1 + 1e-3).all()
+
+
+def test_every_image_is_drawn_on_its_own_and_half_are_mirrored():
+    """Trap: one crop for a whole batch."""
+    crops = random_crops(ramps(400, 8, 8), (0.2, 1.0), flip=True)
+    assert len(crops[:, 0, 4, 4].unique()) > 350
+    mirrored = (crops[:, 1].diff(dim=2).mean((1, 2)) < 0).float().mean()
+    assert 0.4 < mirrored < 0.6
+    assert (crops[:, 0].diff(dim=1).mean((1, 2)) > 0).all()  # never upside down
+
+
+def test_the_whole_image_is_left_alone():
+    images = torch.rand(3, 1, 5, 7)
+    assert random_crops(images, (1.0, 1.0)) is images
+
+
+def test_a_generator_decides():
+    images = torch.rand(3, 1, 5, 7)
+    once, again = (
+        random_crops(images, (0.2, 0.9), generator=torch.Generator().manual_seed(4))
+        for _ in range(2)
+    )
+    assert torch.equal(once, again)
+
+
+@pytest.mark.parametrize("scale", [(0.9, 0.5), (0.0, 1.0), (0.5, 1.5)])
+def test_a_bad_scale_raises(scale):
+    with pytest.raises(ValueError, match="scale="):
+        random_crops(torch.rand(1, 1, 4, 4), scale)

@@ -1,0 +1,107 @@
+"""load_images: files and folders, and what is said when something is missing."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+
+from jepakit.data import load_images
+
+
+def arrays(channels: int | None = 3) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    shape = (6, 8, 4) if channels is None else (6, 8, 4, channels)
+    parts = {}
+    for part in ("train", "test"):
+        parts[f"x_{part}"] = rng.integers(0, 256, shape, dtype=np.uint8)
+        parts[f"y_{part}"] = np.arange(6) % 3
+    return parts
+
+
+@pytest.mark.parametrize("channels", [None, 1, 3])
+def test_arrays_come_back(channels, tmp_path):
+    given = arrays(channels)
+    np.savez(tmp_path / "a.npz", **given)
+    for part, dataset in zip(("train", "test"), load_images(str(tmp_path / "a.npz")), strict=True):
+        assert len(dataset) == 6
+        for index in range(6):
+            image, label = dataset[index]
+            assert image.dtype == torch.uint8 and label == index % 3
+            expected = given[f"x_{part}"][index].reshape(8, 4, channels or 1).transpose(2, 0, 1)
+            assert np.array_equal(image.numpy(), expected)
+
+
+def test_encoded_images(tmp_path):
+    from PIL import Image
+
+    given = arrays()
+    stored = {}
+    for part in ("train", "test"):
+        files = []
+        for image in given[f"x_{part}"]:
+            file = io.BytesIO()
+            Image.fromarray(image).save(file, "png")
+            files.append(file.getvalue())
+        stored[f"bytes_{part}"] = np.frombuffer(b"".join(files), np.uint8)
+        stored[f"off_{part}"] = np.cumsum([0, *map(len, files)])
+        stored[f"y_{part}"] = given[f"y_{part}"]
+    np.savez(tmp_path / "a.npz", **stored)
+    train, test = load_images(str(tmp_path / "a.npz"))
+    assert np.array_equal(train[5][0].numpy(), given["x_train"][5].transpose(2, 0, 1))
+    assert np.array_equal(test[0][0].numpy(), given["x_test"][0].transpose(2, 0, 1))
+
+
+def test_resizing_is_the_mean_of_what_a_pixel_covers(tmp_path):
+    """Trap: shrinking by interpolation between four neighbours, which skips the rest."""
+    given = arrays(None)
+    np.savez(tmp_path / "a.npz", **given)
+    image, _ = load_images(str(tmp_path / "a.npz"), image_size=2)[0][0]
+    expected = given["x_train"][0].reshape(2, 4, 2, 2).astype(float).mean((1, 3))
+    assert np.abs(image[0].numpy() - expected).max() <= 0.5
+
+
+@pytest.mark.parametrize("parts", [(), ("train", "val"), ("train", "test")])
+def test_folders(parts, tmp_path):
+    from PIL import Image
+
+    for part in parts or (".",):
+        for number in range(10):
+            folder = tmp_path / part / f"class{number % 2}"
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (12, 8), (number, 0, 0)).save(folder / f"{number}.png")
+    train, test = load_images(str(tmp_path), image_size=8)
+    assert (len(train), len(test)) == ((10, 10) if parts else (8, 2))
+    assert train[0][0].shape == (3, 8, 8)
+    reds = [[int(image[0, 0, 0]) for image, _ in part] for part in (train, test)]
+    assert sorted(reds[0] + reds[1]) == sorted(list(range(10)) * (2 if parts else 1))
+    labels = [label for _, label in train]
+    assert all(label == red % 2 for label, red in zip(labels, reds[0], strict=True))
+    # Trap: the first images of a folder that is sorted by class are all of one class.
+    assert len(set(labels[:6])) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"x_test": None}, "must hold the array 'x_test', it holds"),
+        ({"y_train": None}, "must hold the array 'y_train', it holds"),
+        ({"x_train": np.zeros((6, 8, 4))}, "x_train must be uint8"),
+    ],
+)
+def test_incomplete_arrays_raise(change, text, tmp_path):
+    given = {name: value for name, value in {**arrays(), **change}.items() if value is not None}
+    np.savez(tmp_path / "a.npz", **given)
+    with pytest.raises(ValueError, match=text):
+        load_images(str(tmp_path / "a.npz"))
+
+
+def test_nothing_there_raises(tmp_path):
+    with pytest.raises(ValueError, match="a folder that exists"):
+        load_images(str(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match="there is no such file"):
+        load_images(str(tmp_path / "nowhere.npz"))
+    with pytest.raises(ValueError, match="image_size=None: images of a folder"):
+        load_images(str(tmp_path))
+    with pytest.raises(ValueError, match="image_size=64: digits are 32 x 32"):
+        load_images("digits", image_size=64)

@@ -1,0 +1,40 @@
+"""evaluate: the three parts, on the same images."""
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from jepakit.diagnostics import effective_rank
+from jepakit.evaluation import evaluate, extract_features, knn_accuracy, linear_probe
+
+
+@pytest.fixture
+def sets() -> tuple[TensorDataset, TensorDataset]:
+    generator = torch.Generator().manual_seed(0)
+    parts = []
+    for count in (90, 40):
+        labels = torch.randint(3, (count,), generator=generator)
+        noise = torch.randn(count, 5, generator=generator)
+        parts.append(TensorDataset(torch.eye(5)[labels] * 2 + noise, labels))
+    return parts[0], parts[1]
+
+
+def test_is_its_parts(sets):
+    scores = evaluate(torch.nn.Identity(), *sets, k=7, num_images=60)
+    few = [TensorDataset(*(tensor[:60] for tensor in part.tensors)) for part in sets]
+    rows = [extract_features(torch.nn.Identity(), DataLoader(part, 60)) for part in few]
+    assert scores.knn == knn_accuracy(*rows, k=7)
+    assert scores.linear == linear_probe(*rows, C=0.1, max_iter=200)
+    assert scores.rank == effective_rank(rows[0].x).item()
+
+
+def test_batches_change_nothing(sets):
+    once, again = (evaluate(torch.nn.Identity(), *sets, batch_size=size) for size in (7, 1000))
+    assert once == again
+
+
+def test_bad_numbers_raise(sets):
+    with pytest.raises(ValueError, match="num_images=0: must be at least 1"):
+        evaluate(torch.nn.Identity(), *sets, num_images=0)
+    with pytest.raises(ValueError, match="k=91"):
+        evaluate(torch.nn.Identity(), *sets, k=91)

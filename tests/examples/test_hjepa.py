@@ -1,0 +1,63 @@
+"""examples/hjepa.py does what its first lines say, as a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+TINY = ["--steps", "12", "--eval-images", "200", "--batch-size", "8", "--predictor-depth", "1"]
+
+pytestmark = pytest.mark.slow
+
+
+def run(out: Path, *options: str) -> tuple[str, dict]:
+    environment = {**os.environ, "JEPAKIT_TYPECHECK": "0", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples/hjepa.py"), "--out", str(out), *TINY, *options],
+        env={**environment, "MPLBACKEND": "agg"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout, json.loads((out / "result.json").read_text())
+
+
+def test_every_level_is_judged_beside_the_untrained_one(tmp_path: Path) -> None:
+    printed, result = run(tmp_path, "--levels", "3", "--fusion", "fpn-add", "--weights", "learned")
+    for word in ("raw pixels", "untrained", "trained", "linear probe", "effective rank"):
+        assert word in printed
+    assert [len(result["rows"][row]) for row in ("raw pixels", "untrained", "trained")] == [1, 3, 3]
+    assert set(result["losses"]) == {"loss", "level_0", "level_1", "level_2"}
+    for picture in ("levels.png", "curves.png"):
+        assert (tmp_path / picture).stat().st_size > 5_000
+    saved = torch.load(tmp_path / "teacher.pth", weights_only=True)
+    assert any(name.startswith("pyramid.") for name in saved)
+
+
+def test_one_level_is_ijepa(tmp_path: Path) -> None:
+    _, result = run(tmp_path, "--levels", "1")
+    assert set(result["losses"]) == {"loss", "level_0"}
+    assert result["losses"]["loss"] == result["losses"]["level_0"]
+    saved = torch.load(tmp_path / "teacher.pth", weights_only=True)
+    assert all(name.startswith("encoder.") for name in saved)
+
+
+def test_on_arrays_that_no_level_divides(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for part in ("train", "test"):
+        arrays[f"x_{part}"] = rng.integers(0, 256, (60, 28, 36, 3), dtype=np.uint8)
+        arrays[f"y_{part}"] = np.arange(60) % 3
+    np.savez(tmp_path / "images.npz", **arrays)
+    printed, _ = run(
+        tmp_path, "--data", str(tmp_path / "images.npz"), "--flip", "--crop-scale", "0.5", "1",
+        "--amp", "--weights", "softmax", "--pool", "conv", "--projection", "--shared-predictor",
+    )  # fmt: skip
+    assert "levels ((7, 9), (4, 5))" in printed
