@@ -14,6 +14,7 @@ again with `--resume` ends as if it had never stopped.
 """
 
 import argparse
+import json
 import os
 import time
 from collections.abc import Callable
@@ -32,6 +33,7 @@ import jepakit
 from jepakit.data import PixelStatistics, ResumableBatches, load_images, random_crops
 from jepakit.evaluation import evaluate
 from jepakit.interop import timm_state_dict
+from jepakit.losses import vicreg
 from jepakit.plots import plot_curves, plot_masks, plot_patch_pca
 
 LOSSES = {
@@ -82,10 +84,14 @@ def main() -> None:
 
     def compute_loss(images: Tensor, target: Tensor, masks: jepakit.Masks) -> Tensor:
         context = encoder(images, masks.context)  # only the visible patches are computed
+        whole = target.mean(dim=1)
         target = jepakit.normalize_targets(target, args.target_norm)
         target = jepakit.take_tokens(target, masks.targets)
         pred = predictor(context, masks.context, masks.targets)
-        return loss_fn(pred, target, masks.targets.valid)
+        loss = loss_fn(pred, target, masks.targets.valid)
+        if args.vicreg_weight:  # C-JEPA: the student's mean varies, and agrees with the teacher's
+            loss = loss + args.vicreg_weight * vicreg(context.mean(dim=1), whole)
+        return loss
 
     if args.compile:
         compute_loss = torch.compile(compute_loss)
@@ -177,6 +183,11 @@ def main() -> None:
     for name, (knn, linear, rank) in rows.items():
         table.add_row(name, f"{100 * knn:.1f} %", f"{100 * linear:.1f} %", f"{rank:.1f}")
     console.print(table)
+    versions = {"jepakit": jepakit.__version__, "torch": torch.__version__}
+    result = {"settings": vars(args), "versions": versions, "rows": rows, "curves": curves}
+    result |= {"first_step": first, "steps": steps, "images": steps * args.batch_size}
+    result |= {"seconds": seconds}  # of this call: a resumed run's is that of the rest
+    (out / "result.json").write_text(json.dumps(result, indent=1))
     torch.save(timm_state_dict(teacher), out / "teacher.pth")
     torch.manual_seed(args.seed)
     shown = sample.cpu().float() / 255
@@ -259,6 +270,7 @@ def parse_args() -> argparse.Namespace:
     add("--recipe", "paper", "as I-JEPA's published code or as its paper", choices=RECIPES)
     add("--loss", None, "instead of the recipe's", choices=LOSSES)
     add("--target-norm", None, "instead of the recipe's", choices=("layer", "l2", "none"))
+    add("--vicreg-weight", 0.0, "of VICReg of mean features, added to the loss: C-JEPA")
     add("--momentum", (0.996, 1.0), "of the teacher, at the first and the last step")
     add("--epochs", 8, "passes over the data")
     add("--steps", None, "instead of --epochs", type=int)
