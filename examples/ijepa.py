@@ -14,6 +14,7 @@ again with `--resume` ends as if it had never stopped.
 """
 
 import argparse
+import json
 import os
 import time
 from collections.abc import Callable
@@ -32,6 +33,8 @@ import jepakit
 from jepakit.data import PixelStatistics, ResumableBatches, load_images, random_crops
 from jepakit.evaluation import evaluate
 from jepakit.interop import timm_state_dict
+from jepakit.losses import vicreg
+from jepakit.optim import param_groups
 from jepakit.plots import plot_curves, plot_masks, plot_patch_pca
 
 LOSSES = {
@@ -76,16 +79,21 @@ def main() -> None:
         context_length="trim",  # to the batch's shortest, at random: no time is spent on padding
     )
     student = nn.ModuleDict({"encoder": encoder, "predictor": predictor})
-    optimizer = torch.optim.AdamW(parameter_groups(student, args.weight_decay), betas=(0.9, 0.95))
+    optimizer = torch.optim.AdamW(param_groups(student, args.weight_decay), betas=(0.9, 0.95))
     lr = jepakit.warmup_cosine(args.lr, args.lr / 100, warmup_steps=steps // 10, steps=steps)
+    monitor = jepakit.CollapseMonitor(every=10)
     loss_fn = LOSSES[args.loss]
 
     def compute_loss(images: Tensor, target: Tensor, masks: jepakit.Masks) -> Tensor:
         context = encoder(images, masks.context)  # only the visible patches are computed
+        whole = target.mean(dim=1)
         target = jepakit.normalize_targets(target, args.target_norm)
         target = jepakit.take_tokens(target, masks.targets)
         pred = predictor(context, masks.context, masks.targets)
-        return loss_fn(pred, target, masks.targets.valid)
+        loss = loss_fn(pred, target, masks.targets.valid)
+        if args.vicreg_weight:  # C-JEPA: the student's mean varies, and agrees with the teacher's
+            loss = loss + args.vicreg_weight * vicreg(context.mean(dim=1), whole)
+        return loss
 
     if args.compile:
         compute_loss = torch.compile(compute_loss)
@@ -121,10 +129,11 @@ def main() -> None:
         student.load_state_dict(state["student"])
         teacher.load_state_dict(state["teacher"])
         optimizer.load_state_dict(state["optimizer"])
+        monitor.load_state_dict(state["monitor"])
     curves, first = state["curves"], state["step"]
 
     def save(step: int) -> None:
-        parts = {"student": student, "teacher": teacher, "optimizer": optimizer}
+        parts = {"student": student, "teacher": teacher, "optimizer": optimizer, "monitor": monitor}
         state.update({name: part.state_dict() for name, part in parts.items()})
         state.update(step=step, curves=curves, args=vars(args))
         torch.save(state, out / "checkpoint.tmp")
@@ -153,6 +162,7 @@ def main() -> None:
             optimizer.step()
             optimizer.zero_grad()
             teacher.update(encoder)
+            monitor.update(target.float().mean(dim=1), step=step)  # warns if features die
 
             done = step + 1
             if done % 10 == 0 or done == steps:
@@ -177,6 +187,11 @@ def main() -> None:
     for name, (knn, linear, rank) in rows.items():
         table.add_row(name, f"{100 * knn:.1f} %", f"{100 * linear:.1f} %", f"{rank:.1f}")
     console.print(table)
+    versions = {"jepakit": jepakit.__version__, "torch": torch.__version__}
+    result = {"settings": vars(args), "versions": versions, "rows": rows, "curves": curves}
+    result |= {"first_step": first, "steps": steps, "images": steps * args.batch_size}
+    result |= {"seconds": seconds}  # of this call: a resumed run's is that of the rest
+    (out / "result.json").write_text(json.dumps(result, indent=1))
     torch.save(timm_state_dict(teacher), out / "teacher.pth")
     torch.manual_seed(args.seed)
     shown = sample.cpu().float() / 255
@@ -193,17 +208,6 @@ def main() -> None:
         soft_wrap=True,
         highlight=False,
     )
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """No decay for biases, norms, positions and tokens."""
-    decayed: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-    for name, parameter in model.named_parameters():
-        decayed[parameter.dim() == 2 and "position" not in name].append(parameter)
-    return [
-        {"params": decayed[True], "weight_decay": weight_decay},
-        {"params": decayed[False], "weight_decay": 0.0},
-    ]
 
 
 def load_checkpoint(path: Path, args: argparse.Namespace) -> dict[str, Any] | None:
@@ -259,6 +263,7 @@ def parse_args() -> argparse.Namespace:
     add("--recipe", "paper", "as I-JEPA's published code or as its paper", choices=RECIPES)
     add("--loss", None, "instead of the recipe's", choices=LOSSES)
     add("--target-norm", None, "instead of the recipe's", choices=("layer", "l2", "none"))
+    add("--vicreg-weight", 0.0, "of VICReg of mean features, added to the loss: C-JEPA")
     add("--momentum", (0.996, 1.0), "of the teacher, at the first and the last step")
     add("--epochs", 8, "passes over the data")
     add("--steps", None, "instead of --epochs", type=int)

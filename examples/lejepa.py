@@ -1,0 +1,272 @@
+"""LeJEPA on images, from jepakit's parts: no teacher, no predictor. Copy this file and change it.
+
+With no arguments it trains a small vision transformer on canvases of scikit-learn's digits, in
+a few minutes on a CPU: several views of each image agree, and each view's features are a Gaussian.
+Then it compares the trained encoder with the untrained one and with raw pixels, as `ijepa.py` does,
+and writes pictures, the figures (`result.json`) and a plain timm checkpoint to `--out`.
+
+    python examples/lejepa.py
+    python examples/lejepa.py --objective vicreg --seed 1 --out vicreg-1
+    python examples/lejepa.py --objective none    # agreement alone: features collapse
+    python examples/lejepa.py --data cifar10 --flip --device cuda --amp --epochs 100
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+import jepakit
+from jepakit.data import PixelStatistics, ResumableBatches, load_images, random_crops
+from jepakit.evaluation import evaluate
+from jepakit.interop import timm_state_dict
+from jepakit.losses import barlow, info_nce, invariance_loss, koleo, lejepa_loss, vicreg
+from jepakit.plots import plot_curves, plot_patch_pca
+
+OBJECTIVES = ("lejepa", "vicreg", "barlow", "info_nce", "koleo", "none")
+
+
+def main() -> None:
+    args = parse_args()
+    console, out, device = Console(), Path(args.out), torch.device(args.device)
+    out.mkdir(parents=True, exist_ok=True)
+    train, test = load_images(args.data, image_size=args.image_size)
+    normalize, (channels, *size) = PixelStatistics.of(train), train[0][0].shape
+    torch.manual_seed(args.seed)
+    steps = args.epochs * (len(train) // args.batch_size) if args.steps is None else args.steps
+
+    # The parts
+    model_args: dict[str, Any] = dict(
+        num_classes=0, in_chans=channels, img_size=tuple(size), patch_size=args.patch_size,
+        embed_dim=args.width, depth=args.depth, num_heads=args.heads, dynamic_img_size=True,
+    )  # fmt: skip
+    encoder = jepakit.MaskedViT(timm.create_model("vit_tiny_patch16_224", **model_args)).to(device)
+    projector = mlp(args.width, args.hidden, args.projection).to(device)
+    student = nn.ModuleDict({"encoder": encoder, "projector": projector})
+    optimizer = torch.optim.AdamW(parameter_groups(student, args.weight_decay))
+    lr = jepakit.warmup_cosine(args.lr, args.lr / 100, warmup_steps=steps // 10, steps=steps)
+
+    def encode(images: Tensor) -> Tensor:
+        return encoder.extract_features(normalize(images))
+
+    def evaluated(encode: Callable[[Tensor], Tensor]) -> tuple[float, float, float]:
+        scores = evaluate(
+            encode, train, test, k=args.neighbours, num_images=args.eval_images,
+            num_workers=args.workers, device=device,
+        )  # fmt: skip
+        return tuple(scores)
+
+    sample = torch.stack([train[i][0] for i in range(8)]).to(device)
+    shape = " x ".join(map(str, (channels, *size)))
+    console.print(f"{len(train)} images {shape}, grid {encoder.grid_size}, {steps} steps")
+    with torch.no_grad():
+        before = encoder(normalize(sample)).cpu()
+    rows = {
+        "raw pixels": evaluated(lambda images: normalize(images).flatten(1)),
+        "untrained encoder": evaluated(encode),
+    }
+
+    # Training
+    order = ResumableBatches(len(train), args.batch_size, steps=steps, seed=args.seed)
+    loader = DataLoader(train, batch_sampler=order, num_workers=args.workers)
+    curves: dict[str, list[tuple[int, float]]] = {"loss": [], "rank": [], "std": []}
+    began = time.perf_counter()
+    with progress_bar(console) as bar:
+        task = bar.add_task("", total=steps, status="")
+        for step, (images, _) in enumerate(loader):
+            views = make_views(normalize(images.to(device)), args)
+            with torch.autocast(device.type, torch.bfloat16, enabled=args.amp):
+                # Rows are ordered by view, then by image: global views, then local ones.
+                features = torch.cat([encoder.extract_features(some) for some in views])
+                projections = projector(features).unflatten(0, (-1, len(images)))
+            loss = objective(projections.float(), args)
+            for group in optimizer.param_groups:
+                group["lr"] = lr(step)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+            done = step + 1
+            if done % 10 == 0 or done == steps:
+                one_view = features[: len(images)].detach().float()
+                curves["loss"].append((done, loss.item()))
+                curves["rank"].append((done, jepakit.effective_rank(one_view).item()))
+                curves["std"].append((done, projections[0].detach().std(dim=0).mean().item()))
+                speed = done * args.batch_size / (time.perf_counter() - began)
+                status = "  ".join(f"{name} {points[-1][1]:.4g}" for name, points in curves.items())
+                status += f"  {speed:.0f} images/s"
+                bar.update(task, completed=done, status=status)
+                if not console.is_terminal and (done % max(1, steps // 200 * 10) == 0):
+                    console.print(f"step {done}/{steps}  {status}")
+    seconds = time.perf_counter() - began
+
+    # What came of it
+    rows["trained encoder"] = evaluated(encode)
+    table = Table("", f"kNN-{args.neighbours}", "linear probe", "effective rank")
+    for name, (knn, linear, rank) in rows.items():
+        table.add_row(name, f"{100 * knn:.1f} %", f"{100 * linear:.1f} %", f"{rank:.1f}")
+    console.print(table)
+    versions = {"jepakit": jepakit.__version__, "torch": torch.__version__}
+    result = {"settings": vars(args), "versions": versions, "rows": rows, "curves": curves}
+    result |= {"steps": steps, "images": steps * args.batch_size, "seconds": seconds}
+    (out / "result.json").write_text(json.dumps(result, indent=1))
+    torch.save(timm_state_dict(encoder), out / "encoder.pth")
+    plot_curves(curves).savefig(out / "curves.png", dpi=150)
+    with torch.no_grad():
+        tokens = {"untrained": before, "trained": encoder(normalize(sample)).cpu()}
+    shown = sample.cpu().float() / 255
+    plot_patch_pca(shown, tokens, encoder.grid_size).savefig(out / "pca.png", dpi=150)
+    call = ", ".join(f"{key}={value!r}" for key, value in model_args.items())
+    console.print(
+        f"{result['images']} images in {seconds:.0f} s; pictures and result.json are in {out}. "
+        f"The encoder:\ntimm.create_model('vit_tiny_patch16_224', {call}, "
+        f"checkpoint_path='{out / 'encoder.pth'}')",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+def make_views(images: Tensor, args: argparse.Namespace) -> tuple[Tensor, ...]:
+    """Global views at the images' size, and local ones at half of it, view after view."""
+    large = random_crops(
+        images.repeat(args.global_views, 1, 1, 1), args.global_scale, flip=args.flip
+    )
+    views = [jitter(large, args)]
+    if args.local_views:
+        small = random_crops(
+            images.repeat(args.local_views, 1, 1, 1), args.local_scale, flip=args.flip
+        )
+        patch = args.patch_size
+        half = [-(-side // (2 * patch)) * patch for side in images.shape[-2:]]
+        small = F.interpolate(small, half, mode="bilinear", antialias=True)
+        views.append(jitter(small, args))
+    return tuple(views)
+
+
+def jitter(images: Tensor, args: argparse.Namespace) -> Tensor:
+    """Contrast, brightness and noise, in units of standardised pixels, drawn for each image."""
+    contrast, brightness = (2 * torch.rand(2, len(images), 1, 1, 1) - 1).to(images)
+    images = images * (args.contrast * contrast).exp() + args.brightness * brightness
+    return images + args.noise * torch.randn_like(images)
+
+
+def objective(views: Tensor, args: argparse.Namespace) -> Tensor:
+    """The loss of the projections `[view, image, dim]`, the global views first."""
+    name, num_global = args.objective, args.global_views
+    if name == "lejepa":
+        return lejepa_loss(
+            views, weight=args.weight, num_global_views=num_global, num_slices=args.slices
+        )
+    if name == "none":
+        return invariance_loss(views, num_global_views=num_global)
+    if name == "koleo":
+        # Its distances are between directions, so it is directions that have to agree.
+        units = F.normalize(views, dim=-1)
+        apart = torch.stack([koleo(view) for view in units]).mean()
+        return invariance_loss(units, num_global_views=num_global) + args.weight * apart
+    # Losses of two views: every pair with a global view in it.
+    pair = {
+        "vicreg": vicreg,
+        "barlow": barlow,
+        "info_nce": lambda x, y: info_nce(x, y, temperature=args.temperature, symmetric=True),
+    }[name]
+    pairs = [(i, j) for i, j in combinations(range(len(views)), 2) if i < num_global]
+    return torch.stack([pair(views[i], views[j]) for i, j in pairs]).mean()
+
+
+def mlp(width: int, hidden: int, out: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(width, hidden), nn.BatchNorm1d(hidden), nn.GELU(),
+        nn.Linear(hidden, hidden), nn.BatchNorm1d(hidden), nn.GELU(),
+        nn.Linear(hidden, out),
+    )  # fmt: skip
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """No decay for biases, norms, positions and tokens."""
+    decayed: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for parameter in model.parameters():
+        decayed[parameter.dim() == 2].append(parameter)
+    return [
+        {"params": decayed[True], "weight_decay": weight_decay},
+        {"params": decayed[False], "weight_decay": 0.0},
+    ]
+
+
+def progress_bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.completed}/{task.total}"),
+        BarColumn(bar_width=20),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[status]}"),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+    def add(name: str, default: Any, help: str, **options: Any) -> None:
+        kind = {} if isinstance(default, bool) or default is None else {"type": type(default)}
+        if isinstance(default, tuple):
+            kind = {"type": float, "nargs": 2, "metavar": ("LOW", "HIGH")}
+        if isinstance(default, bool):
+            options["action"] = "store_true"
+        text = help if default in (None, False) else f"{help} (default: {default})"
+        parser.add_argument(name, default=default, help=text, **{**kind, **options})
+
+    add("--data", "digits", "digits, cifar10 (torchvision), an .npz file or an image folder")
+    add("--image-size", None, "resize to this many pixels", type=int)
+    add("--patch-size", 4, "pixels")
+    add("--width", 64, "of the encoder's tokens")
+    add("--depth", 4, "blocks of the encoder")
+    add("--heads", 2, "attention heads")
+    add("--hidden", 256, "width of the projection head's layers")
+    add("--projection", 64, "width of what the objective sees")
+    add("--objective", "lejepa", "what keeps features apart; none lets them collapse",
+        choices=OBJECTIVES)  # fmt: skip
+    add("--weight", 0.2, "of SIGReg in lejepa (convex), of KoLeo in koleo (added)")
+    add("--slices", 256, "directions of SIGReg in each step")
+    add("--temperature", 0.2, "of info_nce")
+    add("--global-views", 1, "views at full size")
+    add("--local-views", 4, "views at half the size")
+    add("--global-scale", (0.4, 1.0), "area of a global crop as a fraction of the image")
+    add("--local-scale", (0.1, 0.4), "area of a local crop as a fraction of the image")
+    add("--flip", False, "mirror views at random")
+    add("--contrast", 0.5, "largest change, as a logarithm")
+    add("--brightness", 0.5, "largest change, in deviations of the pixels")
+    add("--noise", 0.4, "deviation, likewise")
+    add("--epochs", 8, "passes over the data")
+    add("--steps", None, "instead of --epochs", type=int)
+    add("--batch-size", 64, "images")
+    add("--lr", 2e-3, "peak learning rate")
+    add("--weight-decay", 0.05, "of matrices")
+    add("--eval-images", 5000, "images of each split to evaluate on, at most")
+    add("--neighbours", 20, "of the kNN")
+    add("--workers", 0, "processes that load data")
+    add("--device", "cuda" if torch.cuda.is_available() else "cpu", "where to train")
+    add("--amp", False, "bfloat16 autocast")
+    add("--seed", 0, "of everything random")
+    add("--out", "lejepa-out", "folder for the figures, the encoder and the pictures")
+    args = parser.parse_args()
+    args.global_scale, args.local_scale = tuple(args.global_scale), tuple(args.local_scale)
+    return args
+
+
+if __name__ == "__main__":
+    main()

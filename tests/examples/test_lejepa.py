@@ -1,0 +1,142 @@
+"""The example does what its first lines say, and only agreement alone collapses."""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+from jepakit.data import digit_canvases
+
+EXAMPLE = Path(__file__).parents[2] / "examples/lejepa.py"
+SMALL = [
+    "--steps", "80", "--batch-size", "16", "--eval-images", "150", "--width", "32", "--depth", "2",
+    "--hidden", "64", "--projection", "16", "--global-views", "1", "--local-views", "2",
+    "--lr", "4e-3", "--device", "cpu",
+]  # fmt: skip
+REGULARISED = ("lejepa", "vicreg", "barlow", "info_nce", "koleo")
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def canvases(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A few of the default images, since all of them take a third of a short run."""
+    arrays = {}
+    for part, images in zip(("train", "test"), digit_canvases(600, 150), strict=True):
+        arrays[f"x_{part}"], arrays[f"y_{part}"] = (x.numpy() for x in images.tensors)
+        arrays[f"x_{part}"] = arrays[f"x_{part}"][:, 0]
+    path = tmp_path_factory.mktemp("canvases") / "canvases.npz"
+    np.savez(path, **arrays)
+    return str(path)
+
+
+def run(out: Path, *options: str) -> None:
+    """In this process, which is quicker by the time that imports take."""
+    argv, threads = sys.argv, torch.get_num_threads()
+    sys.argv = [str(EXAMPLE), "--out", str(out), *SMALL, *options]
+    torch.set_num_threads(1)  # so that sums have one order
+    try:
+        runpy.run_path(str(EXAMPLE), run_name="__main__")
+    finally:
+        sys.argv = argv
+        torch.set_num_threads(threads)
+
+
+def result(out: Path) -> dict:
+    return json.loads((out / "result.json").read_text())
+
+
+def kept(out: Path) -> float:
+    """How much of the projections' deviation is left in the end, of that after ten steps."""
+    std = [value for _, value in result(out)["curves"]["std"]]
+    return std[-1] / std[0]
+
+
+@pytest.fixture(scope="module")
+def finished(canvases: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """As a user runs it: a process of its own, without the type-checking hook."""
+    out = tmp_path_factory.mktemp("lejepa")
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLE), "--data", canvases, "--out", str(out), *SMALL],
+        env={**os.environ, "JEPAKIT_TYPECHECK": "0", "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out, done.stdout
+
+
+def test_prints_the_table_and_saves_pictures(finished: tuple[Path, str]) -> None:
+    out, printed = finished
+    for row in ("raw pixels", "untrained encoder", "trained encoder", "linear probe", "kNN-20"):
+        assert row in printed
+    for picture in ("curves.png", "pca.png"):
+        assert (out / picture).stat().st_size > 5_000
+
+
+def test_the_result_can_be_traced(finished: tuple[Path, str]) -> None:
+    """Trap: a table whose settings nobody knows any more."""
+    saved = result(finished[0])
+    assert saved["settings"]["seed"] == 0 and saved["settings"]["objective"] == "lejepa"
+    assert saved["versions"]["torch"] == torch.__version__
+    assert saved["steps"] == 80 and saved["images"] == 80 * 16
+    assert set(saved["rows"]) == {"raw pixels", "untrained encoder", "trained encoder"}
+    assert all(0 <= row[0] <= 1 and 0 <= row[1] <= 1 for row in saved["rows"].values())
+
+
+def test_the_same_seed_gives_the_same_figures(
+    finished: tuple[Path, str], canvases: str, tmp_path: Path
+) -> None:
+    run(tmp_path, "--data", canvases)
+    again, first = result(tmp_path), result(finished[0])
+    assert again["curves"] == first["curves"] and again["rows"] == first["rows"]
+
+
+def test_the_encoder_is_a_plain_timm_checkpoint(finished: tuple[Path, str]) -> None:
+    """The call that the example prints loads it, and no name is lost on the way."""
+    out, printed = finished
+    call = next(line for line in printed.splitlines() if line.startswith("timm.create_model"))
+    model = eval(call, {"timm": timm})
+    saved = torch.load(out / "encoder.pth", weights_only=True)
+    loaded = model.state_dict()
+    assert saved.keys() == loaded.keys()
+    assert all(torch.equal(saved[name], loaded[name]) for name in saved)
+
+
+def test_agreement_alone_collapses(canvases: str, tmp_path: Path) -> None:
+    """The deliberately broken run: no teacher and nothing that keeps features apart."""
+    run(tmp_path, "--data", canvases, "--objective", "none")
+    assert kept(tmp_path) < 0.2
+    assert result(tmp_path)["curves"]["loss"][-1][1] < 1e-3, "and the loss looks perfect"
+
+
+@pytest.mark.parametrize("objective", REGULARISED)
+def test_every_regulariser_prevents_it(
+    objective: str, finished: tuple[Path, str], canvases: str, tmp_path: Path
+) -> None:
+    out = finished[0]
+    if objective != "lejepa":
+        out = tmp_path
+        run(out, "--data", canvases, "--objective", objective)
+    assert kept(out) > 0.5
+
+
+def test_runs_on_colour_pictures_without_local_views(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for part in ("train", "test"):
+        arrays[f"x_{part}"] = rng.integers(0, 256, (60, 28, 36, 3), dtype=np.uint8)
+        arrays[f"y_{part}"] = np.arange(60) % 3
+    np.savez(tmp_path / "images.npz", **arrays)
+    few = ("--data", str(tmp_path / "images.npz"), "--steps", "2", "--flip", "--amp")
+    run(tmp_path / "a", *few)
+    run(tmp_path / "b", *few, "--local-views", "0", "--global-views", "2")
+    assert all(result(tmp_path / name)["steps"] == 2 for name in "ab")
