@@ -7,7 +7,7 @@ and writes pictures, the figures (`result.json`) and a plain timm checkpoint to 
 
     python examples/lejepa.py
     python examples/lejepa.py --objective vicreg --seed 1 --out vicreg-1
-    python examples/lejepa.py --objective none    # agreement alone: features collapse
+    python examples/lejepa.py --objective none --on-collapse raise    # agreement alone collapses
     python examples/lejepa.py --data cifar10 --flip --device cuda --amp --epochs 100
 """
 
@@ -79,6 +79,8 @@ def main() -> None:
     }
 
     # Training
+    action = "record" if args.on_collapse == "ignore" else args.on_collapse
+    monitor, collapses = jepakit.CollapseMonitor(action=action), []
     order = ResumableBatches(len(train), args.batch_size, steps=steps, seed=args.seed)
     loader = DataLoader(train, batch_sampler=order, num_workers=args.workers)
     curves: dict[str, list[tuple[int, float]]] = {"loss": [], "rank": [], "std": []}
@@ -91,6 +93,9 @@ def main() -> None:
                 # Rows are ordered by view, then by image: global views, then local ones.
                 features = torch.cat([encoder.extract_features(some) for some in views])
                 projections = projector(features).unflatten(0, (-1, len(images)))
+            # It is what the loss compares that dies first.
+            if found := monitor.update(projections[0].float(), step=step):
+                collapses.append({"kind": found.kind, "since": found.since, "step": found.step})
             loss = objective(projections.float(), args)
             for group in optimizer.param_groups:
                 group["lr"] = lr(step)
@@ -121,6 +126,7 @@ def main() -> None:
     versions = {"jepakit": jepakit.__version__, "torch": torch.__version__}
     result = {"settings": vars(args), "versions": versions, "rows": rows, "curves": curves}
     result |= {"steps": steps, "images": steps * args.batch_size, "seconds": seconds}
+    result |= {"collapses": collapses}
     (out / "result.json").write_text(json.dumps(result, indent=1))
     torch.save(timm_state_dict(encoder), out / "encoder.pth")
     plot_curves(curves).savefig(out / "curves.png", dpi=150)
@@ -261,6 +267,8 @@ def parse_args() -> argparse.Namespace:
     add("--workers", 0, "processes that load data")
     add("--device", "cuda" if torch.cuda.is_available() else "cpu", "where to train")
     add("--amp", False, "bfloat16 autocast")
+    add("--on-collapse", "warn", "beside a line in result.json, where projections collapse",
+        choices=("warn", "raise", "ignore"))  # fmt: skip
     add("--seed", 0, "of everything random")
     add("--out", "lejepa-out", "folder for the figures, the encoder and the pictures")
     args = parser.parse_args()

@@ -13,11 +13,14 @@ import timm
 import torch
 
 from jepakit.data import digit_canvases
+from jepakit.diagnostics import CollapseError, CollapseWarning
 
 EXAMPLE = Path(__file__).parents[2] / "examples/lejepa.py"
+# Views that differ little: then every regulariser wins within a few steps.
 SMALL = [
-    "--steps", "80", "--batch-size", "16", "--eval-images", "150", "--width", "32", "--depth", "2",
-    "--hidden", "64", "--projection", "16", "--global-views", "1", "--local-views", "2",
+    "--steps", "80", "--batch-size", "32", "--eval-images", "150", "--width", "32", "--depth", "2",
+    "--hidden", "64", "--projection", "16", "--global-views", "2", "--local-views", "0",
+    "--global-scale", "0.8", "1", "--contrast", "0.1", "--brightness", "0.1", "--noise", "0.1",
     "--lr", "4e-3", "--device", "cpu",
 ]  # fmt: skip
 REGULARISED = ("lejepa", "vicreg", "barlow", "info_nce", "koleo")
@@ -87,7 +90,7 @@ def test_the_result_can_be_traced(finished: tuple[Path, str]) -> None:
     saved = result(finished[0])
     assert saved["settings"]["seed"] == 0 and saved["settings"]["objective"] == "lejepa"
     assert saved["versions"]["torch"] == torch.__version__
-    assert saved["steps"] == 80 and saved["images"] == 80 * 16
+    assert saved["steps"] == 80 and saved["images"] == 80 * 32
     assert set(saved["rows"]) == {"raw pixels", "untrained encoder", "trained encoder"}
     assert all(0 <= row[0] <= 1 and 0 <= row[1] <= 1 for row in saved["rows"].values())
 
@@ -111,11 +114,21 @@ def test_the_encoder_is_a_plain_timm_checkpoint(finished: tuple[Path, str]) -> N
     assert all(torch.equal(saved[name], loaded[name]) for name in saved)
 
 
-def test_agreement_alone_collapses(canvases: str, tmp_path: Path) -> None:
+def test_agreement_alone_collapses_and_is_caught(canvases: str, tmp_path: Path) -> None:
     """The deliberately broken run: no teacher and nothing that keeps features apart."""
-    run(tmp_path, "--data", canvases, "--objective", "none")
+    with pytest.warns(CollapseWarning, match="What usually helps"):
+        run(tmp_path, "--data", canvases, "--objective", "none")
+    broken = result(tmp_path)
     assert kept(tmp_path) < 0.2
-    assert result(tmp_path)["curves"]["loss"][-1][1] < 1e-3, "and the loss looks perfect"
+    assert broken["curves"]["loss"][-1][1] < 1e-3, "and the loss looks perfect"
+    assert broken["collapses"][0]["step"] < 80
+    assert {found["kind"] for found in broken["collapses"]} <= {"full", "slow"}
+
+
+def test_a_collapse_can_end_the_run(canvases: str, tmp_path: Path) -> None:
+    with pytest.raises(CollapseError):
+        run(tmp_path, "--data", canvases, "--objective", "none", "--on-collapse", "raise")
+    assert not (tmp_path / "result.json").exists()
 
 
 @pytest.mark.parametrize("objective", REGULARISED)
@@ -127,9 +140,10 @@ def test_every_regulariser_prevents_it(
         out = tmp_path
         run(out, "--data", canvases, "--objective", objective)
     assert kept(out) > 0.5
+    assert result(out)["collapses"] == []
 
 
-def test_runs_on_colour_pictures_without_local_views(tmp_path: Path) -> None:
+def test_runs_on_colour_pictures_with_local_views(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     arrays = {}
     for part in ("train", "test"):
@@ -138,5 +152,5 @@ def test_runs_on_colour_pictures_without_local_views(tmp_path: Path) -> None:
     np.savez(tmp_path / "images.npz", **arrays)
     few = ("--data", str(tmp_path / "images.npz"), "--steps", "2", "--flip", "--amp")
     run(tmp_path / "a", *few)
-    run(tmp_path / "b", *few, "--local-views", "0", "--global-views", "2")
+    run(tmp_path / "b", *few, "--local-views", "3", "--global-views", "1")
     assert all(result(tmp_path / name)["steps"] == 2 for name in "ab")
