@@ -9,10 +9,9 @@ level's cells. I-JEPA has one level only: pooling its tokens does not change the
 cells that the border cuts off.
 """
 
-import json
 from typing import Any
 
-from runs import arguments, flops_per_step, provenance, run_all, spread
+from runs import arguments, flops_per_step, run_all, save, spread
 
 COMMON = ["--patch-size", "4", "--mask-levels", "2", "--num-targets", "3"]
 BATCH = 64
@@ -57,11 +56,7 @@ def main() -> None:
                 },
             }
         )
-    print(table(rows))
-    if args.write:
-        args.write.parent.mkdir(parents=True, exist_ok=True)
-        record = {**provenance(args.data, args.seeds), "rows": rows}
-        args.write.write_text(json.dumps(record, indent=1) + "\n")
+    save(args, rows, table)
 
 
 def table(rows: list[dict[str, Any]]) -> str:

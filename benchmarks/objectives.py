@@ -13,10 +13,9 @@ I-JEPA and C-JEPA see whole images without augmentation. The others are told by 
 what does not matter (crops, contrast, brightness, noise), which I-JEPA has to find by itself.
 """
 
-import json
 from typing import Any
 
-from runs import arguments, flops_per_step, provenance, run_all, spread
+from runs import arguments, flops_per_step, run_all, save, spread
 
 ROWS: dict[str, tuple[str, list[str]]] = {
     "I-JEPA": ("ijepa", []),
@@ -67,11 +66,7 @@ def main() -> None:
             row[key] = [run["rows"][key] for run in runs]
         row["trained"] = [run["rows"][TRAINED[example]] for run in runs]
         rows.append(row)
-    print(table(rows))
-    if args.write:
-        args.write.parent.mkdir(parents=True, exist_ok=True)
-        record = {**provenance(args.data, args.seeds), "rows": rows}
-        args.write.write_text(json.dumps(record, indent=1) + "\n")
+    save(args, rows, table)
 
 
 def table(rows: list[dict[str, Any]]) -> str:

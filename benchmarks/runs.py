@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -108,6 +108,25 @@ def provenance(dataset: str, seeds: Sequence[int]) -> dict[str, Any]:
     }
 
 
+def save(
+    args: argparse.Namespace, rows: list[dict[str, Any]], table: Callable[[list[Any]], str]
+) -> None:
+    """Print the table; if asked to, write the rows and, beside them, the table for the docs."""
+    text, record = table(rows), {**provenance(args.data, args.seeds), "rows": rows}
+    print(text)
+    if args.write is None:
+        return
+    args.write.parent.mkdir(parents=True, exist_ok=True)
+    args.write.write_text(json.dumps(record, indent=1) + "\n")
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    seeds = ", ".join(map(str, args.seeds))
+    args.write.with_suffix(".md").write_text(
+        f"{text}\n\n{record['dataset']}, seeds {seeds}, {record['machine']}; means, and ranges "
+        f"over the seeds. Commit {record['commit'][:8]}, {versions}:\n\n"
+        f"```sh\n{record['command']}\n```\n"
+    )
+
+
 def spread(values: Sequence[float], unit: str = "") -> str:
     """Mean and range of some seeds."""
     mean = statistics.mean(values)
@@ -126,5 +145,5 @@ def arguments(description: str, *, images: int) -> argparse.ArgumentParser:
     )
     parser.add_argument("--parallel", type=int, default=2, help="runs at a time")
     parser.add_argument("--runs", type=Path, required=True, help="folder for the runs")
-    parser.add_argument("--write", type=Path, help="result file")
+    parser.add_argument("--write", type=Path, help="result file, .json; its table beside it")
     return parser

@@ -26,7 +26,6 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -36,6 +35,7 @@ from jepakit.evaluation import Scores, evaluate
 from jepakit.losses import SoftOptimalWeights, UncertaintyWeights, decay_weights
 from jepakit.masking import NestedMultiBlockMask
 from jepakit.nn import Level
+from jepakit.optim import param_groups
 from jepakit.plots import plot_curves, plot_patch_pca
 
 LOSSES = {"smooth_l1": jepakit.masked_smooth_l1, "mse": jepakit.masked_mse}
@@ -101,16 +101,16 @@ def main() -> None:
     learned = nn.ModuleList([student, predictors])
     if isinstance(weights, nn.Module):
         learned.append(weights.to(device))
-    optimizer = torch.optim.AdamW(
-        param_groups_weight_decay(learned, args.weight_decay), betas=(0.9, 0.95)
-    )
+    optimizer = torch.optim.AdamW(param_groups(learned, args.weight_decay), betas=(0.9, 0.95))
     lr = jepakit.warmup_cosine(args.lr, args.lr / 100, warmup_steps=steps // 10, steps=steps)
+    monitors = [jepakit.CollapseMonitor(every=10) for _ in range(args.levels)]
 
-    def compute_loss(images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def compute_loss(images: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         masks = sampler(len(images), device=device)
         preds, targets, valids = [], [], []
         levels = zip(predictors, student(images, masks.context), teacher(images), strict=True)
         for level, (predictor, (context, seen), (goal, _)) in enumerate(levels):
+            monitors[level].update(goal.float().mean(dim=1), step=step)  # warns if features die
             asked = masks.coarsen(level).targets
             preds.append(predictor(context, seen, asked))
             goal = jepakit.normalize_targets(goal, args.target_norm)
@@ -156,7 +156,7 @@ def main() -> None:
         images = normalize(images.to(device))
         images = random_crops(images, args.crop_scale, flip=args.flip)
         with torch.autocast(device.type, torch.bfloat16, enabled=args.amp):
-            loss, parts = compute_loss(images)
+            loss, parts = compute_loss(images, step)
         for group in optimizer.param_groups:
             group["lr"] = lr(step)
         loss.backward()

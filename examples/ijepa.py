@@ -34,6 +34,7 @@ from jepakit.data import PixelStatistics, ResumableBatches, load_images, random_
 from jepakit.evaluation import evaluate
 from jepakit.interop import timm_state_dict
 from jepakit.losses import vicreg
+from jepakit.optim import param_groups
 from jepakit.plots import plot_curves, plot_masks, plot_patch_pca
 
 LOSSES = {
@@ -78,8 +79,9 @@ def main() -> None:
         context_length="trim",  # to the batch's shortest, at random: no time is spent on padding
     )
     student = nn.ModuleDict({"encoder": encoder, "predictor": predictor})
-    optimizer = torch.optim.AdamW(parameter_groups(student, args.weight_decay), betas=(0.9, 0.95))
+    optimizer = torch.optim.AdamW(param_groups(student, args.weight_decay), betas=(0.9, 0.95))
     lr = jepakit.warmup_cosine(args.lr, args.lr / 100, warmup_steps=steps // 10, steps=steps)
+    monitor = jepakit.CollapseMonitor(every=10)
     loss_fn = LOSSES[args.loss]
 
     def compute_loss(images: Tensor, target: Tensor, masks: jepakit.Masks) -> Tensor:
@@ -127,10 +129,11 @@ def main() -> None:
         student.load_state_dict(state["student"])
         teacher.load_state_dict(state["teacher"])
         optimizer.load_state_dict(state["optimizer"])
+        monitor.load_state_dict(state["monitor"])
     curves, first = state["curves"], state["step"]
 
     def save(step: int) -> None:
-        parts = {"student": student, "teacher": teacher, "optimizer": optimizer}
+        parts = {"student": student, "teacher": teacher, "optimizer": optimizer, "monitor": monitor}
         state.update({name: part.state_dict() for name, part in parts.items()})
         state.update(step=step, curves=curves, args=vars(args))
         torch.save(state, out / "checkpoint.tmp")
@@ -159,6 +162,7 @@ def main() -> None:
             optimizer.step()
             optimizer.zero_grad()
             teacher.update(encoder)
+            monitor.update(target.float().mean(dim=1), step=step)  # warns if features die
 
             done = step + 1
             if done % 10 == 0 or done == steps:
@@ -204,17 +208,6 @@ def main() -> None:
         soft_wrap=True,
         highlight=False,
     )
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """No decay for biases, norms, positions and tokens."""
-    decayed: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-    for name, parameter in model.named_parameters():
-        decayed[parameter.dim() == 2 and "position" not in name].append(parameter)
-    return [
-        {"params": decayed[True], "weight_decay": weight_decay},
-        {"params": decayed[False], "weight_decay": 0.0},
-    ]
 
 
 def load_checkpoint(path: Path, args: argparse.Namespace) -> dict[str, Any] | None:

@@ -33,6 +33,7 @@ from jepakit.data import PixelStatistics, ResumableBatches, load_images, random_
 from jepakit.evaluation import evaluate
 from jepakit.interop import timm_state_dict
 from jepakit.losses import barlow, info_nce, invariance_loss, koleo, lejepa_loss, vicreg
+from jepakit.optim import param_groups
 from jepakit.plots import plot_curves, plot_patch_pca
 
 OBJECTIVES = ("lejepa", "vicreg", "barlow", "info_nce", "koleo", "none")
@@ -55,7 +56,7 @@ def main() -> None:
     encoder = jepakit.MaskedViT(timm.create_model("vit_tiny_patch16_224", **model_args)).to(device)
     projector = mlp(args.width, args.hidden, args.projection).to(device)
     student = nn.ModuleDict({"encoder": encoder, "projector": projector})
-    optimizer = torch.optim.AdamW(parameter_groups(student, args.weight_decay))
+    optimizer = torch.optim.AdamW(param_groups(student, args.weight_decay))
     lr = jepakit.warmup_cosine(args.lr, args.lr / 100, warmup_steps=steps // 10, steps=steps)
 
     def encode(images: Tensor) -> Tensor:
@@ -198,17 +199,6 @@ def mlp(width: int, hidden: int, out: int) -> nn.Sequential:
         nn.Linear(hidden, hidden), nn.BatchNorm1d(hidden), nn.GELU(),
         nn.Linear(hidden, out),
     )  # fmt: skip
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """No decay for biases, norms, positions and tokens."""
-    decayed: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-    for parameter in model.parameters():
-        decayed[parameter.dim() == 2].append(parameter)
-    return [
-        {"params": decayed[True], "weight_decay": weight_decay},
-        {"params": decayed[False], "weight_decay": 0.0},
-    ]
 
 
 def progress_bar(console: Console) -> Progress:

@@ -40,6 +40,8 @@ def signature(predictor) -> list[tuple[str, tuple[int, ...]]]:
         {"position": "rope"},
         {"position": "learned"},
         {"joint": True},
+        {"num_levels": 2},
+        {"out_dim": 12},
     ],
 )
 def test_every_argument_matters(changes) -> None:

@@ -15,7 +15,7 @@ SRC = Path(__file__).resolve().parents[2] / "src" / "jepakit"
 LAYERS = [
     {"_checks", "_typecheck", "_wrapped"},
     {"tokens"},
-    {"masking", "losses", "schedules", "diagnostics", "data"},
+    {"masking", "losses", "schedules", "diagnostics", "data", "optim"},
     {"nn"},
     {"teacher"},
     {"evaluation"},

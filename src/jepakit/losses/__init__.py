@@ -7,6 +7,7 @@ from jepakit.losses.invariance import invariance_loss
 from jepakit.losses.koleo import koleo
 from jepakit.losses.lejepa import lejepa_loss
 from jepakit.losses.level_weights import SoftOptimalWeights, decay_weights
+from jepakit.losses.loss_sum import LossSum
 from jepakit.losses.masked import (
     masked_cosine,
     masked_huber,
@@ -25,6 +26,7 @@ from jepakit.losses.vicreg import covariance_loss, variance_loss, vicreg
 __all__ = [
     "FeatureQueue",
     "LearnableTemperature",
+    "LossSum",
     "SoftOptimalWeights",
     "UncertaintyWeights",
     "barlow",

@@ -111,7 +111,9 @@ def variance_loss(
         eps: Added to the variance, so that its root has a bounded gradient; above 0.
         process_group: Compute on the joined rows of all ranks of this group: each rank returns the
             global value, with a gradient scaled so that DDP's averaging gives the gradient of one
-            big batch, also when counts differ. Every rank must call.
+            big batch, also when counts differ. Every rank must call. First derivatives only: of a
+            second one, as a gradient penalty takes, what passes between ranks is missing, and the
+            mean's part (the gradient through the mean is 0 only to first order).
 
     Raises:
         TypeError: If `features` is not floating point, `valid` not bool, or `process_group` not a

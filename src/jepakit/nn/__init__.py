@@ -1,14 +1,17 @@
-"""Modules with a forward: the encoder around a timm backbone, the pyramid and the predictor."""
+"""Modules with a forward: the encoder around a timm backbone, pyramid, predictor, quantizer."""
 
 from jepakit.nn.backbones import UnsupportedBackboneError
 from jepakit.nn.encoder import MaskedViT
 from jepakit.nn.predictor import MaskedPredictor
 from jepakit.nn.pyramid import HierarchicalPyramid, Level
+from jepakit.nn.quantizer import Quantized, VectorQuantizer
 
 __all__ = [
     "HierarchicalPyramid",
     "Level",
     "MaskedPredictor",
     "MaskedViT",
+    "Quantized",
     "UnsupportedBackboneError",
+    "VectorQuantizer",
 ]

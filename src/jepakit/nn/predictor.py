@@ -178,6 +178,8 @@ class MaskedPredictor(nn.Module):
             target_tokens: What to predict, `[batch, num_targets, k]`.
         """
         self._check(context, context_tokens, target_tokens)
+        seen_at = self._level("context_tokens", context_tokens)
+        asked_at = self._level("target_tokens", target_tokens)
         batch, blocks, length = target_tokens.shape
         known = self.embed(_absent_as_zero(context, context_tokens))
         # One sequence for each block, or one for all of them.
@@ -185,7 +187,6 @@ class MaskedPredictor(nn.Module):
         asked = target_tokens.idx.flatten(1) if self.joint else target_tokens.idx.flatten(0, 1)
         here = context_tokens.idx.repeat_interleave(groups, dim=0)
         unknown = self.mask_token.expand(*asked.shape, -1)
-        seen_at, asked_at = self._level(context_tokens), self._level(target_tokens)
         if len(self.grid_sizes) > 1:
             known = known + self.level_embedding[seen_at]
             unknown = unknown + self.level_embedding[asked_at]
@@ -223,8 +224,16 @@ class MaskedPredictor(nn.Module):
         everything = TokenSet.full(grid, (len(context), 1), device=context.device)
         return cast(Tensor, self(context, context_tokens, everything)).squeeze(1)
 
-    def _level(self, tokens: TokenSet) -> int:
-        return self.grid_sizes.index(tokens.grid_size)
+    def _level(self, name: str, tokens: TokenSet) -> int:
+        # No `in` and no `index`: to a tracer for which sides are symbols, each is one condition on
+        # all grids together, and takes it ten seconds.
+        for level, grid in enumerate(self.grid_sizes):
+            if tokens.grid_size == grid:
+                return level
+        ours = f"the predictor's grid {self.grid_size}"
+        if len(self.grid_sizes) > 1:
+            ours = f"one of the predictor's grids {self.grid_sizes}"
+        raise ValueError(f"{name} is on the grid {tokens.grid_size}: must be on {ours}")
 
     def _first_row(self, level: int) -> int:
         """Where the positions of a level begin in the table."""
@@ -252,12 +261,6 @@ class MaskedPredictor(nn.Module):
                 f"target_tokens {tuple(target_tokens.shape)}: must be [batch, num_targets, k] with "
                 f"the context's batch size {len(context)}"
             )
-        for name, tokens in (("context_tokens", context_tokens), ("target_tokens", target_tokens)):
-            if tokens.grid_size not in self.grid_sizes:
-                ours = f"the predictor's grid {self.grid_size}"
-                if len(self.grid_sizes) > 1:
-                    ours = f"one of the predictor's grids {self.grid_sizes}"
-                raise ValueError(f"{name} is on the grid {tokens.grid_size}: must be on {ours}")
 
     def extra_repr(self) -> str:
         """Arguments that the submodules do not show."""

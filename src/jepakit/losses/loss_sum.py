@@ -1,0 +1,135 @@
+"""`LossSum`: several named losses as one, each with its weight."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from jepakit._checks import check_floating, check_number, kind_of, value_checks_on
+from jepakit.losses._reduction import float32_or_wider
+
+__all__ = ["LossSum"]
+
+
+@dataclass(frozen=True)
+class LossSum:
+    r"""Named terms, each with a weight that is a number or a schedule.
+
+    $$L = \sum_t w_t(s)\, \ell_t$$
+
+    Every term that has a weight must be given in every call, and no other may be: a misspelt or a
+    forgotten one raises instead of being left out.
+
+    A term whose weight is exactly 0 at this step is left out of the total, not multiplied: it may
+    be NaN or infinite, and it gives no gradient, not even zeros. (Parameters that only such a term
+    reaches are unused in that step, which `DistributedDataParallel` must be told with
+    `find_unused_parameters=True`.) Any other NaN makes the total NaN: nothing is skipped for its
+    value, which would have to be read back from the device. The parts tell which one it was, and
+    under `JEPAKIT_TYPECHECK=1` it raises on the CPU.
+
+    Args:
+        weights: The weight of each term by its name: a number that is not negative, or a function
+            from step to one, such as `jepakit.linear`. Not all of them 0.
+
+    Raises:
+        TypeError: If `weights` is not a mapping from names to numbers or functions.
+        ValueError: If it is empty, or a number is negative or not finite, or all are 0.
+
+    Example:
+        >>> import torch
+        >>> from jepakit import linear
+        >>> from jepakit.losses import LossSum
+        >>> loss_sum = LossSum({"prediction": 1.0, "variance": linear(0.0, 0.5, steps=100)})
+        >>> terms = {"prediction": torch.tensor(2.0), "variance": torch.tensor(4.0)}
+        >>> total, parts = loss_sum(terms, step=50)
+        >>> total, parts
+        (tensor(3.), {'prediction': tensor(2.), 'variance': tensor(4.)})
+        >>> loss_sum.weights_at(50)
+        {'prediction': 1.0, 'variance': 0.25}
+
+    Source:
+        jepakit's own.
+    """
+
+    weights: Mapping[str, float | Callable[[int], float]]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.weights, Mapping):
+            raise TypeError(
+                f"weights={self.weights!r}: must be a mapping from names to weights, got "
+                f"{kind_of(self.weights)}"
+            )
+        # A copy: what the caller does with theirs later has no effect here.
+        object.__setattr__(self, "weights", dict(self.weights))
+        if not self.weights:
+            raise ValueError("weights: must hold at least one term")
+        for name, weight in self.weights.items():
+            if not isinstance(name, str):
+                raise TypeError(f"weights: {name!r} must be a name, got {kind_of(name)}")
+            # A module is callable too, and its parameters would be in no optimiser.
+            if isinstance(weight, torch.nn.Module):
+                raise TypeError(
+                    f"weights[{name!r}]: must be a number or a function from step to number, got "
+                    f"{kind_of(weight)}; apply a learned weight to the term"
+                )
+            if not callable(weight):
+                check_number(f"weights[{name!r}]", weight, minimum=0)
+        if all(weight == 0 for weight in self.weights.values()):
+            raise ValueError(f"weights={self.weights}: must not all be 0")
+
+    def weights_at(self, step: int | None = None) -> dict[str, float]:
+        """The weights as they are at a step.
+
+        Args:
+            step: Step of training; may be None if no weight is a schedule.
+        """
+        found: dict[str, float] = {}
+        for name, weight in self.weights.items():
+            if not callable(weight):
+                found[name] = float(weight)
+                continue
+            if step is None:
+                raise ValueError(f"step=None: must be given, as weights[{name!r}] is a schedule")
+            value = weight(step)
+            check_number(f"weights[{name!r}]({step})", value, minimum=0)
+            found[name] = float(value)
+        if not any(found.values()):
+            raise ValueError(f"step={step}: all weights are 0, so there is nothing to learn from")
+        return found
+
+    def __call__(
+        self, terms: Mapping[str, Float[Tensor, ""]], *, step: int | None = None
+    ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
+        """The total, in float32 or wider, and the terms by name, without weight or gradient.
+
+        Args:
+            terms: The value of each term, a single number.
+            step: Step of training, read by the weights that are schedules.
+        """
+        self._check(terms)
+        weights = self.weights_at(step)
+        for name, weight in weights.items():
+            value = terms[name]
+            if weight != 0 and value_checks_on(value) and not torch.isfinite(value):
+                raise ValueError(f"terms[{name!r}]={value.item()}: must be finite")
+        shares = [w * float32_or_wider(terms[name]) for name, w in weights.items() if w != 0]
+        return torch.stack(shares).sum(), {name: terms[name].detach() for name in weights}
+
+    def _check(self, terms: Mapping[str, Tensor]) -> None:
+        if not isinstance(terms, Mapping):
+            raise TypeError(f"terms: must be a mapping from names to values, got {kind_of(terms)}")
+        missing = [name for name in self.weights if name not in terms]
+        unknown = [name for name in terms if name not in self.weights]
+        if missing or unknown:
+            raise ValueError(
+                f"terms: must be exactly {list(self.weights)}, but {missing or 'none'} are missing "
+                f"and {unknown or 'none'} have no weight"
+            )
+        for name, value in terms.items():
+            check_floating(f"terms[{name!r}]", value)
+            if value.dim() != 0:
+                raise ValueError(
+                    f"terms[{name!r}] {tuple(value.shape)}: must be a single number, of shape ()"
+                )
