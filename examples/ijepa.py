@@ -91,8 +91,9 @@ def main() -> None:
         target = jepakit.take_tokens(target, masks.targets)
         pred = predictor(context, masks.context, masks.targets)
         loss = loss_fn(pred, target, masks.targets.valid)
+        seen = context.sum(dim=1) / masks.context.counts()[:, None]
         if args.vicreg_weight:  # C-JEPA: the student's mean varies, and agrees with the teacher's
-            loss = loss + args.vicreg_weight * vicreg(context.mean(dim=1), whole)
+            loss = loss + args.vicreg_weight * vicreg(seen, whole)
         return loss
 
     if args.compile:

@@ -5,6 +5,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from jepakit._checks import check_number, kind_of
 
@@ -77,7 +78,13 @@ def param_groups(
             "nn.ModuleDict"
         )
     check_number("weight_decay", weight_decay, minimum=0)
-    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    # A generator would be used up by the checks and match nothing afterwards.
+    decay, no_decay = _names("decay", decay), _names("no_decay", no_decay)
+    names = [
+        name
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if parameter.requires_grad
+    ]
     for argument, patterns in (("decay", decay), ("no_decay", no_decay)):
         _check_patterns(argument, patterns, names)
     listed = set(_listed(model))
@@ -103,10 +110,19 @@ def param_groups(
 
 
 def _multiplies(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:
+    if name.endswith(".weight_g") or isinstance(module, ParametrizationList):
+        return _is_parametrized_matrix(module, name, parameter)
     # Of an `nn.ParameterList`, the name of the list.
     own = [part for part in name.split(".") if not part.isdigit()][-1:]
     called = any(part.startswith("weight") or part.endswith("weight") for part in own)
     return called and parameter.dim() >= 2 and not isinstance(module, _NOT_MATRICES)
+
+
+def _is_parametrized_matrix(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:
+    """Whether it is the matrix behind a parametrized weight, and not its gain (weight norm's)."""
+    *_, of, own = name.split(".")
+    gain = own == "weight_g" or (own == "original0" and hasattr(module, "original1"))
+    return of.endswith("weight") and parameter.dim() >= 2 and not gain
 
 
 def _listed(model: nn.Module) -> Iterator[str]:
@@ -122,9 +138,16 @@ def _matches(name: str, patterns: Collection[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _check_patterns(argument: str, patterns: Collection[str], names: list[str]) -> None:
-    if isinstance(patterns, str) or not all(isinstance(each, str) for each in patterns):
+def _names(argument: str, patterns: Collection[str]) -> tuple[str, ...]:
+    if isinstance(patterns, str):
         raise TypeError(f"{argument}={patterns!r}: must be a collection of names")
+    names = tuple(patterns)
+    if not all(isinstance(each, str) for each in names):
+        raise TypeError(f"{argument}={patterns!r}: must be a collection of names")
+    return names
+
+
+def _check_patterns(argument: str, patterns: Collection[str], names: list[str]) -> None:
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
-            raise ValueError(f"{argument}: {pattern!r} matches no parameter of the model")
+            raise ValueError(f"{argument}: {pattern!r} matches no parameter that is trained")

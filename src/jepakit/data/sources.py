@@ -16,6 +16,7 @@ from jepakit.data.digits import digit_canvases
 
 __all__ = ["load_images"]
 
+_HELD_OUT = ("val", "validation", "test")
 _TEST_FRACTION = 5  # one image in so many, of a folder that has no test part of its own
 
 Pair = tuple[Dataset[Any], Dataset[Any]]
@@ -30,13 +31,14 @@ def load_images(source: str, *, image_size: int | None = None) -> Pair:
             `[n h w]` or `[n h w c]`, uint8), or with encoded images one after another as
             `bytes_train` and where each begins and the last ends as `off_train` instead of
             `x_train`, likewise for test; or the path of a folder with a subfolder for each class,
-            within `train` and `val` (or `test`) if it has them, else a fifth is held out.
+            within `train` and `val`, `validation` or `test` if it has them, else a fifth is held
+            out. Arrays stay in their order: shuffle them first if they are sorted by class.
         image_size: Resize to a square of this many pixels. None keeps the size of a named set or
             file; a folder needs one.
 
     Raises:
-        ValueError: If there is nothing of this name, a file lacks an array, `image_size` is missing
-            or could not take effect.
+        ValueError: If there is nothing of this name, a file lacks an array, the parts of a folder
+            have other classes, or `image_size` is missing or could not take effect.
 
     Returns:
         Two datasets of `(image [c h w] in uint8, label)`. Those of a folder are in a fixed random
@@ -86,10 +88,19 @@ def _from_folder(root: Path, image_size: int | None) -> Pair:
     from torchvision.datasets import ImageFolder
 
     transform = _to_uint8(image_size)
-    for name in ("val", "test"):
-        if (root / "train").is_dir() and (root / name).is_dir():
-            train = ImageFolder(root / "train", transform)
-            return _shuffled(train), _shuffled(ImageFolder(root / name, transform))
+    if (root / "train").is_dir():
+        held_out = next((root / name for name in _HELD_OUT if (root / name).is_dir()), None)
+        if held_out is None:
+            raise ValueError(
+                f"source={str(root)!r}: has a folder train, must have one of {_HELD_OUT} too"
+            )
+        train, test = ImageFolder(root / "train", transform), ImageFolder(held_out, transform)
+        if train.classes != test.classes:
+            raise ValueError(
+                f"source={str(root)!r}: train and {held_out.name} must have folders for the same "
+                f"classes, {sorted(set(train.classes) ^ set(test.classes))} are in one of them only"
+            )
+        return _shuffled(train), _shuffled(test)
     everything = _shuffled(ImageFolder(root, transform))
     held = max(1, len(everything) // _TEST_FRACTION)
     return Subset(everything, range(held, len(everything))), Subset(everything, range(held))

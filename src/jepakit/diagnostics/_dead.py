@@ -8,7 +8,8 @@ from torch import Tensor
 __all__ = ["DeadDimensions"]
 
 # Dead: below this share of what an upper quartile of the dimensions shows, or below this share of
-# its own reference, in units of what the upper quartile has kept of its own.
+# its own reference, in units of what the upper quartile has kept of its own. Where that has grown,
+# the others have not fallen.
 _DEAD, _DIED = 1e-3, 0.05
 
 
@@ -17,7 +18,7 @@ class DeadDimensions:
 
     def __init__(self) -> None:
         self.runs: Tensor | None = None
-        self.reference: Tensor | None = None  # sum of variances while the reference was made
+        self.reference: Tensor | None = None  # largest variance while the reference was made
 
     def observe(
         self, variance: Tensor, *, judged: Tensor, finite: Tensor, referring: bool, patience: int
@@ -32,11 +33,11 @@ class DeadDimensions:
         std = variance.sqrt()
         dead = std <= _DEAD * _upper_quartile(std)
         if referring:
-            self.reference = torch.where(finite, reference + variance, reference)
+            self.reference = torch.where(finite, torch.maximum(reference, variance), reference)
         else:
             known = reference > 0
             kept = torch.where(known, std / reference.sqrt(), 0)
-            dead = dead | (known & (kept < _DIED * _upper_quartile(kept)))
+            dead = dead | (known & (kept < _DIED * _upper_quartile(kept).clamp(max=1)))
         self.runs = torch.where(judged & finite, (runs + 1) * dead, runs)
         return (self.runs >= patience).double().mean()
 

@@ -50,7 +50,8 @@ class CollapseMonitor:
     in a row: one odd batch is nothing. In detail:
 
     - A dimension is dead if $s_j$ is at most $10^{-3}$ of the upper quartile of all $s$, or if
-      $s_j / s_{0j}$ is below 0.05 of the upper quartile of these ratios; in each of `patience`
+      $s_j / s_{0j}$ is below 0.05 of the upper quartile of these ratios, or of 1 where they
+      have grown, with $s_{0j}$ the largest of the first 10 observations; in each of `patience`
       observations, so that a sparse dimension may miss a batch.
     - Falling: over the last 30, 120 or 480 observations, the medians of the three thirds fall one
       after the other, by at least 10 % in all and by four standard errors.

@@ -35,7 +35,8 @@ class FeatureStatistics:
 
     Args:
         dim: Width of the features.
-        uniformity_t: As `t` of `uniformity`.
+        uniformity_t: As `t` of `uniformity`, which takes time that is quadratic in the rows of a
+            batch; None leaves it out, and the report says NaN.
         process_group: Join the rows of all ranks of this group in `compute`. Ranks may have other
             numbers of rows and batches, or none.
 
@@ -59,10 +60,15 @@ class FeatureStatistics:
     """
 
     def __init__(
-        self, dim: int, *, uniformity_t: float = 2.0, process_group: ProcessGroup | None = None
+        self,
+        dim: int,
+        *,
+        uniformity_t: float | None = 2.0,
+        process_group: ProcessGroup | None = None,
     ) -> None:
         check_int("dim", dim, minimum=1)
-        check_number("uniformity_t", uniformity_t, positive=True)
+        if uniformity_t is not None:
+            check_number("uniformity_t", uniformity_t, positive=True)
         check_group(process_group)
         self.dim, self.uniformity_t, self.process_group = dim, uniformity_t, process_group
         self.reset()
@@ -94,7 +100,9 @@ class FeatureStatistics:
         self._moments = self._moments.to(rows.device).merged(batch)
         lengths = torch.linalg.vector_norm(rows, dim=1).sum()
         weight = torch.where(batch.count > 1, batch.count, torch.zeros_like(batch.count))
-        even = kernel_mean(rows, present, self.uniformity_t).log()
+        even = torch.full_like(lengths, torch.nan)
+        if self.uniformity_t is not None:
+            even = kernel_mean(rows, present, self.uniformity_t).log()
         self._sums = self._sums.to(rows.device) + torch.stack([lengths, weight * even, weight])
 
     def compute(self) -> FeatureReport:

@@ -6,7 +6,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from jepakit._checks import check_bool, check_floating, check_number, check_tensor
+from jepakit._checks import (
+    check_bool,
+    check_floating,
+    check_number,
+    check_tensor,
+    value_checks_on,
+)
 from jepakit.losses._ranks import gather_rows, row_counts, sum_over_ranks
 from jepakit.losses._reduction import float32_or_wider
 from jepakit.losses._rows import check_rows, check_same_shape, full_precision, to_rows
@@ -162,6 +168,8 @@ def _check_temperature(temperature: object) -> None:
     check_floating("temperature", temperature)
     if temperature.dim() != 0:
         raise ValueError(f"temperature {tuple(temperature.shape)}: must be a scalar, of shape ()")
+    if value_checks_on(temperature) and not temperature > 0:
+        raise ValueError(f"temperature={temperature.item()}: must be above 0")
 
 
 def _check_false_negatives(mask: Tensor, rows: int, candidates: int) -> None:

@@ -29,6 +29,9 @@ class LossSum:
     value, which would have to be read back from the device. The parts tell which one it was, and
     under `JEPAKIT_TYPECHECK=1` it raises on the CPU.
 
+    A schedule is Python, so a compiled function that calls this with another step is compiled anew:
+    call it outside of `torch.compile` then. At a step where all weights are 0 it raises.
+
     Args:
         weights: The weight of each term by its name: a number that is not negative, or a function
             from step to one, such as `jepakit.linear`. Not all of them 0.

@@ -9,6 +9,8 @@ __all__: list[str] = []
 
 # Below it a vector has no direction.
 _MIN_NORM = 1e-6
+# Well above it: what the sum of a direction is not allowed to fall below.
+_FADED = 1e-3
 # Entries of the table of distances that stand in memory at once.
 _TABLE = 2**26
 
@@ -16,6 +18,12 @@ _TABLE = 2**26
 def unit(vectors: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
     """Vectors scaled to length 1."""
     return F.normalize(vectors, dim=-1, eps=_MIN_NORM)
+
+
+def not_faded(sums: Float[Tensor, "k d"]) -> Float[Tensor, "k d"]:
+    """Sums of directions, lengthened where nothing has voted for long: they are codes still."""
+    length = torch.linalg.vector_norm(sums, dim=-1, keepdim=True)
+    return sums * (_FADED / length.clamp(min=1e-30)).clamp(min=1)
 
 
 def scores(vectors: Float[Tensor, "n d"], codes: Float[Tensor, "k d"]) -> Float[Tensor, "n k"]:

@@ -12,12 +12,11 @@ from jepakit._checks import check_floating, check_number, check_tensor
 from jepakit.losses._ranks import sum_over_ranks
 from jepakit.losses._rows import check_rows, full_precision, to_rows
 from jepakit.nn.quantizer.arguments import check_arguments, check_generator
-from jepakit.nn.quantizer.assign import drawn, nearest, unit
+from jepakit.nn.quantizer.assign import drawn, nearest, not_faded, unit
 from jepakit.nn.quantizer.quantized import Quantized
 from jepakit.nn.quantizer.statistics import draw_vectors, totals
 
 __all__ = ["VectorQuantizer"]
-
 
 class VectorQuantizer(nn.Module):
     r"""Vector quantization with a codebook that is the moving average of what it stands for.
@@ -53,10 +52,12 @@ class VectorQuantizer(nn.Module):
             $p_k \propto \exp(-\|z - e_k\|^2 / \tau)$, by Gumbel's trick, and take the gradient of
             the relaxed sample, the codes' mean under
             $\mathrm{softmax}_k(-\|z - e_k\|^2 / \tau + g_k)$. In units of squared features; a
-            number, or a schedule from step to number that falls towards 0, where the nearest code
-            is drawn. None for the nearest code and straight-through.
-        refresh_below: Fraction of the mean count below which a code is dead; 0 for no refresh.
-            Codes that are rarer than that in truth are replaced over and over.
+            number, or a schedule from step to number that falls to 0, where the nearest code is
+            taken; a compiled call is compiled anew for each step of a schedule. None for the
+            nearest code and straight-through.
+        refresh_below: Fraction of the mean count below which a code is dead; codes that are rarer in
+            truth are replaced over and over. 0 for no refresh: then a code without votes fades to 0
+            once its count is below $\epsilon$.
         smoothing: $\epsilon$ of the Laplace smoothing, in vectors; above 0. With `cosine` it
             cancels, and another value than the default raises.
 
@@ -258,6 +259,8 @@ class VectorQuantizer(nn.Module):
         # A batch without a vector says nothing: the averages wait.
         share = (1 - self.momentum) * (counts.sum() > 0).to(self.sums.dtype)
         self.sums.lerp_(sums.to(self.sums.dtype), share)
+        if self.cosine:
+            self.sums.copy_(not_faded(self.sums))
         self.counts.lerp_(counts.to(self.counts.dtype), share)
         return counts
 
@@ -267,8 +270,8 @@ class VectorQuantizer(nn.Module):
         if step is None:
             raise ValueError("step=None: must be given in training, as temperature is a schedule")
         value = self.temperature(step)
-        check_number(f"temperature({step})", value, positive=True)
-        return value
+        check_number(f"temperature({step})", value, minimum=0)
+        return value or None  # the nearest code is the limit at 0
 
     def _check(
         self,
