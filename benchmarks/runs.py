@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import functools
 import importlib.util
 import io
 import json
@@ -56,7 +57,10 @@ def _main_of(example: str, arguments: Sequence[str]) -> None:
 
 def run(example: str, options: Sequence[str], out: Path, threads: int) -> dict[str, Any]:
     """What one run wrote into its result.json; what lies there already is not run again."""
-    result = out / "result.json"
+    result, asked = out / "result.json", out / "asked.json"
+    asking = {"example": example, "options": list(options), "commit": _commit()}
+    if result.exists() and json.loads(asked.read_text()) != asking:
+        raise ValueError(f"{out}: holds a run of {asked.read_text()}, asked for is {asking}")
     if not result.exists():
         out.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, str(ROOT / "examples" / f"{example}.py"), *options]
@@ -65,6 +69,7 @@ def run(example: str, options: Sequence[str], out: Path, threads: int) -> dict[s
             subprocess.run(
                 [*command, "--out", str(out)], stdout=log, stderr=log, env=environment, check=True
             )
+        asked.write_text(json.dumps(asking))
     loaded: dict[str, Any] = json.loads(result.read_text())
     return loaded
 
@@ -86,16 +91,22 @@ def run_all(
         return dict(zip(jobs, pool.map(one, jobs), strict=True))
 
 
-def provenance(dataset: str, seeds: Sequence[int]) -> dict[str, Any]:
-    """What a reader needs to repeat the numbers; the dataset by its name alone."""
+@functools.cache
+def _commit() -> str:
+    """The commit, with a plus if what runs is not what was committed."""
     git = ["git", "-C", str(ROOT)]
     commit = subprocess.check_output([*git, "rev-parse", "HEAD"], text=True).strip()
     changed = subprocess.check_output([*git, "status", "--porcelain", "src", "examples"], text=True)
+    return commit + ("+" if changed.strip() else "")
+
+
+def provenance(dataset: str, seeds: Sequence[int]) -> dict[str, Any]:
+    """What a reader needs to repeat the numbers; the dataset by its name alone."""
     # Folders are this machine's own business.
     script, *options = [Path(word).name for word in sys.argv]
     return {
         "command": " ".join(["python", f"benchmarks/{script}", *options]),
-        "commit": commit + ("+" if changed.strip() else ""),
+        "commit": _commit(),
         "seeds": list(seeds),
         "versions": {
             "jepakit": jepakit.__version__,

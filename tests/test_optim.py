@@ -1,6 +1,7 @@
 """What is decayed: what multiplies an input, and nothing else, however it is wrapped."""
 
 import re
+import warnings
 
 import pytest
 import timm
@@ -213,3 +214,38 @@ def test_what_is_refused() -> None:
         param_groups(model, -1)
     with pytest.raises(ValueError, match="has no parameter that needs a gradient"):
         param_groups(model.requires_grad_(False), 0.1)
+
+
+def test_names_from_a_generator_count():
+    """Trap: a check that uses the names up, after which none matches."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    groups = param_groups(model, 0.1, no_decay=(name for name in ["0.weight"]))
+    assert [id(model[1].weight)] == [id(parameter) for parameter in groups[0]["params"]]
+
+
+def test_names_of_frozen_parameters_raise():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[0].requires_grad_(False)
+    with pytest.raises(ValueError, match=r"'0\.weight' matches no parameter that is trained"):
+        param_groups(model, 0.1, decay=["0.weight"])
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_the_matrix_of_weight_norm_is_decayed_and_its_gain_is_not(old):
+    """The last layer of DINO's head. Traps: a gain of shape [n, 1]; a matrix by another name."""
+    if old:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            layer = nn.utils.weight_norm(nn.Linear(3, 4))
+        gain, matrix = layer.weight_g, layer.weight_v
+    else:
+        layer = nn.utils.parametrizations.weight_norm(nn.Linear(3, 4))
+        gain, matrix = (
+            layer.parametrizations.weight.original0,
+            layer.parametrizations.weight.original1,
+        )
+    decayed, others = (group["params"] for group in param_groups(nn.ModuleList([layer]), 0.1))
+    assert [id(matrix)] == [id(parameter) for parameter in decayed]
+    assert id(gain) in [id(parameter) for parameter in others]
+    spectral = nn.utils.parametrizations.spectral_norm(nn.Linear(3, 4))
+    assert len(param_groups(nn.ModuleList([spectral]), 0.1)[0]["params"]) == 1

@@ -1,6 +1,6 @@
 """Groups of parameters for an optimiser: what is decayed, and what is not."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -26,8 +26,8 @@ def param_groups(
     model: nn.Module,
     weight_decay: float,
     *,
-    decay: Collection[str] = (),
-    no_decay: Collection[str] = (),
+    decay: Iterable[str] = (),
+    no_decay: Iterable[str] = (),
 ) -> list[dict[str, Any]]:
     """Parameters with weight decay and those without, for any optimiser of PyTorch's kind.
 
@@ -138,7 +138,7 @@ def _matches(name: str, patterns: Collection[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _names(argument: str, patterns: Collection[str]) -> tuple[str, ...]:
+def _names(argument: str, patterns: Iterable[str]) -> tuple[str, ...]:
     if isinstance(patterns, str):
         raise TypeError(f"{argument}={patterns!r}: must be a collection of names")
     names = tuple(patterns)

@@ -105,3 +105,34 @@ def test_nothing_there_raises(tmp_path):
         load_images(str(tmp_path))
     with pytest.raises(ValueError, match="image_size=64: digits are 32 x 32"):
         load_images("digits", image_size=64)
+
+
+def folders(root, parts: dict[str, str]) -> str:
+    from PIL import Image
+
+    for part, classes in parts.items():
+        for name in classes:
+            for number in range(2):
+                folder = root / part / name
+                folder.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / f"{number}.png")
+    return str(root)
+
+
+def test_parts_with_other_classes_raise(tmp_path):
+    """Trap: class numbers that count another list of folders in each part."""
+    source = folders(tmp_path, {"train": "abc", "val": "bc"})
+    with pytest.raises(ValueError, match=r"the same classes, \['a'\] are in one of them only"):
+        load_images(source, image_size=8)
+
+
+def test_a_train_part_alone_raises(tmp_path):
+    """Trap: the folders `train` and `valid` taken for two classes."""
+    source = folders(tmp_path, {"train": "ab", "valid": "ab"})
+    with pytest.raises(ValueError, match="has a folder train, must have one of"):
+        load_images(source, image_size=8)
+
+
+def test_a_validation_part_is_found(tmp_path):
+    train, test = load_images(folders(tmp_path, {"train": "ab", "validation": "ab"}), image_size=8)
+    assert {label for _, label in train} == {label for _, label in test} == {0, 1}

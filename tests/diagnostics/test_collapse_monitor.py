@@ -368,3 +368,13 @@ def test_on_a_gpu_it_reads_back_once() -> None:
         found = monitor.update(torch.ones_like(x))
     assert monitor.history[0].rank == pytest.approx(float(effective_rank(x)))
     assert found is None and "full collapse" in str(monitor)
+
+
+def test_dimensions_that_others_outgrow_are_not_dead() -> None:
+    """Trap: a branch that starts small (layer scale) and grows, which condemns the others."""
+    generator = torch.Generator().manual_seed(0)
+    monitor = CollapseMonitor(action="raise")
+    for step in range(200):
+        features = torch.randn(64, 32, generator=generator)
+        features[:, :10] *= min(1.0, 0.01 + step / 100)
+        assert monitor.update(features) is None

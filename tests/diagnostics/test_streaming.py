@@ -1,5 +1,6 @@
 """Statistics over batches and ranks equal the functions on all rows at once."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -162,3 +163,15 @@ def test_ranks_equal_one_process(ranks: int, tmp_path: Path) -> None:
     The monitor sees the joined batch too.
     """
     run_ranks(Path(__file__).with_name("statistics_worker.py"), ranks, tmp_path)
+
+
+def test_uniformity_can_be_left_out() -> None:
+    """It is quadratic in the rows of a batch; everything else stays as it is."""
+    features = torch.randn(50, 4)
+    reports = []
+    for t in (2.0, None):
+        statistics = FeatureStatistics(4, uniformity_t=t)
+        statistics.update(features)
+        reports.append(statistics.compute())
+    assert math.isnan(reports[1].uniformity) and not math.isnan(reports[0].uniformity)
+    assert reports[0].effective_rank == reports[1].effective_rank

@@ -121,6 +121,8 @@ def test_norms_with_another_epsilon(parts) -> None:
 def test_what_the_predictors_layout_has_no_place_for(parts, build_predictor) -> None:
     others = {
         r"position='rope' has no place in the published layout": {"position": "rope"},
+        r"2 levels .* the published layout has one level and one width": {"num_levels": 2},
+        r"predictions of width 20 .* one level and one width": {"out_dim": 20},
         r"predictor on the grid \(4, 2\): must be on a square grid": {"grid_size": (4, 2)},
         r"predictor on the grid \(16,\): must be on a square grid": {"grid_size": (16,)},
         r"predictor on the grid \(2, 2, 2\): must be": {"grid_size": (2, 2, 2)},

@@ -1,6 +1,7 @@
 """`hierarchical_loss` equals a loop over levels, samples and tokens, whatever a level's size."""
 
 import functools
+import math
 
 import pytest
 import torch
@@ -49,7 +50,8 @@ def test_equals_a_loop(seed, weights) -> None:
     total.backward()
     expected.backward()
     for one, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(one.grad, other.grad, rtol=1e-5, atol=1e-7)
+        grad = torch.zeros_like(one) if one.grad is None else one.grad  # a level of weight 0
+        torch.testing.assert_close(grad, other.grad, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("weights", [None, [0.5, 2.0], SoftOptimalWeights()], ids=repr)
@@ -197,3 +199,21 @@ def test_compiles_as_one_graph(weights, autocast) -> None:
         total.backward()
         results.append((total.detach(), part.detach(), weight.grad))
     torch.testing.assert_close(*results, rtol=1e-3, atol=1e-4)
+
+
+def test_a_level_of_weight_0_is_only_reported():
+    """Trap: 0 times infinity."""
+    pred = [torch.ones(1, 4, 2, requires_grad=True), torch.full((1, 2, 2), math.inf)]
+    valid = [torch.ones(each.shape[:-1], dtype=torch.bool) for each in pred]
+    zeros = [torch.zeros_like(each) for each in pred]
+    total, parts = hierarchical_loss(pred, zeros, valid, weights=[1.0, 0.0], loss=masked_mse)
+    assert total == 1 and parts["level_1"] == math.inf
+    total.backward()
+    assert pred[0].grad.isfinite().all()
+
+
+def test_weights_that_give_a_vector_raise():
+    tokens = [torch.ones(1, 4, 2)] * 2
+    valid = [torch.ones(1, 4, dtype=torch.bool)] * 2
+    with pytest.raises(ValueError, match=r"weights: must give a single number, but gives \(2,\)"):
+        hierarchical_loss(tokens, tokens, valid, weights=lambda losses: losses)

@@ -118,3 +118,9 @@ def test_bad_arguments(change: dict, error: type[Exception], text: str) -> None:
     good = {"query": torch.randn(4, 3), "key": torch.randn(4, 3)}
     with pytest.raises(error, match=text):
         info_nce(**(good | change))
+
+
+@pytest.mark.parametrize("temperature", [-1.0, 0.0, math.nan])
+def test_a_tensor_that_is_no_temperature_raises(temperature: float) -> None:
+    with pytest.raises(ValueError, match="must be above 0"):
+        info_nce(torch.eye(4), torch.eye(4), temperature=torch.tensor(temperature))

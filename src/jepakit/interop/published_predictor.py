@@ -46,6 +46,12 @@ def published_tensors(name: str, predictor: MaskedPredictor) -> dict[str, Tensor
 
     The features are still in our order. The fixed table of `"sincos"` is not among them.
     """
+    levels, width = len(predictor.grid_sizes), predictor.embed.in_features
+    if levels > 1 or predictor.proj.out_features != width:
+        raise ValueError(
+            f"{name}: has {levels} levels and predictions of width {predictor.proj.out_features} "
+            f"from tokens of width {width}; the published layout has one level and one width"
+        )
     if predictor.position == "rope":
         raise ValueError(
             f"{name}: position='rope' has no place in the published layout, which adds positions; "

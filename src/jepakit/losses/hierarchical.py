@@ -43,7 +43,7 @@ def hierarchical_loss(
     Raises:
         TypeError: If a weight is no number or `weights` neither a sequence nor callable.
         ValueError: If there are no levels, the lengths differ, a weight is negative or not finite,
-            all of them are 0, or `loss` gives more than a number.
+            all of them are 0, or `loss` or `weights` gives more than a number.
 
     Returns:
         The total, and the loss of each level, not weighted, as `"level_0"`, `"level_1"`, ...
@@ -80,8 +80,12 @@ def hierarchical_loss(
         values.append(value)
     if callable(weights):
         total = weights(torch.stack(values))
+        if total.dim() != 0:
+            raise ValueError(f"weights: must give a single number, but gives {tuple(total.shape)}")
     else:
-        total = torch.stack([w * v for w, v in zip(numbers, values, strict=True)]).sum()
+        # A level of weight 0 is left out, not multiplied: it may be infinite.
+        shares = [w * v for w, v in zip(numbers, values, strict=True) if w != 0]
+        total = torch.stack(shares).sum()
     return total, {f"level_{level}": value for level, value in enumerate(values)}
 
 

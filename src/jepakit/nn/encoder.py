@@ -129,7 +129,9 @@ class MaskedViT(nn.Module):
                 on `grid_size` can be asked for with a context.
             norm: Apply the backbone's final norm to each, so that layer -1 is what `forward` gives
                 and no parameter of the norm is left without a gradient. Not with
-                `mask_mode="replace"`, whose stages differ in width.
+                `mask_mode="replace"`, whose stages differ in width. A backbone that is built to
+                average its tokens has its norm in the head: it has none to apply, here as in
+                `forward`.
         """
         check_bool("norm", norm)
         if norm and self.mask_mode == "replace":

@@ -130,9 +130,9 @@ def test_a_schedule_needs_a_step() -> None:
         quantizer(torch.randn(3, 4))
     quantizer(torch.randn(3, 4), step=0)
     quantizer.eval()(torch.randn(3, 4))
-    cold = VectorQuantizer(8, 4, temperature=linear(1.0, 0.0, steps=3))
-    with pytest.raises(ValueError, match=r"temperature\(3\)=0\.0: must be above 0"):
-        cold(torch.randn(3, 4), step=3)
+    wrong = VectorQuantizer(8, 4, temperature=linear(1.0, -1.0, steps=4))
+    with pytest.raises(ValueError, match=r"temperature\(3\)=-0\.5: must be at least 0"):
+        wrong(torch.randn(3, 4), step=3)
 
 
 @pytest.mark.parametrize(
@@ -194,3 +194,23 @@ def test_wrong_shapes() -> None:
         quantizer(x, generator=0)
     with pytest.raises(ValueError, match=r"codes \(3, 4\): must have the shape \(8, 4\)"):
         quantizer.start_from(torch.randn(3, 4))
+
+
+def test_directions_without_votes_stay_directions() -> None:
+    """Trap: a sum that fades to nothing, whose code has no length and then takes every vector."""
+    torch.manual_seed(0)
+    quantizer = VectorQuantizer(16, 8, cosine=True, refresh_below=0, momentum=0.5)
+    few = torch.randn(3, 8).repeat(4, 1)
+    for _ in range(300):
+        quantizer(few + 0.01 * torch.randn(12, 8))
+    torch.testing.assert_close(quantizer.codebook.norm(dim=1), torch.ones(16))
+
+
+def test_a_temperature_may_fall_to_0() -> None:
+    """Trap: a run that ends in an error at its last step. There the nearest code is taken."""
+    torch.manual_seed(0)
+    quantizer = VectorQuantizer(8, 4, temperature=linear(1.0, 0.0, steps=10))
+    features = torch.randn(64, 4)
+    quantizer(features, step=9)
+    nearest = copy.deepcopy(quantizer).eval()(features).indices
+    assert torch.equal(quantizer(features, step=10).indices, nearest)

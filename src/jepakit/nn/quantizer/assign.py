@@ -23,7 +23,8 @@ def unit(vectors: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
 def not_faded(sums: Float[Tensor, "k d"]) -> Float[Tensor, "k d"]:
     """Sums of directions, lengthened where nothing has voted for long: they are codes still."""
     length = torch.linalg.vector_norm(sums, dim=-1, keepdim=True)
-    return sums * (_FADED / length.clamp(min=1e-30)).clamp(min=1)
+    grown: Tensor = sums * (_FADED / length.clamp(min=1e-30)).clamp(min=1)
+    return grown
 
 
 def scores(vectors: Float[Tensor, "n d"], codes: Float[Tensor, "k d"]) -> Float[Tensor, "n k"]:
