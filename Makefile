@@ -12,7 +12,8 @@ BIN    := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 # Nothing selected is an error (5), unless ARGS did the selecting.
 NONE_OK = $(if $(ARGS),|| [ $$? -eq 5 ])
-SPLIT  := $(if $(filter-out 0 1,$(JOBS)),-n $(JOBS))
+# Tests last from milliseconds to a minute: a process that is done takes some from the other.
+SPLIT  := $(if $(filter-out 0 1,$(JOBS)),-n $(JOBS) --dist worksteal)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
