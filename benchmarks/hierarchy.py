@@ -1,6 +1,6 @@
 """What hierarchy buys: I-JEPA and H-JEPA by `examples/hjepa.py`, at equal compute.
 
-    python benchmarks/hierarchy.py --data fashion_mnist.npz --runs /tmp/hierarchy \
+    python benchmarks/hierarchy.py --data fashion_mnist.npz --runs runs/hierarchy \
         --write benchmarks/results/hierarchy.json
 
 Every row is trained for as many floating-point operations as the first, counted, on the same masks,

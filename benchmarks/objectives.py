@@ -1,6 +1,6 @@
 """Objectives side by side at equal compute: I-JEPA, C-JEPA, LeJEPA, contrastive and others.
 
-    python benchmarks/objectives.py --data digits --runs /tmp/objectives \
+    python benchmarks/objectives.py --data digits --runs runs/objectives \
         --write benchmarks/results/objectives.json
 
 Each row is an example with its own defaults but for what stands in `ROWS`. Every row is trained for
