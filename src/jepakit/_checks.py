@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 __all__ = [
     "TYPECHECK",
@@ -24,7 +25,10 @@ __all__ = [
     "check_int",
     "check_number",
     "check_pair",
+    "check_process_group",
     "check_range",
+    "check_row_mask",
+    "check_same_shape",
     "check_tensor",
     "kind_of",
     "read_switch",
@@ -192,4 +196,36 @@ def check_images_finite(name: str, images: Tensor) -> None:
         raise ValueError(
             f"{name}: must be finite, but {int(bad.sum())} of {len(images)} entries of the batch "
             f"hold NaN or infinity (the first at batch position {first})"
+        )
+
+
+def check_same_shape(name: str, features: Tensor, other_name: str, other: Tensor) -> None:
+    """Raise unless both are floating and of one shape."""
+    check_floating(name, features)
+    check_floating(other_name, other)
+    if features.shape != other.shape:
+        raise ValueError(
+            f"{name} {tuple(features.shape)}: must have the shape of {other_name} "
+            f"{tuple(other.shape)}; nothing is broadcast"
+        )
+
+
+def check_row_mask(name: str, features: Tensor, valid: Tensor | None) -> None:
+    """Raise unless `valid` is None or says of every row of the features whether it counts."""
+    if valid is None:
+        return
+    check_tensor("valid", valid, torch.bool)
+    if valid.shape != features.shape[:-1]:
+        raise ValueError(
+            f"valid {tuple(valid.shape)}: must have the shape of {name} without its last axis, "
+            f"{tuple(features.shape[:-1])}; nothing is broadcast"
+        )
+
+
+def check_process_group(process_group: object) -> None:
+    """Raise unless it is a process group or None; a rank outside a group is handed a number."""
+    if process_group is not None and not isinstance(process_group, ProcessGroup):
+        raise TypeError(
+            f"process_group={process_group!r}: must be a torch.distributed ProcessGroup or None, "
+            f"got {kind_of(process_group)}"
         )

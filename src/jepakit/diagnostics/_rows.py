@@ -2,20 +2,10 @@
 
 import torch
 from torch import Tensor
-from torch.distributed import ProcessGroup
 
-from jepakit._checks import check_floating, check_tensor, kind_of
+from jepakit._checks import check_floating, check_row_mask
 
-__all__ = ["check_features", "check_group", "check_pair", "float64", "masked_rows", "valid_rows"]
-
-
-def check_group(process_group: object) -> None:
-    """Raise unless it is a process group or None; a rank outside a group is handed a number."""
-    if process_group is not None and not isinstance(process_group, ProcessGroup):
-        raise TypeError(
-            f"process_group={process_group!r}: must be a torch.distributed ProcessGroup or None, "
-            f"got {kind_of(process_group)}"
-        )
+__all__ = ["check_features", "float64", "masked_rows", "valid_rows"]
 
 
 def check_features(name: str, features: Tensor, valid: Tensor | None, *, minimum: int) -> None:
@@ -26,24 +16,7 @@ def check_features(name: str, features: Tensor, valid: Tensor | None, *, minimum
         plural = "row" if minimum == 1 else "rows"
         rule = f" with at least {minimum} {plural}" if minimum else " with d at least 1"
         raise ValueError(f"{name} {shape}: must have the shape [*batch, d]{rule}")
-    if valid is not None:
-        check_tensor("valid", valid, torch.bool)
-        if valid.shape != features.shape[:-1]:
-            raise ValueError(
-                f"valid {tuple(valid.shape)}: must have the shape of {name} without its last axis, "
-                f"{shape[:-1]}; nothing is broadcast"
-            )
-
-
-def check_pair(name: str, features: Tensor, other_name: str, other: Tensor) -> None:
-    """Raise unless both are floating and of one shape."""
-    check_floating(name, features)
-    check_floating(other_name, other)
-    if features.shape != other.shape:
-        raise ValueError(
-            f"{name} {tuple(features.shape)}: must have the shape of {other_name} "
-            f"{tuple(other.shape)}; nothing is broadcast"
-        )
+    check_row_mask(name, features, valid)
 
 
 def float64(tensor: Tensor) -> Tensor:

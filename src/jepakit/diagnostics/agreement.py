@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from jepakit._checks import check_bool
-from jepakit.diagnostics._rows import check_features, check_pair, float64, valid_rows
+from jepakit._checks import check_bool, check_same_shape
+from jepakit.diagnostics._rows import check_features, float64, valid_rows
 
 __all__ = ["explained_variance", "mean_predictor_loss", "teacher_student_cosine"]
 
@@ -54,7 +54,7 @@ def teacher_student_cosine(
     Source:
         jepakit's own.
     """
-    check_pair("teacher", teacher, "student", student)
+    check_same_shape("teacher", teacher, "student", student)
     check_bool("centred", centred)
     x = valid_rows("student", student, valid, minimum=1)
     y = valid_rows("teacher", teacher, valid, minimum=1)
@@ -148,7 +148,7 @@ def explained_variance(
     Source:
         The coefficient of determination, with one variance for all dimensions together.
     """
-    check_pair("pred", pred, "target", target)
+    check_same_shape("pred", pred, "target", target)
     check_features("pred", pred, valid, minimum=2)
     x = valid_rows("pred", pred, valid, minimum=2)
     y = valid_rows("target", target, valid, minimum=2)

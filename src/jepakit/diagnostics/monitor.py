@@ -8,11 +8,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from jepakit._checks import check_choice, check_fraction, check_int
+from jepakit._checks import check_choice, check_fraction, check_int, check_process_group
 from jepakit.diagnostics._dead import DeadDimensions
 from jepakit.diagnostics._episode import KINDS, Episode
 from jepakit.diagnostics._observation import measure
-from jepakit.diagnostics._rows import check_features, check_group
+from jepakit.diagnostics._rows import check_features
 from jepakit.diagnostics._signs import FIRST, LEAST_ROWS, better_reference, signs_of
 from jepakit.diagnostics.collapse import (
     Collapse,
@@ -125,7 +125,7 @@ class CollapseMonitor:
         check_fraction("slow_fall", slow_fall, open_low=True)
         check_fraction("rank_fall", rank_fall, open_low=True)
         check_fraction("dead_share", dead_share, open_low=True)
-        check_group(process_group)
+        check_process_group(process_group)
         self.action, self.every, self.patience = action, every, patience
         self.std_fall, self.slow_fall = std_fall, slow_fall
         self.rank_fall, self.dead_share = rank_fall, dead_share

@@ -6,15 +6,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from jepakit._checks import check_int, check_number
+from jepakit._checks import check_int, check_number, check_process_group
 from jepakit.diagnostics._moments import Moments
-from jepakit.diagnostics._rows import check_features, check_group, masked_rows
-from jepakit.diagnostics._spectrum import (
-    entropy_rank,
-    isotropy_of,
-    power_law,
-    scatter_spectrum,
-)
+from jepakit.diagnostics._rows import check_features, masked_rows
+from jepakit.diagnostics._spectrum import entropy_rank, isotropy_of, power_law, scatter_spectrum
 from jepakit.diagnostics.lidar import check_groups, discriminant_rank
 from jepakit.diagnostics.report import FeatureReport
 from jepakit.diagnostics.uniformity import kernel_mean
@@ -69,7 +64,7 @@ class FeatureStatistics:
         check_int("dim", dim, minimum=1)
         if uniformity_t is not None:
             check_number("uniformity_t", uniformity_t, positive=True)
-        check_group(process_group)
+        check_process_group(process_group)
         self.dim, self.uniformity_t, self.process_group = dim, uniformity_t, process_group
         self.reset()
 
@@ -179,7 +174,7 @@ class LidarStatistics:
     ) -> None:
         check_int("dim", dim, minimum=1)
         check_number("ridge", ridge, positive=True)
-        check_group(process_group)
+        check_process_group(process_group)
         self.dim, self.ridge, self.process_group = dim, ridge, process_group
         self.reset()
 

@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from jepakit._checks import check_number
-from jepakit.diagnostics._rows import check_pair, valid_rows
+from jepakit._checks import check_number, check_same_shape
+from jepakit.diagnostics._rows import valid_rows
 
 __all__ = ["alignment", "kernel_mean", "uniformity"]
 
@@ -111,7 +111,7 @@ def alignment(
     Source:
         Wang and Isola (arXiv:2005.10242), no difference.
     """
-    check_pair("second", second, "first", first)
+    check_same_shape("second", second, "first", first)
     check_number("exponent", exponent, positive=True)
     x = F.normalize(valid_rows("first", first, valid, minimum=1), dim=1)
     y = F.normalize(valid_rows("second", second, valid, minimum=1), dim=1)

@@ -10,18 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from jepakit._checks import kind_of
-
-__all__ = ["check_process_group", "gather_rows", "row_counts", "sum_over_ranks"]
-
-
-def check_process_group(process_group: object) -> None:
-    """Raise unless it is a process group or None; a rank outside a group is handed a number."""
-    if process_group is not None and not isinstance(process_group, dist.ProcessGroup):
-        raise TypeError(
-            f"process_group={process_group!r}: must be a torch.distributed ProcessGroup or None, "
-            f"got {kind_of(process_group)}"
-        )
+__all__ = ["gather_rows", "row_counts", "sum_over_ranks"]
 
 
 def sum_over_ranks(local: Tensor, process_group: dist.ProcessGroup | None) -> Tensor:

@@ -6,8 +6,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from jepakit._checks import check_choice, check_floating
-from jepakit.losses._ranks import check_process_group, sum_over_ranks
+from jepakit._checks import check_choice, check_floating, check_process_group
+from jepakit.losses._ranks import sum_over_ranks
 
 __all__ = ["Reduction", "check_masked", "float32_or_wider", "reduce_masked"]
 

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from jepakit._checks import check_floating, check_tensor
-from jepakit.losses._ranks import check_process_group, sum_over_ranks
+from jepakit._checks import check_floating, check_process_group, check_row_mask
+from jepakit.losses._ranks import sum_over_ranks
 from jepakit.losses._reduction import float32_or_wider
 
-__all__ = ["Rows", "centre", "check_rows", "check_same_shape", "full_precision", "to_rows"]
+__all__ = ["Rows", "centre", "check_rows", "full_precision", "to_rows"]
 
 
 class Rows(NamedTuple):
@@ -35,29 +35,12 @@ def check_rows(
     shape = tuple(features.shape)
     if features.dim() < 2 or shape[-1] == 0:
         raise ValueError(f"{name} {shape}: must have the shape [*batch, d] with d at least 1")
-    if valid is not None:
-        check_tensor("valid", valid, torch.bool)
-        if valid.shape != features.shape[:-1]:
-            raise ValueError(
-                f"valid {tuple(valid.shape)}: must have the shape of {name} without its last axis, "
-                f"{shape[:-1]}; nothing is broadcast"
-            )
+    check_row_mask(name, features, valid)
     rows = features.shape[:-1].numel()
     if process_group is None and rows < minimum:
         raise ValueError(
             f"{name} {shape}: must have at least {minimum} rows, got {rows}"
             + ("; a single one has nothing to be compared with" if minimum > 1 else "")
-        )
-
-
-def check_same_shape(name: str, features: Tensor, other_name: str, other: Tensor) -> None:
-    """Raise unless both are floating and of one shape."""
-    check_floating(name, features)
-    check_floating(other_name, other)
-    if features.shape != other.shape:
-        raise ValueError(
-            f"{name} {tuple(features.shape)}: must have the shape of {other_name} "
-            f"{tuple(other.shape)}; nothing is broadcast"
         )
 
 

@@ -10,12 +10,13 @@ from jepakit._checks import (
     check_bool,
     check_floating,
     check_number,
+    check_same_shape,
     check_tensor,
     value_checks_on,
 )
 from jepakit.losses._ranks import gather_rows, row_counts, sum_over_ranks
 from jepakit.losses._reduction import float32_or_wider
-from jepakit.losses._rows import check_rows, check_same_shape, full_precision, to_rows
+from jepakit.losses._rows import check_rows, full_precision, to_rows
 
 __all__ = ["info_nce"]
 

@@ -7,8 +7,8 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from jepakit._checks import check_floating, check_int
-from jepakit.losses._ranks import check_process_group, gather_rows, row_counts
+from jepakit._checks import check_floating, check_int, check_process_group
+from jepakit.losses._ranks import gather_rows, row_counts
 
 __all__ = ["FeatureQueue"]
 

@@ -6,9 +6,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from jepakit._checks import check_number
+from jepakit._checks import check_number, check_same_shape
 from jepakit.losses._ranks import sum_over_ranks
-from jepakit.losses._rows import centre, check_rows, check_same_shape, full_precision, to_rows
+from jepakit.losses._rows import centre, check_rows, full_precision, to_rows
 from jepakit.losses.masked import masked_mse
 
 __all__ = ["covariance_loss", "variance_loss", "vicreg"]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from jepakit import (
+    CollapseMonitor,
     EMATeacher,
     HierarchicalPyramid,
     MaskedPredictor,
@@ -19,6 +20,7 @@ from jepakit import (
     normalize_targets,
     take_tokens,
 )
+from jepakit.diagnostics import Collapse
 from jepakit.masking import NestedMultiBlockMask
 from jepakit.nn import Level
 from jepakit.testing import assert_teacher_contract
@@ -140,11 +142,15 @@ def test_it_trains() -> None:
     assert (last < first).all()
 
 
-def trained(constant: str | None) -> tuple[list[float], list[float]]:
-    """Each level's loss after some steps, and the variance of its targets."""
+def trained(
+    constant: str | None, momentum: float = 1.0, steps: int = 60
+) -> tuple[list[float], list[float], list[Collapse]]:
+    """Each level's loss after some steps, the variance of its targets, and what its monitor saw."""
     torch.manual_seed(0)
     student = Student(projection="linear")
-    teacher = EMATeacher(student, momentum=0.996)
+    teacher = EMATeacher(student, momentum=momentum)
+    monitors = [CollapseMonitor(action="record") for _ in range(3)]
+    seen: list[Collapse] = []
     predict = predictors(student.pyramid.grid_sizes)
     for number, predictor in enumerate(predict):
         if constant == "projector":
@@ -155,9 +161,13 @@ def trained(constant: str | None) -> tuple[list[float], list[float]]:
             make_constant(predictor.proj)
     live = [p for p in [*student.parameters(), *predict.parameters()] if p.requires_grad]
     optimizer = torch.optim.Adam(live, lr=1e-2)
-    for step in range(60):
+    for step in range(steps):
         patches, masks = drawn(step % 4)
-        total, parts = losses(student, teacher(patches), predict, patches, masks)
+        goals = teacher(patches)
+        for monitor, goal in zip(monitors, goals, strict=True):
+            found = monitor.update(goal.features.mean(dim=1), step=step)
+            seen += [] if found is None else [found]
+        total, parts = losses(student, goals, predict, patches, masks)
         total.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -167,21 +177,33 @@ def trained(constant: str | None) -> tuple[list[float], list[float]]:
         coarse = masks.coarsen(number).targets
         targets = take_tokens(normalize_targets(goal.features), coarse)[coarse.valid]
         variances.append(float(targets.var(dim=0, correction=0).mean()))
-    return [float(part.detach()) for part in parts.values()], variances
+    return [float(part.detach()) for part in parts.values()], variances, seen
 
 
 def test_a_constant_does_not_reach_zero_loss() -> None:
     """Law 11. The student's projection (or the predictor's) is constant and everything else is
-    trained on the same few batches: the loss stays near the targets' variance, the least that one
-    vector for all tokens can reach. What is not constant gets below it."""
+    trained on the same few batches, against the teacher as it was built: the loss stays at the
+    targets' variance, the least that one vector for all tokens can reach. What is not constant
+    gets below it."""
     for constant in ("projector", "predictor"):
-        parts, variances = trained(constant)
+        parts, variances, _ = trained(constant)
         assert min(variances) > 0.1, "the targets themselves have not collapsed"
         for part, variance in zip(parts, variances, strict=True):
             assert part > 0.8 * variance
-    parts, variances = trained(None)
+    parts, variances, _ = trained(None)
     for part, variance in zip(parts, variances, strict=True):
         assert part < 0.8 * variance
+
+
+def test_a_teacher_that_follows_a_constant_is_noticed() -> None:
+    """What an average cannot forbid: it follows a constant projection, and the loss falls because
+    there is nothing left to predict. The monitors see it on every level, while it goes on (slow)
+    and when it is done (full)."""
+    parts, variances, seen = trained("projector", momentum=0.9, steps=120)
+    assert max(variances) < 0.01 and max(parts) < 0.05
+    assert [found.kind for found in seen] == ["slow"] * 3 + ["full"] * 3
+    _, variances, seen = trained(None, momentum=0.9, steps=120)
+    assert min(variances) > 0.1 and not {found.kind for found in seen} & {"slow", "full"}
 
 
 def test_one_projector_on_both_sides_would() -> None:
