@@ -1,11 +1,12 @@
 """H-JEPA on images, from jepakit's parts: I-JEPA on every level of a pyramid.
 
 The student's and the teacher's tokens are pooled on the grid, level by level, and every level is
-predicted by a predictor of its own, or by one that all share. With `--levels 1` it is I-JEPA. Copy
-this file and change what you like.
+predicted by a predictor of its own, or by one that all share. With `--levels 1` it is I-JEPA, and
+with `--levels 1 --compare-levels 3` it is judged on what averages of its tokens hold, as a pyramid
+would be. Copy this file and change what you like.
 
     python examples/hjepa.py
-    python examples/hjepa.py --levels 1 --out ijepa
+    python examples/hjepa.py --levels 1 --compare-levels 2 --out ijepa
     python examples/hjepa.py --levels 3 --patch-size 2 --fusion fpn-concat --seed 1
     python examples/hjepa.py --data path/to/imagefolder --image-size 128 --patch-size 8
 
@@ -16,7 +17,6 @@ levels.
 import argparse
 import json
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -90,10 +90,11 @@ def main() -> None:
     else:
         predictors = [predictor(grid) for grid in pyramid.grid_sizes]
     predictors = nn.ModuleList(predictors).to(device)
-    # Blocks that are whole on every level, so that none is asked for what it sees.
+    # Blocks that are whole on every level, so that none is asked for what it sees, and what is
+    # compared is trained on the same masks.
     sampler = NestedMultiBlockMask(
         encoder.grid_size,
-        num_levels=args.mask_levels or args.levels,
+        num_levels=args.compare_levels,
         num_targets=args.num_targets,
         context_length="trim",
     )
@@ -103,14 +104,15 @@ def main() -> None:
         learned.append(weights.to(device))
     optimizer = torch.optim.AdamW(param_groups(learned, args.weight_decay), betas=(0.9, 0.95))
     lr = jepakit.warmup_cosine(args.lr, args.lr / 100, warmup_steps=steps // 10, steps=steps)
-    monitors = [jepakit.CollapseMonitor(every=10) for _ in range(args.levels)]
+    monitors = [jepakit.CollapseMonitor(action="record", every=10) for _ in range(args.levels)]
 
     def compute_loss(images: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         masks = sampler(len(images), device=device)
         preds, targets, valids = [], [], []
         levels = zip(predictors, student(images, masks.context), teacher(images), strict=True)
         for level, (predictor, (context, seen), (goal, _)) in enumerate(levels):
-            monitors[level].update(goal.float().mean(dim=1), step=step)  # warns if features die
+            if found := monitors[level].update(goal.float().mean(dim=1), step=step):
+                console.print(f"[yellow]Level {level}: {found}")
             asked = masks.coarsen(level).targets
             preds.append(predictor(context, seen, asked))
             goal = jepakit.normalize_targets(goal, args.target_norm)
@@ -124,24 +126,38 @@ def main() -> None:
         device=device,
     )  # fmt: skip
 
-    def scores(levels_of: Callable[[Tensor], list[Level]]) -> list[Scores]:
-        """Of every level, by the mean of its cells."""
+    plain = jepakit.HierarchicalPyramid(
+        encoder.grid_size, encoder.embed_dim, num_levels=args.compare_levels
+    )
 
-        def pooled(images: Tensor, level: int) -> Tensor:
-            return levels_of(normalize(images))[level].features.mean(dim=1)
+    def describe(images: Tensor, level: int) -> Tensor:
+        """Of the finest level the mean, of a coarser one its cells side by side: that says what a
+        level knows of places, and the mean of plain averages is that of the finest level."""
+        images = normalize(images)
+        own = level < args.levels
+        levels = teacher(images) if own else plain(teacher.module.encoder(images))
+        return levels[level].features.flatten(1) if level else levels[0].features.mean(dim=1)
 
-        return [score(partial(pooled, level=level)) for level in range(args.levels)]
+    def scores() -> list[Scores]:
+        return [score(partial(describe, level=level)) for level in range(args.compare_levels)]
+
+    def colours() -> list[Tensor]:
+        """Every level on the finest grid: a cell covers its patches, but for what is cut off."""
+        maps = []
+        for level, (features, _) in enumerate(teacher(normalize(sample))):
+            cells = features.cpu().unflatten(1, pyramid.grid_sizes[level])
+            for axis, side in enumerate(encoder.grid_size, start=1):
+                cells = cells.repeat_interleave(2**level, axis).narrow(axis, 0, side)
+            maps.append(cells.flatten(1, 2))
+        return maps
 
     sample = torch.stack([train[i][0] for i in range(6)]).to(device)
     console.print(f"{len(train)} images, levels {pyramid.grid_sizes}, {steps} steps")
     rows = {
         "raw pixels": [score(lambda images: normalize(images).flatten(1))],
-        "untrained": scores(teacher.module),
+        "untrained": scores(),
     }
-    with torch.no_grad():
-        pictures = {
-            f"untrained, {n}": x.cpu() for n, (x, _) in enumerate(teacher(normalize(sample)))
-        }
+    pictures = {f"untrained, {level}": cells for level, cells in enumerate(colours())}
 
     # Training
     order = ResumableBatches(len(train), args.batch_size, steps=steps, seed=args.seed)
@@ -171,18 +187,17 @@ def main() -> None:
     seconds = time.perf_counter() - began
 
     # What came of it
-    rows["trained"] = scores(teacher.module)
+    rows["trained"] = scores()
     table = Table("", "level", f"kNN-{args.neighbours}", "linear probe", "effective rank")
     for name, levels in rows.items():
         for level, (knn, linear, rank) in enumerate(levels):
             cells = (f"{100 * knn:.1f} %", f"{100 * linear:.1f} %", f"{rank:.1f}")
-            table.add_row(name, "" if name == "raw pixels" else str(level), *cells)
+            told = str(level) if level < args.levels else f"{level} (tokens, averaged)"
+            table.add_row(name, "" if name == "raw pixels" else told, *cells)
     console.print(table)
-    for n, (x, _) in enumerate(teacher(normalize(sample))):
-        pictures[f"teacher, {n}"] = x.cpu()
+    pictures |= {f"teacher, {level}": cells for level, cells in enumerate(colours())}
     shown = sample.cpu().float() / 255
-    grids = [*pyramid.grid_sizes, *pyramid.grid_sizes]
-    plot_patch_pca(shown, pictures, grids).savefig(out / "levels.png", dpi=150)
+    plot_patch_pca(shown, pictures, encoder.grid_size).savefig(out / "levels.png", dpi=150)
     plot_curves(curves).savefig(out / "curves.png", dpi=150)
     torch.save(teacher.module.state_dict(), out / "teacher.pth")
     losses = {name: points[-1][1] for name, points in curves.items()}
@@ -233,7 +248,13 @@ def parse_args() -> argparse.Namespace:
     add("--predictor-depth", 3, "blocks of a predictor")
     add("--shared-predictor", False, "one predictor for all levels")
     add("--num-targets", 4, "target blocks for each image")
-    add("--mask-levels", None, "blocks are whole on so many levels, not --levels", type=int)
+    add(
+        "--compare-levels",
+        None,
+        "as a pyramid of so many levels: masks are whole on all of them, and beyond --levels the "
+        "tokens' averages are judged (default: --levels)",
+        type=int,
+    )
     add("--loss", "mse", "of a level", choices=LOSSES)
     add("--target-norm", "none", "of a level's targets", choices=("layer", "l2", "none"))
     add("--momentum", (0.996, 1.0), "of the teacher, at the first and the last step")
@@ -252,6 +273,14 @@ def parse_args() -> argparse.Namespace:
     add("--seed", 0, "of everything random")
     add("--out", "hjepa-out", "folder for the teacher, the pictures and result.json")
     args = parser.parse_args()
+    if args.compare_levels is None:
+        args.compare_levels = args.levels
+    if args.compare_levels < args.levels:
+        parser.error(f"--compare-levels {args.compare_levels}: must be at least --levels")
+    if args.levels == 1 and args.weights != "equal":
+        parser.error(f"--weights {args.weights}: weighs levels, and --levels is 1")
+    if args.steps is not None and args.steps < 1:
+        parser.error(f"--steps {args.steps}: must be at least 1")
     args.momentum, args.crop_scale = tuple(args.momentum), tuple(args.crop_scale)
     return args
 

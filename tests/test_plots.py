@@ -62,14 +62,16 @@ def test_mask_audit_of_nothing():
         plots.mask_audit({})
 
 
-def test_every_row_of_features_on_its_own_grid():
+def test_features_stand_on_their_grid():
     """Trap: the square root of the number of tokens for a grid."""
-    images = torch.rand(2, 1, 24, 16)
-    levels = {"level 0": torch.randn(2, 24, 8), "level 1": torch.randn(2, 6, 8)}
-    figure = plots.plot_patch_pca(images, levels, ((6, 4), (3, 2)))
-    shapes = [ax.images[0].get_array().shape[:2] for ax in figure.axes[::2]]
-    assert shapes == [(24, 16), (6, 4), (3, 2)]
-    with pytest.raises(ValueError, match="must be one, or one for each of the 2 features"):
-        plots.plot_patch_pca(images, levels, [(6, 4)])
-    with pytest.raises(ValueError, match=r"features\['level 1'\] .* on the grid \(6, 4\)"):
-        plots.plot_patch_pca(images, levels, (6, 4))
+    images, features = torch.rand(2, 1, 24, 16), {"a": torch.randn(2, 24, 8)}
+    figure = plots.plot_patch_pca(images, features, (6, 4))
+    assert [ax.images[0].get_array().shape[:2] for ax in figure.axes[::2]] == [(24, 16), (6, 4)]
+    for grid_size, columns, rows, error in (
+        ((4, 4), 6, features, r"features\['a'\] \(2, 24, 8\): must hold .* on the grid \(4, 4\)"),
+        ((6, 4), 0, features, "columns=0: must be at least 1"),
+        ((6, 4), 6, {}, "features=.*: must hold at least one row"),
+        ((6, 0), 6, features, r"grid_size=\(6, 0\)"),
+    ):
+        with pytest.raises(ValueError, match=error):
+            plots.plot_patch_pca(images, rows, grid_size, columns=columns)

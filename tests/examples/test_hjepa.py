@@ -16,7 +16,7 @@ TINY = ["--steps", "12", "--eval-images", "200", "--batch-size", "8", "--predict
 pytestmark = pytest.mark.slow
 
 
-def run(out: Path, *options: str) -> tuple[str, dict]:
+def run(out: Path, *options: str, fails: bool = False) -> tuple[str, dict]:
     environment = {**os.environ, "JEPAKIT_TYPECHECK": "0", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, str(ROOT / "examples/hjepa.py"), "--out", str(out), *TINY, *options],
@@ -25,6 +25,9 @@ def run(out: Path, *options: str) -> tuple[str, dict]:
         text=True,
         check=False,
     )
+    if fails:
+        assert done.returncode == 2, done.stdout + done.stderr
+        return done.stderr, {}
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout, json.loads((out / "result.json").read_text())
 
@@ -35,6 +38,8 @@ def test_every_level_is_judged_beside_the_untrained_one(tmp_path: Path) -> None:
         assert word in printed
     assert [len(result["rows"][row]) for row in ("raw pixels", "untrained", "trained")] == [1, 3, 3]
     assert set(result["losses"]) == {"loss", "level_0", "level_1", "level_2"}
+    accuracies = [tuple(level[:2]) for level in result["rows"]["trained"]]
+    assert len(set(accuracies)) == 3, "each level is judged by its own cells"
     for picture in ("levels.png", "curves.png"):
         assert (tmp_path / picture).stat().st_size > 5_000
     saved = torch.load(tmp_path / "teacher.pth", weights_only=True)
@@ -42,11 +47,27 @@ def test_every_level_is_judged_beside_the_untrained_one(tmp_path: Path) -> None:
 
 
 def test_one_level_is_ijepa(tmp_path: Path) -> None:
-    _, result = run(tmp_path, "--levels", "1")
+    printed, result = run(tmp_path, "--levels", "1", "--compare-levels", "3")
+    assert "2 (tokens, averaged)" in printed
+    accuracies = [tuple(level[:2]) for level in result["rows"]["trained"]]
+    assert len(set(accuracies)) == 3, "averages of tokens are judged by their cells"
     assert set(result["losses"]) == {"loss", "level_0"}
     assert result["losses"]["loss"] == result["losses"]["level_0"]
     saved = torch.load(tmp_path / "teacher.pth", weights_only=True)
     assert all(name.startswith("encoder.") for name in saved)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--steps 0", "--steps 0: must be at least 1"),
+        ("--levels 1 --weights fine", "--weights fine: weighs levels, and --levels is 1"),
+        ("--compare-levels 1", "--compare-levels 1: must be at least --levels"),
+    ],
+)
+def test_options_that_do_not_go_together(tmp_path: Path, options: str, message: str) -> None:
+    printed, _ = run(tmp_path / "out", *options.split(), fails=True)
+    assert message in printed and not (tmp_path / "out").exists()
 
 
 def test_on_arrays_that_no_level_divides(tmp_path: Path) -> None:

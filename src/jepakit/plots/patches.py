@@ -1,13 +1,14 @@
 """`plot_patch_pca`: patch features as colours."""
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, cast
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from jepakit._checks import check_grid_size, check_int
 from jepakit.plots._figures import bare, matplotlib
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ __all__ = ["plot_patch_pca"]
 def plot_patch_pca(
     images: Float[Tensor, "b c h w"],
     features: Mapping[str, Float[Tensor, "b _ _"]],
-    grid_size: tuple[int, int] | Sequence[tuple[int, int]],
+    grid_size: tuple[int, int],
     *,
     columns: int = 6,
 ) -> "Figure":
@@ -30,12 +31,14 @@ def plot_patch_pca(
 
     Args:
         images: Values in [0, 1], one or three channels.
-        features: For each row's name, patch tokens of these images, `[b N d]`.
-        grid_size: `(H, W)` of the tokens, or one for each row, as in `pyramid.grid_sizes`.
+        features: For each row's name, patch tokens of these images, `[b N d]`. Cells of a coarser
+            level are repeated over the patches that they cover, as in `examples/hjepa.py`.
+        grid_size: `(H, W)` of the tokens.
         columns: How many images to show at most.
 
     Raises:
-        ValueError: If `features` do not fit the images and the grids, or these are not as many.
+        ValueError: If there are no `features` or they do not fit the images and the grid, or
+            `columns` is below 1.
 
     Example:
         >>> import torch
@@ -47,6 +50,17 @@ def plot_patch_pca(
     Source:
         As in DINOv2 (arXiv:2304.07193), figure 1, without its foreground threshold.
     """
+    check_grid_size("grid_size", grid_size)
+    check_int("columns", columns, minimum=1)
+    if not features:
+        raise ValueError("features={}: must hold at least one row")
+    height, width = grid_size
+    for name, tokens in features.items():
+        if tokens.shape[:2] != (len(images), height * width):
+            raise ValueError(
+                f"features[{name!r}] {tuple(tokens.shape)}: must hold the tokens of {len(images)} "
+                f"images on the grid {grid_size}"
+            )
     plt, _ = matplotlib()
     count = min(columns, len(images))
     figure: Figure
@@ -61,31 +75,13 @@ def plot_patch_pca(
         picture = images[column].detach().float().cpu().clamp(0, 1).permute(1, 2, 0)
         axes[0, column].imshow(picture.expand(-1, -1, 3).numpy())
     axes[0, 0].set_ylabel("image")
-    grids = _one_each(grid_size, len(features))
-    rows = zip(features.items(), grids, strict=True)
-    for row, ((name, tokens), (height, width)) in enumerate(rows, start=1):
-        if tokens.shape[:2] != (len(images), height * width):
-            raise ValueError(
-                f"features[{name!r}] {tuple(tokens.shape)}: must hold the tokens of {len(images)} "
-                f"images on the grid {(height, width)}"
-            )
+    for row, (name, tokens) in enumerate(features.items(), start=1):
         colours = _principal_colours(tokens.detach().float().cpu())
         for column in range(count):
             axes[row, column].imshow(colours[column].view(height, width, 3).numpy())
         axes[row, 0].set_ylabel(name)
     bare(axes.flat)
     return figure
-
-
-def _one_each(
-    grid_size: tuple[int, int] | Sequence[tuple[int, int]], rows: int
-) -> list[tuple[int, int]]:
-    if isinstance(grid_size[0], int):
-        return [cast(tuple[int, int], grid_size)] * rows
-    grids = list(cast(Sequence[tuple[int, int]], grid_size))
-    if len(grids) != rows:
-        raise ValueError(f"grid_size={grids}: must be one, or one for each of the {rows} features")
-    return grids
 
 
 def _principal_colours(tokens: Tensor) -> Tensor:
