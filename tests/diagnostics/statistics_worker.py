@@ -37,12 +37,12 @@ def check_monitor(group: dist.ProcessGroup) -> None:
     rank, ranks = dist.get_rank(group), dist.get_world_size(group)
     own = CollapseMonitor(action="record", process_group=group)
     whole = CollapseMonitor(action="record")
-    random = torch.Generator().manual_seed(7)
+    random, uneven = torch.Generator().manual_seed(7), [4, 7, 2, 5][:ranks]
     for step in range(30):
-        x = torch.randn(4 * ranks, DIM, generator=random, dtype=torch.float64)
+        x = torch.randn(sum(uneven), DIM, generator=random, dtype=torch.float64)
         if step >= 20:
             x[:, 1:] *= 1e-3
-        found, expected = own.update(x[4 * rank : 4 * rank + 4]), whole.update(x)
+        found, expected = own.update(x.split(uneven)[rank]), whole.update(x)
         assert (found and found.step) == (expected and expected.step)
     torch.testing.assert_close(
         torch.tensor(own.history), torch.tensor(whole.history), rtol=1e-6, atol=1e-9

@@ -156,7 +156,7 @@ def test_errors() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [2, 3, 4])
 def test_ranks_equal_one_process(ranks: int, tmp_path: Path) -> None:
     """Uneven batches, an empty one, and a rank that has seen nothing. Trap: means of ranks' means.
 

@@ -63,3 +63,11 @@ def test_no_gradient_and_no_alias() -> None:
 def test_wrong_width() -> None:
     with pytest.raises(ValueError, match=r"features \(2, 3\): must have the shape \[n, 2\]"):
         FeatureQueue(4, 2).push(torch.ones(2, 3))
+
+
+def test_what_is_not_finite_is_refused() -> None:
+    """It would be every query's negative until it is dropped."""
+    queue = FeatureQueue(4, 2)
+    with pytest.raises(ValueError, match=r"^features \(1, 2\): must be finite"):
+        queue.push(torch.tensor([[1.0, torch.nan]]))
+    assert len(queue.negatives) == 0

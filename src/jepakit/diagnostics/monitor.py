@@ -66,7 +66,7 @@ class CollapseMonitor:
     The first 10 calls are observed, since the reference is the state before training, and then one
     of `every`; the others return at once and touch nothing. An observing call computes on the
     features' device, with an eigenvalue problem of the smaller of width and rows, and reads seven
-    numbers back: the only synchronisation. Use `every=10` on a GPU.
+    numbers back: its only wait for the device. Use `every=10` on a GPU.
 
     Args:
         action: `"warn"` issues a `CollapseWarning`, `"raise"` a `CollapseError`, `"record"` only

@@ -7,7 +7,7 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from jepakit._checks import check_floating, check_int, check_process_group
+from jepakit._checks import check_floating, check_int, check_process_group, value_checks_on
 from jepakit.losses._ranks import gather_rows, row_counts
 
 __all__ = ["FeatureQueue"]
@@ -73,7 +73,8 @@ class FeatureQueue(nn.Module):
 
         Raises:
             TypeError: If `features` is not floating point.
-            ValueError: If `features` is not `[n, dim]`.
+            ValueError: If `features` is not `[n, dim]`; or, under `JEPAKIT_TYPECHECK=1` on the CPU,
+                holds NaN or infinity.
         """
         check_floating("features", features)
         check_process_group(process_group)
@@ -83,6 +84,11 @@ class FeatureQueue(nn.Module):
             )
         if not self.training:
             return
+        # It would be every query's negative until it is dropped.
+        if value_checks_on(features) and not torch.isfinite(features).all():
+            raise ValueError(
+                f"features {tuple(features.shape)}: must be finite, got NaN or infinity"
+            )
         if process_group is not None:
             features = gather_rows(features, row_counts(features, process_group), process_group)
         # A new tensor: the old one may be part of a graph that has not gone backward yet.
