@@ -5,12 +5,13 @@ import os
 # The hook is installed when jepakit is imported, so this stands before everything else.
 os.environ.setdefault("JEPAKIT_TYPECHECK", "1")
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
 import torch
+import torch.distributed as dist
 
 # Test processes run side by side; threads that wait for each other make them many times slower.
 torch.set_num_threads(1)
@@ -76,3 +77,11 @@ def shared_data() -> Callable[[str], Path]:
         return path
 
     return find
+
+
+@pytest.fixture
+def process_group(tmp_path: Path) -> Iterator[None]:
+    """A group of this process alone, as wrappers want one."""
+    dist.init_process_group("gloo", f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()

@@ -3,15 +3,21 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
+
+import torch
+import torch.distributed as dist
 
 import jepakit
 
 
 def run_ranks(worker: Path, world_size: int, folder: Path, *arguments: str) -> None:
     """Run `worker RANK WORLD_SIZE STORE *arguments` for every rank; all must end well."""
-    source = str(Path(jepakit.__file__).parent.parent)
-    paths = [source, os.environ.get("PYTHONPATH", "")]
+    source, root = Path(jepakit.__file__).parents[1], Path(__file__).parents[1]
+    paths = [str(source), str(root), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
     ranks = [
         subprocess.Popen(
@@ -37,3 +43,19 @@ def run_ranks(worker: Path, world_size: int, folder: Path, *arguments: str) -> N
             rank.kill()
     for number, (rank, output) in enumerate(zip(ranks, outputs, strict=True)):
         assert rank.returncode == 0, f"rank {number} of {world_size}:\n{output}"
+
+
+@contextmanager
+def joined() -> Iterator[tuple[int, int]]:
+    """Rank and number of ranks of a worker's process, joined in a group as it was asked to."""
+    rank, world_size = int(sys.argv[1]), int(sys.argv[2])
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{sys.argv[3]}",
+        rank=rank,
+        world_size=world_size,
+        timeout=timedelta(seconds=60),
+    )
+    yield rank, world_size
+    dist.destroy_process_group()

@@ -1,11 +1,9 @@
 """One rank of test_streaming.py: `python statistics_worker.py RANK WORLD_SIZE STORE`."""
 
-import sys
-from datetime import timedelta
-
 import torch
 import torch.distributed as dist
 from feature_sets import DIM, batches, views
+from tests.ranks import joined
 
 from jepakit.diagnostics import CollapseMonitor, FeatureStatistics, LidarStatistics
 
@@ -51,22 +49,14 @@ def check_monitor(group: dist.ProcessGroup) -> None:
     assert len(own.history) == 30  # NaN on one rank is known to all
 
 
-def main(rank: int, world_size: int, store: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{store}",
-        rank=rank,
-        world_size=world_size,
-        timeout=timedelta(seconds=60),
-    )
+def main(rank: int, world_size: int) -> None:
     pair = dist.new_group([0, 1])
     check(dist.group.WORLD)
     check_monitor(dist.group.WORLD)
     if rank < 2:
         check(pair)
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    with joined() as ranks:
+        main(*ranks)

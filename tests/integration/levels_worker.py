@@ -1,11 +1,10 @@
 """One rank of test_distributed_system.py: `python levels_worker.py RANK WORLD_SIZE STORE`."""
 
 import functools
-import sys
-from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from tests.ranks import joined
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -95,15 +94,7 @@ def close(ours: Tensor, theirs: Tensor) -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
 
 
-def main(rank: int, world_size: int, store: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{store}",
-        rank=rank,
-        world_size=world_size,
-        timeout=timedelta(seconds=60),
-    )
+def main(rank: int, world_size: int) -> None:
     batches = [data(other) for other in range(world_size)]
     one_student, one_predictor = parts()
     one_teacher = EMATeacher(one_student, 0.9)
@@ -129,8 +120,8 @@ def main(rank: int, world_size: int, store: str) -> None:
                     close(mine.grad, other.grad)
         for module in (*wrapped, one_student, one_predictor):
             module.zero_grad()
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    with joined() as ranks:
+        main(*ranks)

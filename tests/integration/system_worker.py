@@ -1,11 +1,9 @@
 """One rank of test_distributed_system.py: `python system_worker.py RANK WORLD_SIZE STORE`."""
 
-import sys
-from datetime import timedelta
-
 import timm
 import torch
 import torch.distributed as dist
+from tests.ranks import joined
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -78,15 +76,7 @@ def close(ours: Tensor, theirs: Tensor) -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
 
 
-def main(rank: int, world_size: int, store: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{store}",
-        rank=rank,
-        world_size=world_size,
-        timeout=timedelta(seconds=60),
-    )
+def main(rank: int, world_size: int) -> None:
     batches = [data(other) for other in range(world_size)]
     counts = [int(masks.sum()) for _, _, masks in batches]
     assert len(set(counts)) > 1, counts
@@ -116,8 +106,8 @@ def main(rank: int, world_size: int, store: str) -> None:
                     close(mine.grad, other.grad)
         for module in (*wrapped, one_encoder, one_predictor):
             module.zero_grad()
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    with joined() as ranks:
+        main(*ranks)

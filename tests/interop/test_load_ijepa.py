@@ -1,7 +1,6 @@
 """A published checkpoint computes here what it computes there, and pretraining goes on from it."""
 
 import copy
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -158,14 +157,6 @@ def test_pretraining_goes_on(parts, images, ragged) -> None:
     fixed = {name for name in after if torch.equal(after[name], before[name])}
     assert fixed == {"predictor.position_table"}
     assert teacher.step == 71
-
-
-@pytest.fixture
-def process_group(tmp_path, monkeypatch) -> Iterator[None]:
-    store = tmp_path / "store"
-    torch.distributed.init_process_group("gloo", f"file://{store}", rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
 
 
 def compiled(module):

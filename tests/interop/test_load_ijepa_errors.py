@@ -304,14 +304,6 @@ def test_neither_mapping_nor_path(parts) -> None:
         load_ijepa(published.checkpoint(), encoder="encoder")
 
 
-@pytest.fixture
-def process_group(tmp_path):
-    store = tmp_path / "store"
-    torch.distributed.init_process_group("gloo", f"file://{store}", rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
-
-
 @pytest.mark.parametrize("part", ["encoder", "predictor", "teacher"])
 def test_sharded_parts(parts, process_group, part) -> None:
     """Trap: what is written to the gathered parameters of FSDP2 is lost."""

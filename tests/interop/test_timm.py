@@ -1,7 +1,5 @@
 """To timm and back: the same names, without wrappers, and the same features."""
 
-from collections.abc import Iterator
-
 import pytest
 import timm
 import torch
@@ -73,14 +71,6 @@ def test_saved_tensors_stay_as_they_were(parts) -> None:
     scramble(parts["encoder"])
     assert same(saved, kept)
     assert not any(tensor.requires_grad for tensor in saved.values())
-
-
-@pytest.fixture
-def process_group(tmp_path) -> Iterator[None]:
-    store = tmp_path / "store"
-    torch.distributed.init_process_group("gloo", f"file://{store}", rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
 
 
 def test_wrappers_leave_no_trace(parts, process_group) -> None:

@@ -1,11 +1,9 @@
 """One rank of test_batch_distributed.py: `python batch_worker.py RANK WORLD_SIZE STORE`."""
 
-import sys
-from datetime import timedelta
-
 import torch
 import torch.distributed as dist
 from batch_losses import BATCH_LOSSES
+from tests.ranks import joined
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -100,15 +98,7 @@ def check_sets(group: dist.ProcessGroup) -> None:
     torch.testing.assert_close(value, expected)
 
 
-def main(rank: int, world_size: int, store: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{store}",
-        rank=rank,
-        world_size=world_size,
-        timeout=timedelta(seconds=60),
-    )
+def main(rank: int, world_size: int) -> None:
     pair = dist.new_group([0, 1])
     for name in BATCH_LOSSES:
         try:
@@ -119,8 +109,8 @@ def main(rank: int, world_size: int, store: str) -> None:
             raise RuntimeError(name) from error
     check_contrastive(dist.group.WORLD)
     check_sets(dist.group.WORLD)
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    with joined() as ranks:
+        main(*ranks)

@@ -1,10 +1,10 @@
 """One rank of test_masked_distributed.py: `python ddp_worker.py RANK WORLD_SIZE STORE MODE`."""
 
 import sys
-from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from tests.ranks import joined
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -71,15 +71,7 @@ def check_the_trap_is_seen() -> None:
     assert (net.module.weight.grad - expected).abs().max() > 0.1 * expected.abs().max()
 
 
-def main(rank: int, world_size: int, store: str, mode: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{store}",
-        rank=rank,
-        world_size=world_size,
-        timeout=timedelta(seconds=60),
-    )
+def main(rank: int, world_size: int, mode: str) -> None:
     if mode == "compiled":
         check_ddp(dist.group.WORLD, COUNTS, compiled=True)
     else:
@@ -89,8 +81,8 @@ def main(rank: int, world_size: int, store: str, mode: str) -> None:
         pair = dist.new_group([0, 1])
         if rank < 2:
             check_ddp(pair, COUNTS)
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4])
+    with joined() as (rank, world_size):
+        main(rank, world_size, sys.argv[4])

@@ -1,12 +1,11 @@
 """One rank of test_teacher_sharded.py: `python fsdp_worker.py RANK WORLD_SIZE STORE`."""
 
-import sys
 from collections.abc import Callable
-from datetime import timedelta
 
 import pytest
 import torch
 import torch.distributed as dist
+from tests.ranks import joined
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -206,16 +205,8 @@ def check_resumed() -> None:
         torch.testing.assert_close(outputs, expected[2:])
 
 
-def main(rank: int, world_size: int, store: str) -> None:
+def main(rank: int, world_size: int) -> None:
     global MESH
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{store}",
-        rank=rank,
-        world_size=world_size,
-        timeout=timedelta(seconds=60),
-    )
     MESH = init_device_mesh("cpu", (world_size,))
     for shard in (root_alone, with_blocks, kept_whole):
         check_equals_the_unsharded(shard)
@@ -224,8 +215,8 @@ def main(rank: int, world_size: int, store: str) -> None:
     check_any_moment()
     check_errors()
     check_resumed()
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    with joined() as ranks:
+        main(*ranks)

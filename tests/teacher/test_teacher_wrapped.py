@@ -1,7 +1,6 @@
 """`EMATeacher` looks through the wrappers of a student."""
 
 import copy
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -10,14 +9,6 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from jepakit import EMATeacher
-
-
-@pytest.fixture(scope="module")
-def process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    store = tmp_path_factory.mktemp("gloo") / "store"
-    torch.distributed.init_process_group("gloo", f"file://{store}", rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
 
 
 def _updated(wrapped: nn.Module, module: nn.Module, teacher: EMATeacher) -> None:

@@ -1,10 +1,8 @@
 """One rank of test_quantizer_ranks.py: `python quantizer_worker.py RANK WORLD_SIZE STORE`."""
 
-import sys
-from datetime import timedelta
-
 import torch
 import torch.distributed as dist
+from tests.ranks import joined
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -105,15 +103,7 @@ def check(variant: str, group: dist.ProcessGroup, broadcast: bool) -> None:
     assert refreshed, "no code was ever dead: the test sees no refresh"
 
 
-def main(rank: int, world_size: int, store: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{store}",
-        rank=rank,
-        world_size=world_size,
-        timeout=timedelta(seconds=60),
-    )
+def main(rank: int, world_size: int) -> None:
     pair = dist.new_group([0, 1])
     for variant in VARIANTS:
         for broadcast in (False, True):
@@ -123,8 +113,8 @@ def main(rank: int, world_size: int, store: str) -> None:
                     check(variant, pair, broadcast)
             except Exception as error:
                 raise RuntimeError(variant) from error
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    with joined() as ranks:
+        main(*ranks)
