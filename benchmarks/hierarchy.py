@@ -4,17 +4,22 @@
         --write benchmarks/results/hierarchy.json
 
 Every row is trained for as many floating-point operations as the first, counted, on the same masks,
-whose blocks are whole on two levels, and judged on every level of its teacher by the mean of the
-level's cells. I-JEPA has one level only: pooling its tokens does not change their mean, but for
-cells that the border cuts off.
+whose blocks are whole on three levels, so that no cell of any level holds a part of what it sees.
+Level 0 is judged by the mean of its tokens, a coarser level of the teacher by its cells side by
+side. For a level that a row does not train, averages of its tokens over the same cells stand in:
+what I-JEPA's tokens hold when they are pooled afterwards.
 """
 
 from typing import Any
 
 from runs import arguments, flops_per_step, run_all, save, spread
 
-COMMON = ["--patch-size", "4", "--mask-levels", "2", "--num-targets", "3"]
-BATCH = 64
+BATCH = 32
+COMMON = [
+    *("--image-size", "32", "--patch-size", "4", "--batch-size", str(BATCH)),
+    *("--compare-levels", "3", "--num-targets", "3"),
+    *("--momentum", "0.98", "1"),  # runs are short
+]
 ROWS = {
     "I-JEPA": ["--levels", "1"],
     **{
@@ -28,7 +33,7 @@ ROWS = {
 def main() -> None:
     parser = arguments(__doc__.split("\n")[0], images=30_000)
     args = parser.parse_args()
-    common = ["--data", args.data, "--batch-size", str(BATCH), *COMMON]
+    common = ["--data", args.data, *COMMON]
     flops = {name: flops_per_step("hjepa", [*common, *options]) for name, options in ROWS.items()}
     first = next(iter(flops.values()))
     steps = {name: round(args.images / BATCH * first / each) for name, each in flops.items()}
@@ -45,7 +50,8 @@ def main() -> None:
         rows.append(
             {
                 "name": name,
-                "options": ["--batch-size", str(BATCH), *COMMON, *ROWS[name]],
+                "options": [*COMMON, *ROWS[name]],
+                "levels": int(ROWS[name][1]),
                 "steps": steps[name],
                 "flops_per_step": flops[name],
                 "seconds": [run["seconds"] for run in runs],
@@ -75,17 +81,22 @@ def table(rows: list[dict[str, Any]]) -> str:
         ]
         lines.append(f"| {' | '.join([name, level, steps, *cells, losses])} |")
 
-    add("raw pixels", "", "", [run[0] for run in rows[0]["raw pixels"]][:1])
-    add("untrained", "0", "", [run[0] for run in rows[0]["untrained"]])
-    for row in rows:
-        for level in range(len(row["trained"][0])):
+    def add_levels(name: str, steps: str, row: dict[str, Any], key: str) -> None:
+        for level, runs in enumerate(zip(*row[key], strict=True)):
+            own = level < row["levels"]
+            losses = [each[f"level_{level}"] for each in row["losses"]] if own else []
             add(
-                row["name"] if level == 0 else "",
-                str(level),
-                str(row["steps"]) if level == 0 else "",
-                [run[level] for run in row["trained"]],
-                spread([losses[f"level_{level}"] for losses in row["losses"]]),
+                name if level == 0 else "",
+                str(level) if own else f"{level}, averages",
+                steps if level == 0 else "",
+                list(runs),
+                spread(losses, digits=3) if own and key == "trained" else "",
             )
+
+    add("raw pixels", "", "", [run[0] for run in rows[0]["raw pixels"]][:1])
+    add_levels("untrained", "", rows[0], "untrained")
+    for row in rows:
+        add_levels(row["name"], str(row["steps"]), row, "trained")
     return "\n".join(lines)
 
 

@@ -138,12 +138,12 @@ def save(
     )
 
 
-def spread(values: Sequence[float], unit: str = "") -> str:
+def spread(values: Sequence[float], unit: str = "", digits: int = 1) -> str:
     """Mean and range of some seeds."""
-    mean = statistics.mean(values)
-    if len(values) == 1:
-        return f"{mean:.1f}{unit}"
-    return f"{mean:.1f}{unit} ({min(values):.1f} to {max(values):.1f})"
+    mean, low, high = (
+        f"{x:.{digits}f}" for x in (statistics.mean(values), min(values), max(values))
+    )
+    return f"{mean}{unit}" if len(values) == 1 else f"{mean}{unit} ({low} to {high})"
 
 
 def arguments(description: str, *, images: int) -> argparse.ArgumentParser:
