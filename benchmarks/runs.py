@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import matplotlib.pyplot as plt
 import timm
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -53,6 +54,7 @@ def _main_of(example: str, arguments: Sequence[str]) -> None:
     quiet = contextlib.redirect_stdout(io.StringIO())
     with mock.patch.object(sys, "argv", [str(path), *arguments]), quiet:
         module.main()
+    plt.close("all")
 
 
 def run(example: str, options: Sequence[str], out: Path, threads: int) -> dict[str, Any]:
@@ -100,6 +102,13 @@ def _commit() -> str:
     return commit + ("+" if changed.strip() else "")
 
 
+def machine() -> str:
+    """What the numbers were measured on."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{os.cpu_count()} CPU cores"
+
+
 def provenance(dataset: str, seeds: Sequence[int]) -> dict[str, Any]:
     """What a reader needs to repeat the numbers; the dataset by its name alone."""
     # Folders are this machine's own business.
@@ -114,7 +123,7 @@ def provenance(dataset: str, seeds: Sequence[int]) -> dict[str, Any]:
             "timm": timm.__version__,
             "python": platform.python_version(),
         },
-        "machine": f"{os.cpu_count()} CPU cores",
+        "machine": machine(),
         "dataset": Path(dataset).name,
     }
 
@@ -123,17 +132,22 @@ def save(
     args: argparse.Namespace, rows: list[dict[str, Any]], table: Callable[[list[Any]], str]
 ) -> None:
     """Print the table; if asked to, write the rows and, beside them, the table for the docs."""
-    text, record = table(rows), {**provenance(args.data, args.seeds), "rows": rows}
-    print(text)
+    record = {**provenance(args.data, args.seeds), "rows": rows}
+    print(table(rows))
     if args.write is None:
         return
     args.write.parent.mkdir(parents=True, exist_ok=True)
     args.write.write_text(json.dumps(record, indent=1) + "\n")
+    args.write.with_suffix(".md").write_text(page(record, table))
+
+
+def page(record: Mapping[str, Any], table: Callable[[list[Any]], str]) -> str:
+    """A result file as a part of the docs: its table, and how to get it again."""
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    seeds = ", ".join(map(str, args.seeds))
-    args.write.with_suffix(".md").write_text(
-        f"{text}\n\n{record['dataset']}, seeds {seeds}, {record['machine']}; means, and ranges "
-        f"over the seeds. Commit {record['commit'][:8]}, {versions}:\n\n"
+    seeds = ", ".join(map(str, record["seeds"]))
+    return (
+        f"{table(record['rows'])}\n\n{record['dataset']}, seeds {seeds}, {record['machine']}; "
+        f"means, and ranges over the seeds. Commit {record['commit'][:8]}, {versions}:\n\n"
         f"```sh\n{record['command']}\n```\n"
     )
 

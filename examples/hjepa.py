@@ -201,7 +201,10 @@ def main() -> None:
     plot_curves(curves).savefig(out / "curves.png", dpi=150)
     torch.save(teacher.module.state_dict(), out / "teacher.pth")
     losses = {name: points[-1][1] for name, points in curves.items()}
-    result = {"settings": vars(args), "seconds": seconds, "losses": losses, "rows": rows}
+    versions = {"jepakit": jepakit.__version__, "torch": torch.__version__}
+    result = {"settings": vars(args), "versions": versions, "rows": rows, "curves": curves}
+    result |= {"steps": steps, "images": steps * args.batch_size, "train_images": len(train)}
+    result |= {"seconds": seconds, "losses": losses}
     (out / "result.json").write_text(json.dumps(result, indent=1))
     console.print(f"{steps * args.batch_size} images in {seconds:.0f} s; see {out}")
 

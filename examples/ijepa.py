@@ -34,6 +34,7 @@ from jepakit.data import PixelStatistics, ResumableBatches, load_images, random_
 from jepakit.evaluation import evaluate
 from jepakit.interop import timm_state_dict
 from jepakit.losses import vicreg
+from jepakit.masking import ReferenceMultiBlockMask
 from jepakit.optim import param_groups
 from jepakit.plots import plot_curves, plot_masks, plot_patch_pca
 
@@ -68,16 +69,11 @@ def main() -> None:
         predictor_embed_dim=args.predictor_width,
         depth=args.predictor_depth,
         num_heads=args.heads,
+        joint=args.joint,
     ).to(device)
     momentum = jepakit.linear(*args.momentum, steps=steps)
     teacher = jepakit.EMATeacher(encoder, momentum)
-    sampler = jepakit.MultiBlockMask(
-        encoder.grid_size,
-        num_targets=args.num_targets,
-        target_scale=tuple(args.target_scale),
-        min_context_coverage=args.min_context_coverage,
-        context_length="trim",  # to the batch's shortest, at random: no time is spent on padding
-    )
+    sampler = make_sampler(encoder.grid_size, args)
     student = nn.ModuleDict({"encoder": encoder, "predictor": predictor})
     optimizer = torch.optim.AdamW(param_groups(student, args.weight_decay), betas=(0.9, 0.95))
     lr = jepakit.warmup_cosine(args.lr, args.lr / 100, warmup_steps=steps // 10, steps=steps)
@@ -191,7 +187,10 @@ def main() -> None:
     versions = {"jepakit": jepakit.__version__, "torch": torch.__version__}
     result = {"settings": vars(args), "versions": versions, "rows": rows, "curves": curves}
     result |= {"first_step": first, "steps": steps, "images": steps * args.batch_size}
-    result |= {"seconds": seconds}  # of this call: a resumed run's is that of the rest
+    result |= {
+        "train_images": len(train),
+        "seconds": seconds,
+    }  # of this call: a resumed run's is that of the rest
     (out / "result.json").write_text(json.dumps(result, indent=1))
     torch.save(timm_state_dict(teacher), out / "teacher.pth")
     torch.manual_seed(args.seed)
@@ -208,6 +207,18 @@ def main() -> None:
         f"checkpoint_path='{out / 'teacher.pth'}')",
         soft_wrap=True,
         highlight=False,
+    )
+
+
+def make_sampler(grid_size: tuple[int, ...], args: argparse.Namespace) -> Any:
+    blocks: dict[str, Any] = dict(num_targets=args.num_targets, target_scale=args.target_scale)
+    if args.sampler == "reference":  # the published one, quirks and all: see "What the masks show"
+        return ReferenceMultiBlockMask(grid_size, **blocks)
+    return jepakit.MultiBlockMask(
+        grid_size,
+        min_context_coverage=args.min_context_coverage,
+        context_length=args.context_length,
+        **blocks,
     )
 
 
@@ -258,9 +269,14 @@ def parse_args() -> argparse.Namespace:
     add("--heads", 2, "attention heads of encoder and predictor")
     add("--predictor-width", 64, "of the predictor's tokens")
     add("--predictor-depth", 3, "blocks of the predictor")
+    add("--joint", False, "predict the blocks of an image together, not each on its own")
+    add("--sampler", "multiblock", "of masks; reference is the published one",
+        choices=("multiblock", "reference"))  # fmt: skip
     add("--num-targets", 4, "target blocks for each image")
     add("--target-scale", (0.15, 0.2), "area of a target as a fraction of the grid")
     add("--min-context-coverage", 0.25, "fraction of the grid that a context has at least")
+    add("--context-length", "trim", "of a batch: of its shortest, at random, or padded",
+        choices=("trim", "pad"))  # fmt: skip
     add("--recipe", "paper", "as I-JEPA's published code or as its paper", choices=RECIPES)
     add("--loss", None, "instead of the recipe's", choices=LOSSES)
     add("--target-norm", None, "instead of the recipe's", choices=("layer", "l2", "none"))
@@ -284,6 +300,9 @@ def parse_args() -> argparse.Namespace:
     add("--resume", False, "go on from the checkpoint in --out, if there is one")
     add("--out", "ijepa-out", "folder for the checkpoint, the teacher and the pictures")
     args = parser.parse_args()
+    changed = [args.min_context_coverage, args.context_length] != [0.25, "trim"]
+    if args.sampler == "reference" and changed:
+        parser.error("--sampler reference: takes no --min-context-coverage or --context-length")
     loss, norm = RECIPES[args.recipe]
     args.loss, args.target_norm = args.loss or loss, args.target_norm or norm
     args.momentum, args.crop_scale = tuple(args.momentum), tuple(args.crop_scale)

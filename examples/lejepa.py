@@ -126,8 +126,8 @@ def main() -> None:
     console.print(table)
     versions = {"jepakit": jepakit.__version__, "torch": torch.__version__}
     result = {"settings": vars(args), "versions": versions, "rows": rows, "curves": curves}
-    result |= {"steps": steps, "images": steps * args.batch_size, "seconds": seconds}
-    result |= {"collapses": collapses}
+    result |= {"steps": steps, "images": steps * args.batch_size, "train_images": len(train)}
+    result |= {"seconds": seconds, "collapses": collapses}
     (out / "result.json").write_text(json.dumps(result, indent=1))
     torch.save(timm_state_dict(encoder), out / "encoder.pth")
     plot_curves(curves).savefig(out / "curves.png", dpi=150)
