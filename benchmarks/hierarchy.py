@@ -12,8 +12,9 @@ what I-JEPA's tokens hold when they are pooled afterwards.
 
 from typing import Any
 
-from runs import arguments, flops_per_step, run_all, save, spread
+from runs import arguments, cells, flops_per_step, run_all, save, spread
 
+SCRIPT = "examples/hjepa.py"
 BATCH = 32
 COMMON = [
     *("--image-size", "32", "--patch-size", "4", "--batch-size", str(BATCH)),
@@ -34,12 +35,12 @@ def main() -> None:
     parser = arguments(__doc__.split("\n")[0], images=30_000)
     args = parser.parse_args()
     common = ["--data", args.data, *COMMON]
-    flops = {name: flops_per_step("hjepa", [*common, *options]) for name, options in ROWS.items()}
+    flops = {name: flops_per_step(SCRIPT, [*common, *options]) for name, options in ROWS.items()}
     first = next(iter(flops.values()))
     steps = {name: round(args.images / BATCH * first / each) for name, each in flops.items()}
     print({name: (steps[name], f"{flops[name]:.3g}") for name in ROWS}, flush=True)
     jobs = {
-        (name, seed): ("hjepa", [*common, *options, "--steps", str(steps[name])])
+        (name, seed): (SCRIPT, [*common, *options, "--steps", str(steps[name])])
         for seed in args.seeds
         for name, options in ROWS.items()
     }
@@ -70,33 +71,21 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = [
         "| | level | steps | kNN-20 | linear probe | effective rank | last loss |",
         "|---|---|---|---|---|---|---|",
+        f"| raw pixels | | | {cells([run[0] for run in rows[0]['raw pixels'][:1]])} | |",
     ]
 
-    def add(name: str, level: str, steps: str, runs: list[Any], losses: str = "") -> None:
-        knn, linear, rank = zip(*runs, strict=True)
-        cells = [
-            spread([100 * value for value in knn], " %"),
-            spread([100 * value for value in linear], " %"),
-            spread(list(rank)),
-        ]
-        lines.append(f"| {' | '.join([name, level, steps, *cells, losses])} |")
-
-    def add_levels(name: str, steps: str, row: dict[str, Any], key: str) -> None:
+    def add(name: str, steps: str, row: dict[str, Any], key: str) -> None:
         for level, runs in enumerate(zip(*row[key], strict=True)):
-            own = level < row["levels"]
-            losses = [each[f"level_{level}"] for each in row["losses"]] if own else []
-            add(
-                name if level == 0 else "",
-                str(level) if own else f"{level}, averages",
-                steps if level == 0 else "",
-                list(runs),
-                spread(losses, digits=3) if own and key == "trained" else "",
-            )
+            own, last = level < row["levels"], ""
+            if own and key == "trained":
+                last = spread([each[f"level_{level}"] for each in row["losses"]], digits=3)
+            head = [name, str(level) if own else f"{level}, averages", steps]
+            lines.append(f"| {' | '.join(head)} | {cells(runs)} | {last} |")
+            name = steps = ""
 
-    add("raw pixels", "", "", [run[0] for run in rows[0]["raw pixels"]][:1])
-    add_levels("untrained", "", rows[0], "untrained")
+    add("untrained", "", rows[0], "untrained")
     for row in rows:
-        add_levels(row["name"], str(row["steps"]), row, "trained")
+        add(row["name"], str(row["steps"]), row, "trained")
     return "\n".join(lines)
 
 

@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 _COUNTED = 6  # steps over which operations are counted; masks differ in size
 
 
-def flops_per_step(example: str, options: Sequence[str]) -> float:
+def flops_per_step(script: str, options: Sequence[str]) -> float:
     """Floating-point operations of the products in a training step, forward and backward."""
     counts = []
     for steps in (1, 1 + _COUNTED):
@@ -39,14 +39,14 @@ def flops_per_step(example: str, options: Sequence[str]) -> float:
         count = FlopCounterMode(display=False)
         with tempfile.TemporaryDirectory() as out, plain, count as counter:
             shared = ("--steps", str(steps), "--eval-images", "40", "--out", out)
-            _main_of(example, [*options, *shared, "--seed", "0"])
+            _main_of(script, [*options, *shared, "--seed", "0"])
         counts.append(counter.get_total_flops())
     return (counts[1] - counts[0]) / _COUNTED
 
 
-def _main_of(example: str, arguments: Sequence[str]) -> None:
-    path = ROOT / "examples" / f"{example}.py"
-    spec = importlib.util.spec_from_file_location(example, path)
+def _main_of(script: str, arguments: Sequence[str]) -> None:
+    path = ROOT / script
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
         raise FileNotFoundError(path)
     module = importlib.util.module_from_spec(spec)
@@ -57,15 +57,15 @@ def _main_of(example: str, arguments: Sequence[str]) -> None:
     plt.close("all")
 
 
-def run(example: str, options: Sequence[str], out: Path, threads: int) -> dict[str, Any]:
+def run(script: str, options: Sequence[str], out: Path, threads: int) -> dict[str, Any]:
     """What one run wrote into its result.json; what lies there already is not run again."""
     result, asked = out / "result.json", out / "asked.json"
-    asking = {"example": example, "options": list(options), "commit": _commit()}
+    asking = {"script": script, "options": list(options), "commit": _commit()}
     if result.exists() and json.loads(asked.read_text()) != asking:
         raise ValueError(f"{out}: holds a run of {asked.read_text()}, asked for is {asking}")
     if not result.exists():
         out.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, str(ROOT / "examples" / f"{example}.py"), *options]
+        command = [sys.executable, str(ROOT / script), *options]
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MPLBACKEND": "agg"}
         with (out / "log.txt").open("w") as log:
             subprocess.run(
@@ -79,13 +79,13 @@ def run(example: str, options: Sequence[str], out: Path, threads: int) -> dict[s
 def run_all(
     jobs: Mapping[tuple[str, int], tuple[str, Sequence[str]]], out: Path, parallel: int
 ) -> dict[tuple[str, int], dict[str, Any]]:
-    """The results of all jobs `(row, seed) -> (example, options)`, `parallel` at a time."""
+    """The results of all jobs `(row, seed) -> (script, options)`, `parallel` at a time."""
     threads = max(1, (os.cpu_count() or 1) // parallel)
 
     def one(key: tuple[str, int]) -> dict[str, Any]:
-        example, options = jobs[key]
+        script, options = jobs[key]
         name, seed = key
-        result = run(example, [*options, "--seed", str(seed)], out / f"{name}-{seed}", threads)
+        result = run(script, [*options, "--seed", str(seed)], out / f"{name}-{seed}", threads)
         print(f"{name}, seed {seed}: {result['seconds']:.0f} s", flush=True)
         return result
 
@@ -158,6 +158,13 @@ def spread(values: Sequence[float], unit: str = "", digits: int = 1) -> str:
         f"{x:.{digits}f}" for x in (statistics.mean(values), min(values), max(values))
     )
     return f"{mean}{unit}" if len(values) == 1 else f"{mean}{unit} ({low} to {high})"
+
+
+def cells(runs: Sequence[Sequence[float]]) -> str:
+    """kNN accuracy, accuracy of the linear probe and effective rank of some seeds, for a table."""
+    knn, linear, rank = zip(*runs, strict=True)
+    percent = [spread([100 * value for value in values], " %") for values in (knn, linear)]
+    return " | ".join([*percent, spread(rank)])
 
 
 def arguments(description: str, *, images: int) -> argparse.ArgumentParser:

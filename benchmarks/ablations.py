@@ -1,0 +1,122 @@
+"""What a choice is worth: I-JEPA with one thing changed at a time, over several seeds.
+
+    python benchmarks/ablations.py --data fashion_mnist.npz --runs runs/ablations \
+        --only sampler --seeds 0 1 2 3 4 5 --write benchmarks/results/ablation_sampler.json
+
+Every row sees as many images as the baseline, in the same order, from the same initial weights.
+Differences from the baseline are paired by seed, with a 95 % interval of Student's t.
+"""
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from runs import arguments, cells, run_all, save
+from scipy.stats import t as student
+
+BATCH = 32
+# 12 x 12 patches, since smaller grids leave few places for four targets; short runs need a teacher
+# that moves.
+BASE = [
+    *("--image-size", "24", "--patch-size", "2", "--batch-size", str(BATCH)),
+    *("--momentum", "0.98", "1"),
+]
+# Each group's first row is the baseline itself.
+GROUPS: dict[str, dict[str, list[str]]] = {
+    "sampler": {
+        "MultiBlockMask": [],
+        "published sampler": ["--sampler", "reference"],
+    },
+    "least context": {
+        "0.25": [],
+        "0.15": ["--min-context-coverage", "0.15"],
+        "0.4": ["--min-context-coverage", "0.4"],
+    },
+    "context length": {
+        "trim": [],
+        "pad": ["--context-length", "pad"],
+    },
+    "target blocks": {
+        "each on its own": [],
+        "together": ["--joint"],
+    },
+    "momentum": {
+        "0.98 to 1": [],
+        "0.95 to 1": ["--momentum", "0.95", "1"],
+        "0.996 to 1": ["--momentum", "0.996", "1"],
+        "0.98 throughout": ["--momentum", "0.98", "0.98"],
+    },
+    "targets": {
+        "as they are, MSE": [],
+        "layer norm, MSE": ["--target-norm", "layer"],
+        "layer norm, smooth L1": ["--recipe", "code"],
+    },
+    "predictor": {
+        "3 blocks of 64": [],
+        "1 block": ["--predictor-depth", "1"],
+        "6 blocks": ["--predictor-depth", "6"],
+        "32 wide": ["--predictor-width", "32"],
+        "128 wide": ["--predictor-width", "128"],
+    },
+}
+
+
+def main() -> None:
+    parser = arguments(__doc__.split("\n")[0], images=30_000)
+    parser.add_argument("--only", nargs="+", choices=GROUPS, default=list(GROUPS), help="groups")
+    args = parser.parse_args()
+    common = ["--data", args.data, *BASE, "--steps", str(args.images // BATCH)]
+    variants = {
+        (group, name): options for group in args.only for name, options in GROUPS[group].items()
+    }
+    # A baseline is run once, whatever it is called.
+    jobs = {
+        (" ".join(options).replace("--", "") or "baseline", seed): [*common, *options]
+        for seed in args.seeds
+        for options in variants.values()
+    }
+    scripts = {key: ("examples/ijepa.py", options) for key, options in jobs.items()}
+    results = run_all(scripts, args.runs, args.parallel)
+    rows = []
+    for (group, name), options in variants.items():
+        key = " ".join(options).replace("--", "") or "baseline"
+        runs = [results[key, seed] for seed in args.seeds]
+        row: dict[str, Any] = {"group": group, "name": name, "options": [*BASE, *options]}
+        row |= {"steps": args.images // BATCH, "seconds": [run["seconds"] for run in runs]}
+        for part, scores in zip(("raw", "untrained", "trained"), runs[0]["rows"], strict=True):
+            row[part] = [run["rows"][scores] for run in runs]
+        rows.append(row)
+    save(args, rows, table)
+
+
+def interval(values: Sequence[float]) -> str:
+    """Mean of differences in points of percent, and how far it may be off at 95 %."""
+    if len(values) == 1:
+        return f"{100 * values[0]:+.1f}"
+    error = statistics.stdev(values) / math.sqrt(len(values))
+    reach = student.ppf(0.975, len(values) - 1) * error
+    return f"{100 * statistics.mean(values):+.1f} ± {100 * reach:.1f}"
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Means and ranges over the seeds, and paired differences from the group's first row."""
+    lines = [
+        "| | | kNN-20 | linear probe | effective rank | kNN less baseline's | linear likewise |",
+        "|---|---|---|---|---|---|---|",
+        f"| raw pixels | | {cells(rows[0]['raw'][:1])} | | |",
+        f"| untrained encoder | | {cells(rows[0]['untrained'])} | | |",
+    ]
+    firsts: dict[str, list[Any]] = {}
+    for row in rows:
+        base = firsts.setdefault(row["group"], row["trained"])
+        pairs = list(zip(row["trained"], base, strict=True))
+        gains = [interval([ours[i] - theirs[i] for ours, theirs in pairs]) for i in (0, 1)]
+        same = base is row["trained"]
+        head = [row["group"] if same else "", row["name"], cells(row["trained"])]
+        lines.append(f"| {' | '.join([*head, *(['', ''] if same else gains)])} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""Runs a recipe, that is a file of `benchmarks/recipes/`, and writes what came of it.
+
+    python benchmarks/recipes.py cifar10-ijepa --data-folder data
+    python benchmarks/recipes.py fashion-lejepa --seeds 0 1 2 --parallel 2
+
+A recipe names a script, its options and a dataset file. Its numbers go to
+`benchmarks/results/<recipe>.json`; the table that the docs show is made of all of them.
+"""
+
+import argparse
+import statistics
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from runs import ROOT, cells, run_all, save, spread
+
+RECIPES = ROOT / "benchmarks" / "recipes"
+RESULTS = ROOT / "benchmarks" / "results"
+_POINTS = 60  # of a curve that is kept
+
+
+def load(name: str) -> dict[str, Any]:
+    """A recipe by its name."""
+    path = RECIPES / f"{name}.toml"
+    if not path.is_file():
+        known = ", ".join(sorted(each.stem for each in RECIPES.glob("*.toml")))
+        raise SystemExit(f"no recipe {name!r}; there are: {known}")
+    return tomllib.loads(path.read_text())
+
+
+def words(options: dict[str, Any]) -> list[str]:
+    """Options of a recipe as they are written on a command line."""
+    found: list[str] = []
+    for name, value in options.items():
+        if value is False:
+            raise ValueError(f"{name} = false: leave it out")
+        values = value if isinstance(value, list) else [] if value is True else [value]
+        found += [f"--{name}", *map(str, values)]
+    return found
+
+
+def main() -> None:
+    args = parse_args()
+    recipe = load(args.recipe)
+    args.data = str(args.data_folder / recipe["data"])
+    options = ["--data", args.data, *words(recipe["options"])]
+    if args.smoke:
+        options += ["--steps", "4", "--eval-images", "60"]
+    jobs = {(args.recipe, seed): (recipe["script"], options) for seed in args.seeds}
+    results = run_all(jobs, args.runs, args.parallel)
+    save(args, [row(args.recipe, recipe, [results[key] for key in jobs])], table)
+
+
+def row(name: str, recipe: dict[str, Any], runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the results page says of a recipe."""
+    settings, steps = runs[0]["settings"], runs[0]["steps"]
+    scores = {
+        key: [finest(each["rows"][given]) for each in runs]
+        for key, given in zip(("raw", "untrained", "trained"), runs[0]["rows"], strict=True)
+    }
+    return {
+        "name": name,
+        "title": recipe["title"],
+        "data": recipe["data"],
+        "options": words(recipe["options"]),
+        "architecture": f"ViT {settings['width']}/{settings['patch_size']}, "
+        f"{settings['depth']} blocks, {settings['heads']} heads",
+        "image_size": settings["image_size"],
+        "steps": steps,
+        "images": runs[0]["images"],
+        "epochs": runs[0]["images"] / runs[0]["train_images"],
+        "seconds": [each["seconds"] for each in runs],
+        **scores,
+        "head": [each["head"] for each in runs if "head" in each],
+        "curves": [thinned(each["curves"]) for each in runs],
+    }
+
+
+def finest(scores: list[Any]) -> list[float]:
+    """Scores of the finest of several levels: what other recipes are compared by."""
+    return scores[0] if isinstance(scores[0], list) else scores
+
+
+def thinned(curves: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """At most so many points of each curve, as means of equal stretches."""
+    found = {}
+    for name, points in curves.items():
+        width = -(-len(points) // _POINTS)
+        parts = [points[start : start + width] for start in range(0, len(points), width)]
+        found[name] = [
+            [part[-1][0], float(f"{statistics.mean(value for _, value in part):.4g}")]
+            for part in parts
+        ]
+    return found
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """A row for each recipe, below what the same file gives without training."""
+    lines = [
+        "| | encoder | epochs | kNN-20 | linear probe | effective rank | minutes |",
+        "|---|---|---|---|---|---|---|",
+        f"| raw pixels | | | {cells(rows[0]['raw'][:1])} | |",
+    ]
+    for each in rows:
+        minutes = spread([seconds / 60 for seconds in each["seconds"]])
+        about = f"{each['architecture']} | {each['epochs']:.1f}"
+        lines.append(f"| {each['title']}, untrained | | | {cells(each['untrained'])} | |")
+        lines.append(f"| {each['title']} | {about} | {cells(each['trained'])} | {minutes} |")
+    return "\n".join(lines)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("recipe", help="a file of benchmarks/recipes/, without .toml")
+    parser.add_argument("--data-folder", type=Path, default=Path("data"), help="of the datasets")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one run for each")
+    parser.add_argument("--parallel", type=int, default=1, help="runs at a time")
+    parser.add_argument("--runs", type=Path, default=Path("runs/recipes"), help="for the runs")
+    parser.add_argument("--write", type=Path, help="result file, .json")
+    parser.add_argument("--smoke", action="store_true", help="a few steps: does it run at all?")
+    args = parser.parse_args()
+    if args.smoke and args.write:
+        parser.error("--smoke: writes no result")
+    if args.write is None and not args.smoke:
+        args.write = RESULTS / f"{args.recipe}.json"
+    return args
+
+
+if __name__ == "__main__":
+    main()
