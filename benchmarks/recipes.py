@@ -8,6 +8,7 @@ A recipe names a script, its options and a dataset file. Its numbers go to
 """
 
 import argparse
+import json
 import statistics
 import tomllib
 from pathlib import Path
@@ -17,6 +18,7 @@ from runs import ROOT, cells, run_all, save, spread
 
 RECIPES = ROOT / "benchmarks" / "recipes"
 RESULTS = ROOT / "benchmarks" / "results"
+OVERVIEW = RESULTS / "recipes.md"
 _POINTS = 60  # of a curve that is kept
 
 
@@ -50,6 +52,8 @@ def main() -> None:
     jobs = {(args.recipe, seed): (recipe["script"], options) for seed in args.seeds}
     results = run_all(jobs, args.runs, args.parallel)
     save(args, [row(args.recipe, recipe, [results[key] for key in jobs])], table)
+    if args.write is not None:
+        OVERVIEW.write_text(overview())
 
 
 def row(name: str, recipe: dict[str, Any], runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -101,13 +105,44 @@ def table(rows: list[dict[str, Any]]) -> str:
         "| | encoder | epochs | kNN-20 | linear probe | effective rank | minutes |",
         "|---|---|---|---|---|---|---|",
         f"| raw pixels | | | {cells(rows[0]['raw'][:1])} | |",
+        f"| untrained encoder | | | {cells(rows[0]['untrained'])} | |",
     ]
     for each in rows:
         minutes = spread([seconds / 60 for seconds in each["seconds"]])
-        about = f"{each['architecture']} | {each['epochs']:.1f}"
-        lines.append(f"| {each['title']}, untrained | | | {cells(each['untrained'])} | |")
-        lines.append(f"| {each['title']} | {about} | {cells(each['trained'])} | {minutes} |")
+        about = f"{each['title']} | {each['architecture']} | {each['epochs']:.1f}"
+        lines.append(f"| {about} | {cells(each['trained'])} | {minutes} |")
+        if each["head"]:
+            head = spread([100 * accuracy for accuracy in each["head"]], " %")
+            lines.append(f"| its own head | | | | {head} | | |")
     return "\n".join(lines)
+
+
+def overview() -> str:
+    """All recipes, one table for each dataset and tier; what was not run is named as such."""
+    recipes = {path.stem: load(path.stem) for path in sorted(RECIPES.glob("*.toml"))}
+    places = {(recipe["tier"], recipe["data"]): None for recipe in recipes.values()}
+    sections = []
+    for tier, data in sorted(places, key=lambda place: (place[0] != "cpu", place[1])):
+        rows, notes = [], []
+        for name, recipe in recipes.items():
+            if (recipe["tier"], recipe["data"]) != (tier, data):
+                continue
+            path = RESULTS / f"{name}.json"
+            if not path.is_file():
+                notes.append(f"- {recipe['title']}, not run: `python benchmarks/recipes.py {name}`")
+                continue
+            record = json.loads(path.read_text())
+            rows += record["rows"]
+            seeds = ", ".join(map(str, record["seeds"]))
+            notes.append(
+                f"- {recipe['title']}: `{record['command']}`, seeds {seeds}, "
+                f"{record['machine']}, commit {record['commit'][:8]}, "
+                f"torch {record['versions']['torch']}"
+            )
+        where = "CPU" if tier == "cpu" else "accelerator"
+        parts = [f"### {data}, {where}", *([table(rows)] if rows else []), "\n".join(notes)]
+        sections.append("\n\n".join(parts))
+    return "\n\n".join(sections) + "\n"
 
 
 def parse_args() -> argparse.Namespace:

@@ -39,6 +39,12 @@ def test_a_recipe_is_accepted(path, benchmarks, monkeypatch) -> None:
     accepted(ROOT / recipe["script"], recipes.words(recipe["options"]), monkeypatch)
 
 
+def test_the_overview_is_made_of_the_results(benchmarks) -> None:
+    """Trap: a number in the docs that no run gave."""
+    recipes = load(benchmarks / "recipes.py")
+    assert recipes.OVERVIEW.read_text() == recipes.overview()
+
+
 def test_ablations_are_accepted(benchmarks, monkeypatch) -> None:
     ablations = load(benchmarks / "ablations.py")
     for group in ablations.GROUPS.values():
