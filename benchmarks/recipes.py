@@ -45,7 +45,7 @@ def words(options: dict[str, Any]) -> list[str]:
 def main() -> None:
     args = parse_args()
     recipe = load(args.recipe)
-    args.data = str(args.data_folder / recipe["data"])
+    args.data = args.data or str(args.data_folder / recipe["data"])
     options = ["--data", args.data, *words(recipe["options"])]
     if args.smoke:
         options += ["--steps", "4", "--eval-images", "60"]
@@ -149,6 +149,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("recipe", help="a file of benchmarks/recipes/, without .toml")
     parser.add_argument("--data-folder", type=Path, default=Path("data"), help="of the datasets")
+    parser.add_argument("--data", help="instead of the recipe's file, as for the examples")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one run for each")
     parser.add_argument("--parallel", type=int, default=1, help="runs at a time")
     parser.add_argument("--runs", type=Path, default=Path("runs/recipes"), help="for the runs")
