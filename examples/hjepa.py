@@ -110,10 +110,11 @@ def main() -> None:
         masks = sampler(len(images), device=device)
         preds, targets, valids = [], [], []
         levels = zip(predictors, student(images, masks.context), teacher(images), strict=True)
-        for level, (predictor, (context, seen), (goal, _)) in enumerate(levels):
+        for level, (predictor, own, (goal, _)) in enumerate(levels):
             if found := monitors[level].update(goal.float().mean(dim=1), step=step):
                 console.print(f"[yellow]Level {level}: {found}")
             asked = masks.coarsen(level).targets
+            context, seen = own.trimmed()  # whole blocks have a few cells of the many there may be
             preds.append(predictor(context, seen, asked))
             goal = jepakit.normalize_targets(goal, args.target_norm)
             targets.append(jepakit.take_tokens(goal, asked))

@@ -65,6 +65,20 @@ def test_lengths_follow_from_shapes(ragged) -> None:
     assert pyramid(torch.randn(*sets.shape, 2), sets)[0].tokens is sets
 
 
+@given(st.integers(0, 2**32 - 1), st.sampled_from(GRIDS))
+def test_trimmed_drops_what_no_sample_has(ragged, seed, grid) -> None:
+    """Trap: a third of a sequence is padding that attention computes all the same."""
+    torch.manual_seed(seed)
+    tokens = wider(ragged(grid, 3), 2)
+    for level in HierarchicalPyramid(grid, 2, num_levels=2)(torch.randn(*tokens.shape, 2), tokens):
+        features, kept = level.trimmed()
+        assert kept.shape[-1] == level.tokens.counts().max() == kept.counts().max()
+        assert kept.padded == (not kept.valid.all())
+        assert torch.equal(kept.to_mask(), level.tokens.to_mask())
+        assert torch.equal(features[kept.valid], level.features[level.tokens.valid])
+        assert not features[~kept.valid].any()
+
+
 def test_nested_masks_and_levels_agree() -> None:
     """What a nested sampler calls context on a level is what the pyramid has there."""
     masks = NestedMultiBlockMask((14, 14), num_levels=3)(8)

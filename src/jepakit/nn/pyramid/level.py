@@ -34,3 +34,26 @@ class Level(NamedTuple):
 
     features: Float[Tensor, "b n d"]
     tokens: TokenSet
+
+    def trimmed(self) -> "Level":
+        """Without the entries that are padding in every sample; reads back which those are.
+
+        A context of 32 patches may have 16 cells of a coarser level, and with blocks that are whole
+        on every level it has 8: a predictor need not compute the rest. Not for `torch.compile`.
+
+        Example:
+            >>> import torch
+            >>> from jepakit import HierarchicalPyramid
+            >>> from jepakit.masking import NestedMultiBlockMask
+            >>> sampler = NestedMultiBlockMask((8, 8), num_levels=2, context_length="trim")
+            >>> context = sampler(2, generator=torch.Generator().manual_seed(0)).context
+            >>> pyramid = HierarchicalPyramid((8, 8), 4, num_levels=2)
+            >>> coarse = pyramid(torch.randn(*context.shape, 4), context)[1]
+            >>> [tuple(level.tokens.shape) for level in (coarse, coarse.trimmed())]
+            [(2, 16), (2, 8)]
+        """
+        kept = self.tokens.valid.any(dim=0)
+        idx, valid = self.tokens.idx[:, kept], self.tokens.valid[:, kept]
+        padded = not bool(valid.all())
+        tokens = TokenSet._trusted(idx, valid, self.tokens.grid_size, padded=padded)
+        return Level(self.features[:, kept], tokens)
