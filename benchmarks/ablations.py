@@ -7,13 +7,9 @@ Every row sees as many images as the baseline, in the same order, from the same 
 Differences from the baseline are paired by seed, with a 95 % interval of Student's t.
 """
 
-import math
-import statistics
-from collections.abc import Sequence
 from typing import Any
 
-from runs import arguments, cells, run_all, save
-from scipy.stats import t as student
+from runs import arguments, cells, interval, run_all, save
 
 BATCH = 32
 # 12 x 12 patches, since smaller grids leave few places for four targets; short runs need a teacher
@@ -88,15 +84,6 @@ def main() -> None:
             row[part] = [run["rows"][scores] for run in runs]
         rows.append(row)
     save(args, rows, table)
-
-
-def interval(values: Sequence[float]) -> str:
-    """Mean of differences in points of percent, and how far it may be off at 95 %."""
-    if len(values) == 1:
-        return f"{100 * values[0]:+.1f}"
-    error = statistics.stdev(values) / math.sqrt(len(values))
-    reach = student.ppf(0.975, len(values) - 1) * error
-    return f"{100 * statistics.mean(values):+.1f} ± {100 * reach:.1f}"
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -51,7 +51,8 @@ def main() -> None:
         options += ["--steps", "4", "--eval-images", "60"]
     jobs = {(args.recipe, seed): (recipe["script"], options) for seed in args.seeds}
     results = run_all(jobs, args.runs, args.parallel)
-    save(args, [row(args.recipe, recipe, [results[key] for key in jobs])], table)
+    runs = [results[key] for key in jobs]
+    save(args, [row(args.recipe, recipe, runs)], table, runs[0]["settings"]["device"])
     if args.write is not None:
         OVERVIEW.write_text(overview())
 

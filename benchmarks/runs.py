@@ -2,10 +2,10 @@
 
 import argparse
 import contextlib
-import functools
 import importlib.util
 import io
 import json
+import math
 import os
 import platform
 import statistics
@@ -21,13 +21,16 @@ from unittest import mock
 import matplotlib.pyplot as plt
 import timm
 import torch
+from scipy.stats import t as student
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import jepakit
 
 ROOT = Path(__file__).resolve().parents[1]
-_COUNTED = 6  # steps over which operations are counted; masks differ in size
+if not Path(jepakit.__file__).is_relative_to(ROOT):
+    raise ImportError(f"jepakit is that of {jepakit.__file__}: set PYTHONPATH to {ROOT / 'src'}")
+_COUNTED = 20  # steps over which operations are counted; masks differ in size
 
 
 def flops_per_step(script: str, options: Sequence[str]) -> float:
@@ -60,18 +63,19 @@ def _main_of(script: str, arguments: Sequence[str]) -> None:
 def run(script: str, options: Sequence[str], out: Path, threads: int) -> dict[str, Any]:
     """What one run wrote into its result.json; what lies there already is not run again."""
     result, asked = out / "result.json", out / "asked.json"
-    asking = {"script": script, "options": list(options), "commit": _commit()}
+    asking = {"script": script, "options": list(options), "commit": COMMIT}
     if result.exists() and json.loads(asked.read_text()) != asking:
         raise ValueError(f"{out}: holds a run of {asked.read_text()}, asked for is {asking}")
     if not result.exists():
         out.mkdir(parents=True, exist_ok=True)
+        asked.write_text(json.dumps(asking))
         command = [sys.executable, str(ROOT / script), *options]
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MPLBACKEND": "agg"}
+        environment["PYTHONPATH"] = str(ROOT / "src")  # what the commit says
         with (out / "log.txt").open("w") as log:
             subprocess.run(
                 [*command, "--out", str(out)], stdout=log, stderr=log, env=environment, check=True
             )
-        asked.write_text(json.dumps(asking))
     loaded: dict[str, Any] = json.loads(result.read_text())
     return loaded
 
@@ -93,29 +97,36 @@ def run_all(
         return dict(zip(jobs, pool.map(one, jobs), strict=True))
 
 
-@functools.cache
-def _commit() -> str:
-    """The commit, with a plus if what runs is not what was committed."""
-    git = ["git", "-C", str(ROOT)]
-    commit = subprocess.check_output([*git, "rev-parse", "HEAD"], text=True).strip()
-    changed = subprocess.check_output([*git, "status", "--porcelain", "src", "examples"], text=True)
-    return commit + ("+" if changed.strip() else "")
+def _code() -> str:
+    """The last commit of what runs, with a plus if something else than that runs."""
+    git, code = (
+        ["git", "-C", str(ROOT)],
+        ["src", "examples", "benchmarks/*.py", "benchmarks/*.toml"],
+    )
+    commit = subprocess.check_output([*git, "log", "-1", "--format=%H", "--", *code], text=True)
+    changed = subprocess.check_output([*git, "status", "--porcelain", "--", *code], text=True)
+    return commit.strip() + ("+" if changed.strip() else "")
 
 
-def machine() -> str:
+# As it was when the first run began: runs take hours, and files may change meanwhile.
+COMMIT = _code()
+
+
+def machine(device: str) -> str:
     """What the numbers were measured on."""
-    if torch.cuda.is_available():
+    if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name()
     return f"{os.cpu_count()} CPU cores"
 
 
-def provenance(dataset: str, seeds: Sequence[int]) -> dict[str, Any]:
-    """What a reader needs to repeat the numbers; the dataset by its name alone."""
-    # Folders are this machine's own business.
-    script, *options = [Path(word).name for word in sys.argv]
+def provenance(dataset: str, seeds: Sequence[int], device: str) -> dict[str, Any]:
+    """What a reader needs to repeat the numbers."""
+    # Where a file lies on this machine is no one else's business.
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    same = _code() == COMMIT
     return {
-        "command": " ".join(["python", f"benchmarks/{script}", *options]),
-        "commit": _commit(),
+        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words]),
+        "commit": COMMIT if same else f"{COMMIT}, changed while it ran",
         "seeds": list(seeds),
         "versions": {
             "jepakit": jepakit.__version__,
@@ -123,16 +134,19 @@ def provenance(dataset: str, seeds: Sequence[int]) -> dict[str, Any]:
             "timm": timm.__version__,
             "python": platform.python_version(),
         },
-        "machine": machine(),
+        "machine": machine(device),
         "dataset": Path(dataset).name,
     }
 
 
 def save(
-    args: argparse.Namespace, rows: list[dict[str, Any]], table: Callable[[list[Any]], str]
+    args: argparse.Namespace,
+    rows: list[dict[str, Any]],
+    table: Callable[[list[Any]], str],
+    device: str = "cpu",
 ) -> None:
     """Print the table; if asked to, write the rows and, beside them, the table for the docs."""
-    record = {**provenance(args.data, args.seeds), "rows": rows}
+    record = {**provenance(args.data, args.seeds, device), "rows": rows}
     print(table(rows))
     if args.write is None:
         return
@@ -158,6 +172,15 @@ def spread(values: Sequence[float], unit: str = "", digits: int = 1) -> str:
         f"{x:.{digits}f}" for x in (statistics.mean(values), min(values), max(values))
     )
     return f"{mean}{unit}" if len(values) == 1 else f"{mean}{unit} ({low} to {high})"
+
+
+def interval(values: Sequence[float]) -> str:
+    """Mean of paired differences in points of percent, and how far it may be off at 95 %."""
+    mean = 100 * statistics.mean(values)
+    if len(values) == 1:
+        return f"{mean:+.1f}"
+    error = 100 * statistics.stdev(values) / math.sqrt(len(values))
+    return f"{mean:+.1f} ± {student.ppf(0.975, len(values) - 1) * error:.1f}"
 
 
 def cells(runs: Sequence[Sequence[float]]) -> str:

@@ -111,7 +111,7 @@ def main() -> None:
         row |= {"encoder": f"ViT {args.width}/{args.patch_size}, {args.depth} blocks"}
         row |= {"image_size": args.image_size, "batch_size": args.batch_size}
         rows.append(row)
-    save(args, rows, table)
+    save(args, rows, table, args.device)
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -90,11 +90,10 @@ def main() -> None:
     else:
         predictors = [predictor(grid) for grid in pyramid.grid_sizes]
     predictors = nn.ModuleList(predictors).to(device)
-    # Blocks that are whole on every level, so that none is asked for what it sees, and what is
-    # compared is trained on the same masks.
+    # Blocks that are whole on every level, so that none is asked for what it sees.
     sampler = NestedMultiBlockMask(
         encoder.grid_size,
-        num_levels=args.compare_levels,
+        num_levels=args.mask_levels,
         num_targets=args.num_targets,
         context_length="trim",
     )
@@ -252,11 +251,12 @@ def parse_args() -> argparse.Namespace:
     add("--predictor-depth", 3, "blocks of a predictor")
     add("--shared-predictor", False, "one predictor for all levels")
     add("--num-targets", 4, "target blocks for each image")
+    add("--mask-levels", None, "blocks are whole on so many levels (default: --levels)", type=int)
     add(
         "--compare-levels",
         None,
-        "as a pyramid of so many levels: masks are whole on all of them, and beyond --levels the "
-        "tokens' averages are judged (default: --levels)",
+        "judge as a pyramid of so many levels: beyond --levels the tokens' averages "
+        "(default: --levels)",
         type=int,
     )
     add("--loss", "mse", "of a level", choices=LOSSES)
@@ -277,12 +277,14 @@ def parse_args() -> argparse.Namespace:
     add("--seed", 0, "of everything random")
     add("--out", "hjepa-out", "folder for the teacher, the pictures and result.json")
     args = parser.parse_args()
-    if args.compare_levels is None:
-        args.compare_levels = args.levels
-    if args.compare_levels < args.levels:
-        parser.error(f"--compare-levels {args.compare_levels}: must be at least --levels")
-    if args.levels == 1 and args.weights != "equal":
-        parser.error(f"--weights {args.weights}: weighs levels, and --levels is 1")
+    for name in ("mask_levels", "compare_levels"):
+        given = getattr(args, name)
+        setattr(args, name, args.levels if given is None else given)
+        if given is not None and given < args.levels:
+            parser.error(f"--{name.replace('_', '-')} {given}: must be at least --levels")
+    for name in ("weights", "pool", "fusion", "shared_predictor"):
+        if args.levels == 1 and getattr(args, name) != parser.get_default(name):
+            parser.error(f"--{name.replace('_', '-')}: is between levels, and --levels is 1")
     if args.steps is not None and args.steps < 1:
         parser.error(f"--steps {args.steps}: must be at least 1")
     args.momentum, args.crop_scale = tuple(args.momentum), tuple(args.crop_scale)

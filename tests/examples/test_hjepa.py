@@ -61,7 +61,9 @@ def test_one_level_is_ijepa(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ("--steps 0", "--steps 0: must be at least 1"),
-        ("--levels 1 --weights fine", "--weights fine: weighs levels, and --levels is 1"),
+        ("--levels 1 --weights fine", "--weights: is between levels, and --levels is 1"),
+        ("--levels 1 --shared-predictor", "--shared-predictor: is between levels"),
+        ("--mask-levels 1", "--mask-levels 1: must be at least --levels"),
         ("--compare-levels 1", "--compare-levels 1: must be at least --levels"),
     ],
 )
