@@ -82,14 +82,14 @@ def main() -> None:
 
     def compute_loss(images: Tensor, target: Tensor, masks: jepakit.Masks) -> Tensor:
         context = encoder(images, masks.context)  # only the visible patches are computed
-        whole = target.mean(dim=1)
+        whole = target
         target = jepakit.normalize_targets(target, args.target_norm)
         target = jepakit.take_tokens(target, masks.targets)
         pred = predictor(context, masks.context, masks.targets)
         loss = loss_fn(pred, target, masks.targets.valid)
-        seen = context.sum(dim=1) / masks.context.counts()[:, None]
         if args.vicreg_weight:  # C-JEPA: the student's mean varies, and agrees with the teacher's
-            loss = loss + args.vicreg_weight * vicreg(seen, whole)
+            seen = context.sum(dim=1) / masks.context.counts()[:, None]
+            loss = loss + args.vicreg_weight * vicreg(seen, whole.mean(dim=1))
         return loss
 
     if args.compile:
@@ -187,10 +187,8 @@ def main() -> None:
     versions = {"jepakit": jepakit.__version__, "torch": torch.__version__}
     result = {"settings": vars(args), "versions": versions, "rows": rows, "curves": curves}
     result |= {"first_step": first, "steps": steps, "images": steps * args.batch_size}
-    result |= {
-        "train_images": len(train),
-        "seconds": seconds,
-    }  # of this call: a resumed run's is that of the rest
+    # The seconds are those of this call: a resumed run's are of the rest.
+    result |= {"train_images": len(train), "seconds": seconds}
     (out / "result.json").write_text(json.dumps(result, indent=1))
     torch.save(timm_state_dict(teacher), out / "teacher.pth")
     torch.manual_seed(args.seed)
@@ -303,6 +301,10 @@ def parse_args() -> argparse.Namespace:
     changed = [args.min_context_coverage, args.context_length] != [0.25, "trim"]
     if args.sampler == "reference" and changed:
         parser.error("--sampler reference: takes no --min-context-coverage or --context-length")
+    if args.vicreg_weight < 0:
+        parser.error(f"--vicreg-weight {args.vicreg_weight}: must not be negative")
+    if args.steps is not None and args.steps < 1:
+        parser.error(f"--steps {args.steps}: must be at least 1")
     loss, norm = RECIPES[args.recipe]
     args.loss, args.target_norm = args.loss or loss, args.target_norm or norm
     args.momentum, args.crop_scale = tuple(args.momentum), tuple(args.crop_scale)

@@ -257,11 +257,21 @@ def parse_args() -> argparse.Namespace:
     add("--workers", 0, "processes that load data")
     add("--device", "cuda" if torch.cuda.is_available() else "cpu", "where to train")
     add("--amp", False, "bfloat16 autocast")
-    add("--on-collapse", "warn", "beside a line in result.json, where projections collapse",
+    add("--on-collapse", "warn", "what to do where projections collapse",
         choices=("warn", "raise", "ignore"))  # fmt: skip
     add("--seed", 0, "of everything random")
     add("--out", "lejepa-out", "folder for the figures, the encoder and the pictures")
     args = parser.parse_args()
+    of = {"weight": ("lejepa", "koleo"), "slices": ("lejepa",), "temperature": ("info_nce",)}
+    for name, objectives in of.items():
+        if args.objective not in objectives and getattr(args, name) != parser.get_default(name):
+            parser.error(f"--{name}: is of {' and '.join(objectives)}, not of {args.objective}")
+    if args.weight < 0:
+        parser.error(f"--weight {args.weight}: must not be negative")
+    if args.global_views < 1 or args.local_views < 0 or args.global_views + args.local_views < 2:
+        parser.error("--global-views, --local-views: must be two views, and one of them global")
+    if args.steps is not None and args.steps < 1:
+        parser.error(f"--steps {args.steps}: must be at least 1")
     args.global_scale, args.local_scale = tuple(args.global_scale), tuple(args.local_scale)
     return args
 

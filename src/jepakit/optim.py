@@ -34,8 +34,8 @@ def param_groups(
     Decayed is what multiplies an input: parameters of at least two axes that are called a weight
     (`weight`, `in_proj_weight` ...), in anything but a norm or an embedding. Everything else is
     not: norms, biases, positions, class, register and mask tokens, queries, relative position
-    tables, temperatures, learned weights of losses; nor what a module names in timm's convention,
-    `no_weight_decay()`, however deep it lies in the model.
+    tables, temperatures, learned weights of losses (numbers and vectors); nor what a module names
+    in timm's convention, `no_weight_decay()`, however deep it lies in the model.
 
     Parameters that need no gradient are left out, and one that is shared comes once; it is decayed
     if it is under all of its names. A group without parameters is left out.

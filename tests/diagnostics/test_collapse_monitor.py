@@ -117,6 +117,7 @@ def test_smaller_batches_span_fewer_directions() -> None:
     assert watch(lambda s, x: x if s < 20 else x[:8], 40, rank_fall=0.5) == []
 
 
+@pytest.mark.filterwarnings("ignore:CollapseMonitor. 10 batches")
 @pytest.mark.parametrize("rows", [2, 16, 64])
 def test_single_odd_batches_are_nothing(rows: int) -> None:
     def odd(s: int, x: Tensor) -> Tensor:
@@ -325,6 +326,20 @@ def test_every_argument_matters() -> None:
     assert watch(lambda s, x: 0.98**s * x, 35) == []
     assert watch(lambda s, x: 0.98**s * x, 35, slow_fall=0.8)
     assert watch(COLLAPSES["constant"][0], 50, patience=9)[0].step == 8
+
+
+@pytest.mark.parametrize(
+    ("rows", "text"), [(1, "the last one 1: nothing is"), (7, "rank and dead dimensions are not")]
+)
+def test_too_few_rows_are_told(rows: int, text: str) -> None:
+    """Trap: an alarm that is fed one row at a time and says nothing, whatever happens."""
+    monitor = CollapseMonitor(action="record")
+    for _ in range(9):
+        monitor.update(torch.randn(rows, 4))
+    with pytest.warns(UserWarning, match=text):
+        monitor.update(torch.randn(rows, 4))
+    for _ in range(5):  # once: warnings are errors here
+        monitor.update(torch.randn(rows, 4))
 
 
 def test_bad_arguments() -> None:

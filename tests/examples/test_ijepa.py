@@ -126,10 +126,14 @@ def test_the_result_can_be_traced(finished: tuple[Path, str]) -> None:
 
 
 def test_vicreg_is_added(tmp_path: Path) -> None:
-    """Trap: a weight that is accepted and read nowhere."""
-    losses = []
+    """Traps: a weight that is accepted and read nowhere; a term that reaches the teacher alone."""
+    losses, taught = [], []
     for weight in ("0", "0.5"):
-        run(tmp_path / weight, "--steps", "1", "--vicreg-weight", weight)
+        run(tmp_path / weight, "--steps", "2", "--momentum", "0", "0", "--vicreg-weight", weight)
         saved = json.loads((tmp_path / weight / "result.json").read_text())
         losses.append(saved["curves"]["loss"][0][1])
+        taught.append(torch.load(tmp_path / weight / "teacher.pth", weights_only=True))
     assert losses[1] > losses[0] + 0.5, "half of 25 times what the deviations lack"
+    # With a momentum of 0 this is the student.
+    name = "blocks.0.attn.qkv.weight"
+    assert (taught[0][name] - taught[1][name]).abs().max() > 1e-5

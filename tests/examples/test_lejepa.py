@@ -143,6 +143,25 @@ def test_every_regulariser_prevents_it(
     assert result(out)["collapses"] == []
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--objective vicreg --weight 7", "--weight: is of lejepa and koleo, not of vicreg"),
+        ("--temperature 9", "--temperature: is of info_nce, not of lejepa"),
+        ("--objective koleo --weight -1", "--weight -1.0: must not be negative"),
+        ("--global-views 1", "must be two views, and one of them global"),
+        ("--steps 0", "--steps 0: must be at least 1"),
+    ],
+)
+def test_options_without_effect(
+    options: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Trap: options that are accepted and ignored."""
+    with pytest.raises(SystemExit):
+        run(tmp_path / "out", *options.split())
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_runs_on_colour_pictures_with_local_views(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     arrays = {}

@@ -34,7 +34,6 @@ class BatchLoss(NamedTuple):
     call: Callable[..., Tensor]
     naive: Callable[[Tensor, Tensor], Tensor]
     minimum: int = 2  # rows
-    tokens: bool = True  # takes [b n d] with valid
     stops: bool = False  # no gradient in y, on purpose
 
 
@@ -182,6 +181,7 @@ def _invariance(x, y, valid=None, process_group=None):
 def _lejepa(x, y, valid=None, process_group=None):
     return lejepa_loss(
         torch.stack([x, y]),
+        None if valid is None else torch.stack([valid, valid]),
         num_slices=SLICES,
         generator=_seeded(process_group),
         process_group=process_group,
@@ -218,6 +218,5 @@ BATCH_LOSSES = {
     "koleo": BatchLoss(_koleo, naive_koleo),
     "relational": BatchLoss(_relational, naive_relational, stops=True),
     "invariance": BatchLoss(_invariance, naive_invariance, minimum=1),
-    "lejepa": BatchLoss(_lejepa, naive_lejepa, minimum=1, tokens=False),
+    "lejepa": BatchLoss(_lejepa, naive_lejepa, minimum=1),
 }
-TOKEN_LOSSES = [name for name, loss in BATCH_LOSSES.items() if loss.tokens]

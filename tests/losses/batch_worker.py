@@ -11,6 +11,8 @@ from jepakit.losses import FeatureQueue, LearnableTemperature, info_nce, relatio
 
 # Per rank, the valid tokens of each sample: uneven batches, and a rank with nothing valid.
 COUNTS = [[3, 2, 3], [1], [0, 0]]
+# A rank that got no sample at all, as at the end of an epoch.
+NO_SAMPLE = [[3, 2, 3], [], [1, 2]]
 
 
 def data(counts: list[int], rank: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -28,16 +30,13 @@ def model() -> nn.Linear:
     return nn.Linear(6, 4).double()
 
 
-def check(name: str, group: dist.ProcessGroup) -> None:
+def check(name: str, group: dist.ProcessGroup, samples: list[list[int]] = COUNTS) -> None:
     rank, ranks = dist.get_rank(group), dist.get_world_size(group)
     loss = BATCH_LOSSES[name]
-    parts = [data(counts, i) for i, counts in enumerate(COUNTS[:ranks])]
-    if not loss.tokens:
-        parts = [(x[:, 0], y[:, 0], None) for x, y, _ in parts]
-
+    parts = [data(counts, i) for i, counts in enumerate(samples[:ranks])]
     whole, net = model(), DistributedDataParallel(model(), process_group=group)
-    joined = [None if p[0] is None else torch.cat(p) for p in zip(*parts, strict=True)]
-    expected = loss.call(whole(joined[0]), whole(joined[1]), joined[2])
+    x, y, valid = (torch.cat(part) for part in zip(*parts, strict=True))
+    expected = loss.call(whole(x), whole(y), valid)
     expected.backward()
     x, y, valid = parts[rank]
     own = net(torch.stack([x, y]))
@@ -103,6 +102,7 @@ def main(rank: int, world_size: int) -> None:
     for name in BATCH_LOSSES:
         try:
             check(name, dist.group.WORLD)
+            check(name, dist.group.WORLD, NO_SAMPLE)
             if rank < 2:
                 check(name, pair)
         except Exception as error:

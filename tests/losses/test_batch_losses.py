@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.losses import batch_losses
-from tests.losses.batch_losses import BATCH_LOSSES, TOKEN_LOSSES
+from tests.losses.batch_losses import BATCH_LOSSES
 from torch import Tensor
 
 
@@ -40,7 +40,7 @@ def test_equals_a_loop_from_the_paper(name: str, n: int, d: int, seed: int, log:
     assert_equal_losses(loss.call(x, y), loss.naive(x, y), x, y)
 
 
-@pytest.mark.parametrize("name", TOKEN_LOSSES)
+@pytest.mark.parametrize("name", BATCH_LOSSES)
 @settings(max_examples=10)
 @given(
     counts=st.lists(st.integers(0, 3), min_size=1, max_size=4).filter(lambda c: sum(c) >= 2),
@@ -74,7 +74,7 @@ def test_gradcheck(name: str, seed: int) -> None:
     torch.autograd.gradcheck(lambda x, y: BATCH_LOSSES[name].call(x, y), (x, y))
 
 
-@pytest.mark.parametrize("name", TOKEN_LOSSES)
+@pytest.mark.parametrize("name", BATCH_LOSSES)
 @pytest.mark.parametrize("left", [0, 1])
 def test_none_or_one_valid_is_finite(name: str, left: int) -> None:
     """Traps: NaN at batch 1; an all-masked batch that returns NaN, or a number without a graph."""
@@ -126,7 +126,7 @@ def test_autocast_leaves_the_gradient_alone(name: str) -> None:
         torch.testing.assert_close(under, plain)
 
 
-@pytest.mark.parametrize("name", TOKEN_LOSSES)
+@pytest.mark.parametrize("name", BATCH_LOSSES)
 def test_nothing_is_read_back_from_the_device(name: str) -> None:
     """On the meta device there are no values: `.item()` and boolean indexing would raise."""
     x, y = (torch.empty(3, 5, 4, device="meta", requires_grad=True) for _ in range(2))
@@ -157,7 +157,7 @@ def test_compiles_as_one_graph(name: str, monkeypatch: pytest.MonkeyPatch) -> No
     torch.testing.assert_close(found[1], found[0])
 
 
-@pytest.mark.parametrize("name", TOKEN_LOSSES)
+@pytest.mark.parametrize("name", BATCH_LOSSES)
 @pytest.mark.no_hook
 def test_shapes_are_refused_not_broadcast(name: str) -> None:
     """Also a valid mask that is no mask."""

@@ -44,7 +44,7 @@ def test_expectation_under_the_normal() -> None:
         assert float(torch.stack(values).mean()) == pytest.approx(expected, rel=0.1)
 
 
-def test_a_full_collapse_has_the_largest_value() -> None:
+def test_a_collapse_to_zero_in_closed_form() -> None:
     n = 200
     inside = [math.exp(-(t**2) / 2) for t in torch.linspace(-3, 3, 601).tolist()]
     expected = 0.01 * sum((1 - w) ** 2 * w for w in inside) * n

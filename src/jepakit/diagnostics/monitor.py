@@ -57,7 +57,8 @@ class CollapseMonitor:
       after the other, by at least 10 % in all and by four standard errors.
     - Rank and dead dimensions are judged in batches of 8 rows and more. Where a batch has fewer
       rows than the reference, $1 / r_0$ is raised by $1 / n - 1 / n_0$, since few rows span few
-      directions; a batch smaller than the width is fine.
+      directions; a batch smaller than the width is fine. Ten batches in a row of fewer than 8 rows
+      are warned about.
     - NaN or infinity, `patience` times in a row, is told too.
 
     What goes on is told once, and again if it gets worse (slow, then dimensional, then full) or
@@ -130,7 +131,7 @@ class CollapseMonitor:
         self.std_fall, self.slow_fall = std_fall, slow_fall
         self.rank_fall, self.dead_share = rank_fall, dead_share
         self.process_group = process_group
-        self.calls = 0
+        self.calls = self._small = 0
         self._history: list[Observation] = []
         self._reference: Reference | None = None
         self._episode, self._dead = Episode(), DeadDimensions()
@@ -180,6 +181,7 @@ class CollapseMonitor:
                 f"{len(self._dead.runs)}"
             )
         seen, finite = self._observe(features, valid, at)
+        self._tell_of_small_batches(seen.rows)
         if finite and seen.rows < 2:
             return None
         certain = self._episode.observe(self._signs(seen, finite), self.patience)
@@ -200,6 +202,17 @@ class CollapseMonitor:
         if self.action == "warn":
             warnings.warn(CollapseWarning(str(found)), stacklevel=2)
         return found
+
+    def _tell_of_small_batches(self, rows: int) -> None:
+        """Once, after some in a row, that they are too small for what the user counts on."""
+        self._small = self._small + 1 if rows < LEAST_ROWS else 0
+        if self._small == FIRST:
+            unseen = "rank and dead dimensions are not" if rows > 1 else "nothing is"
+            warnings.warn(
+                f"CollapseMonitor: {FIRST} batches in a row had fewer than {LEAST_ROWS} rows, the "
+                f"last one {rows}: {unseen} judged; give it more rows, or a process_group",
+                stacklevel=3,
+            )
 
     def _observe(
         self, features: Tensor, valid: Tensor | None, step: int

@@ -44,7 +44,8 @@ def check_masked(
             f"valid {tuple(valid.shape)}: must have the shape of pred without its last axis, "
             f"{tuple(pred.shape[:-1])}; nothing is broadcast"
         )
-    if pred.shape[0] == 0 or pred.shape[-1] == 0:
+    # One rank of several may have no samples: it still takes part in the sums.
+    if pred.shape[-1] == 0 or (pred.shape[0] == 0 and process_group is None):
         raise ValueError(
             f"pred {tuple(pred.shape)}: the batch is empty, "
             "must have at least one sample and one feature"

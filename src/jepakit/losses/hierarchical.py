@@ -32,7 +32,8 @@ def hierarchical_loss(
 
     Args:
         preds: Predicted features of each level, finest first, such as `[b m n d]`.
-        targets: Features to predict, of the same shapes.
+        targets: Features to predict, of the same shapes. A gradient flows here too unless they are
+            detached, as a teacher's are.
         valids: True where a token counts, `pred.shape[:-1]` each, as in `tokens.valid`.
         weights: None for the plain mean, `1 / len(preds)` each. Numbers, taken as they are (see
             `decay_weights`). Or what turns the vector of losses `[levels]` into the total:

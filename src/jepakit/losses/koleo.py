@@ -79,6 +79,8 @@ def koleo(
 
 def _nearest(rows: Tensor, everyone: Tensor, present: Tensor, start: int) -> Tensor:
     """Index of each row's nearest other row; in chunks, so that memory is linear."""
+    if not len(everyone):
+        return torch.zeros(0, dtype=torch.long, device=rows.device)
     # Around their mean, so that samples which nearly agree are told apart.
     count = present.sum().clamp(min=1)
     mean = everyone.masked_fill(~present.unsqueeze(1), 0).sum(dim=0) / count

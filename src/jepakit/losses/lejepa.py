@@ -3,7 +3,7 @@
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
@@ -17,6 +17,7 @@ __all__ = ["lejepa_loss"]
 
 def lejepa_loss(
     views: Float[Tensor, "v *batch d"],
+    valid: Bool[Tensor, "v *batch"] | None = None,
     *,
     weight: float = 0.05,
     mode: Literal["convex", "additive"] = "convex",
@@ -36,7 +37,8 @@ def lejepa_loss(
     directions. Views of one sample are not independent, so they are never tested as one batch.
 
     Args:
-        views: Projected features of $V$ views, `[v b d]`, the global views first.
+        views: Projected features of $V$ views, `[v b d]` or `[v b n d]`, the global views first.
+        valid: True where a view's vector counts, in both terms. All if None.
         weight: $\lambda$, of the statistic: in [0, 1] if convex, else not below 0.
         mode: `"convex"` as in the paper, or `"additive"`.
         num_global_views: As in `invariance_loss`.
@@ -71,16 +73,16 @@ def lejepa_loss(
         check_number("weight", weight, minimum=0)
     check_sigreg(num_slices, num_points, t_max, generator)
     invariance = invariance_loss(
-        views, num_global_views=num_global_views, process_group=process_group
+        views, valid, num_global_views=num_global_views, process_group=process_group
     )
     with full_precision(views):
-        values, present = to_rows(views[0], None)
-        slices = draw_slices(values, num_slices, generator, process_group)
+        rows = [
+            to_rows(view, None if valid is None else valid[number])
+            for number, view in enumerate(views)
+        ]
+        slices = draw_slices(rows[0].values, num_slices, generator, process_group)
         statistics = [
-            slice_statistic(
-                to_rows(view, None).values, present, slices, num_points, t_max, process_group
-            )
-            for view in views
+            slice_statistic(*each, slices, num_points, t_max, process_group) for each in rows
         ]
         statistic = torch.stack(statistics).mean()
     kept = 1 - weight if mode == "convex" else 1.0

@@ -46,8 +46,9 @@ def masked_mse(
     Raises:
         TypeError: If `pred` or `target` is not floating point, `valid` not bool, or `process_group`
             not a process group.
-        ValueError: If shapes differ (nothing is broadcast), the batch is empty, `reduction` is
-            unknown, or `process_group` comes with another reduction than `"mean"`.
+        ValueError: If shapes differ (nothing is broadcast), the batch is empty without a group of
+            ranks, `reduction` is unknown, or `process_group` comes with another reduction than
+            `"mean"`.
 
     Example:
         >>> import torch

@@ -19,7 +19,9 @@ class FeatureQueue(nn.Module):
     Call `push` after the loss, with the keys: a key that is in the queue already would be its own
     negative. In eval mode `push` does nothing, so that validation features never enter. Features
     are kept without gradient, and what `negatives` gave before a push stays as it was. The state
-    dict holds features and their count; a resumed run goes on where it was.
+    dict holds features and their count; a resumed run goes on where it was. Load it on every rank:
+    the count is no buffer, and `DistributedDataParallel` sends buffers alone. Push outside of
+    `torch.compile`: a filling queue has another length at every step.
 
     Args:
         size: Most vectors to keep.

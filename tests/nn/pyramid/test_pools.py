@@ -75,8 +75,8 @@ def test_equals_a_loop_in_float32(build_pyramid, ragged) -> None:
 @pytest.mark.no_hook  # thousands of calls
 @pytest.mark.parametrize("pool", POOLS)
 def test_a_constant_stays_the_same_constant(pool, build_pyramid) -> None:
-    """Trap: 14 -> 7 -> 3.5. Every grid from 2x2 to 33x33, every number of levels from 2 to 4 that
-    it has, whatever was learned, on the whole grid and on half of it."""
+    """Trap: 14 -> 7 -> 3.5. Every grid from 2x2 to 33x33, with four levels or as many as it has
+    (fewer levels are the finest of these), whatever was learned, whole grid and half of it."""
     constant = torch.randn(3)
     for height in range(2, 34):
         for width in range(2, 34):
