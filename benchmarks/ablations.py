@@ -9,7 +9,7 @@ Differences from the baseline are paired by seed, with a 95 % interval of Studen
 
 from typing import Any
 
-from runs import arguments, cells, interval, run_all, save
+from runs import arguments, cells, interval, run_all, save, scores
 
 BATCH = 32
 # 12 x 12 patches, since smaller grids leave few places for four targets; short runs need a teacher
@@ -80,9 +80,7 @@ def main() -> None:
         runs = [results[key, seed] for seed in args.seeds]
         row: dict[str, Any] = {"group": group, "name": name, "options": [*BASE, *options]}
         row |= {"steps": args.images // BATCH, "seconds": [run["seconds"] for run in runs]}
-        for part, scores in zip(("raw", "untrained", "trained"), runs[0]["rows"], strict=True):
-            row[part] = [run["rows"][scores] for run in runs]
-        rows.append(row)
+        rows.append(row | scores(runs))
     save(args, rows, table)
 
 

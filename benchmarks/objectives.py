@@ -15,7 +15,7 @@ what does not matter (crops, contrast, brightness, noise), which I-JEPA has to f
 
 from typing import Any
 
-from runs import arguments, cells, flops_per_step, run_all, save
+from runs import arguments, cells, flops_per_step, run_all, save, scores
 
 IJEPA, LEJEPA = "examples/ijepa.py", "examples/lejepa.py"
 ROWS: dict[str, tuple[str, list[str]]] = {
@@ -62,9 +62,7 @@ def main() -> None:
         row: dict[str, Any] = {"name": name, "script": script, "options": options[2:]}
         row |= {"steps": steps[name], "images": runs[0]["images"], "flops_per_step": flops[name]}
         row |= {"seconds": [run["seconds"] for run in runs]}
-        for key, scores in zip(("raw", "untrained", "trained"), runs[0]["rows"], strict=True):
-            row[key] = [run["rows"][scores] for run in runs]
-        rows.append(row)
+        rows.append(row | scores(runs))
     save(args, rows, table)
 
 

@@ -14,7 +14,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from runs import ROOT, cells, run_all, save, spread
+from runs import ROOT, cells, run_all, save, scores, spread
 
 RECIPES = ROOT / "benchmarks" / "recipes"
 RESULTS = ROOT / "benchmarks" / "results"
@@ -60,10 +60,6 @@ def main() -> None:
 def row(name: str, recipe: dict[str, Any], runs: list[dict[str, Any]]) -> dict[str, Any]:
     """What the results page says of a recipe."""
     settings, steps = runs[0]["settings"], runs[0]["steps"]
-    scores = {
-        key: [finest(each["rows"][given]) for each in runs]
-        for key, given in zip(("raw", "untrained", "trained"), runs[0]["rows"], strict=True)
-    }
     return {
         "name": name,
         "title": recipe["title"],
@@ -76,15 +72,10 @@ def row(name: str, recipe: dict[str, Any], runs: list[dict[str, Any]]) -> dict[s
         "images": runs[0]["images"],
         "epochs": runs[0]["images"] / runs[0]["train_images"],
         "seconds": [each["seconds"] for each in runs],
-        **scores,
+        **scores(runs),
         "head": [each["head"] for each in runs if "head" in each],
         "curves": [thinned(each["curves"]) for each in runs],
     }
-
-
-def finest(scores: list[Any]) -> list[float]:
-    """Scores of the finest of several levels: what other recipes are compared by."""
-    return scores[0] if isinstance(scores[0], list) else scores
 
 
 def thinned(curves: dict[str, list[Any]]) -> dict[str, list[Any]]:

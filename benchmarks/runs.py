@@ -112,6 +112,15 @@ def _code() -> str:
 COMMIT = _code()
 
 
+def scores(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[list[float]]]:
+    """Of raw pixels, untrained and trained, for every seed; of several levels the finest."""
+    found = {}
+    for key, given in zip(("raw", "untrained", "trained"), runs[0]["rows"], strict=True):
+        each = [run["rows"][given] for run in runs]
+        found[key] = [row[0] if isinstance(row[0], list) else row for row in each]
+    return found
+
+
 def machine(device: str) -> str:
     """What the numbers were measured on."""
     if torch.device(device).type == "cuda":
