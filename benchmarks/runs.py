@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -168,10 +169,12 @@ def page(record: Mapping[str, Any], table: Callable[[list[Any]], str]) -> str:
     """A result file as a part of the docs: its table, and how to get it again."""
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     seeds = ", ".join(map(str, record["seeds"]))
+    lines = textwrap.wrap(record["command"], 92, break_long_words=False, break_on_hyphens=False)
+    command = " \\\n    ".join(lines)
     return (
         f"{table(record['rows'])}\n\n{record['dataset']}, seeds {seeds}, {record['machine']}; "
         f"means, and ranges over the seeds. Commit {record['commit'][:8]}, {versions}:\n\n"
-        f"```sh\n{record['command']}\n```\n"
+        f"```sh\n{command}\n```\n"
     )
 
 
