@@ -84,8 +84,9 @@ class Reference(NamedTuple):
         >>> import torch
         >>> from jepakit.diagnostics import CollapseMonitor
         >>> monitor = CollapseMonitor()
+        >>> cross = torch.tensor([[3.0, 0.0], [-3.0, 0.0], [0.0, 3.0], [0.0, -3.0]])
         >>> for _ in range(10):
-        ...     monitor.update(torch.tensor([[3.0, 0.0], [-3.0, 0.0], [0.0, 3.0], [0.0, -3.0]]))
+        ...     monitor.update(cross.repeat(2, 1))
         >>> round(monitor.reference.rank, 3)
         2.0
 
