@@ -47,9 +47,11 @@ def main() -> None:
     recipe = load(args.recipe)
     args.data = args.data or str(args.data_folder / recipe["data"])
     options = ["--data", args.data, *words(recipe["options"])]
+    name = args.recipe
     if args.smoke:
+        name += "-smoke"  # in a folder of its own: a real run is to find none of it
         options += ["--steps", "4", "--eval-images", "60"]
-    jobs = {(args.recipe, seed): (recipe["script"], options) for seed in args.seeds}
+    jobs = {(name, seed): (recipe["script"], options) for seed in args.seeds}
     results = run_all(jobs, args.runs, args.parallel)
     runs = [results[key] for key in jobs]
     save(args, [row(args.recipe, recipe, runs)], table, runs[0]["settings"]["device"])

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import functools
 import importlib.util
 import io
 import json
@@ -64,7 +65,7 @@ def _main_of(script: str, arguments: Sequence[str]) -> None:
 def run(script: str, options: Sequence[str], out: Path, threads: int) -> dict[str, Any]:
     """What one run wrote into its result.json; what lies there already is not run again."""
     result, asked = out / "result.json", out / "asked.json"
-    asking = {"script": script, "options": list(options), "commit": COMMIT}
+    asking = {"script": script, "options": list(options), "commit": commit_at_start()}
     if result.exists() and json.loads(asked.read_text()) != asking:
         raise ValueError(f"{out}: holds a run of {asked.read_text()}, asked for is {asking}")
     if not result.exists():
@@ -109,8 +110,10 @@ def _code() -> str:
     return commit.strip() + ("+" if changed.strip() else "")
 
 
-# As it was when the first run began: runs take hours, and files may change meanwhile.
-COMMIT = _code()
+@functools.cache
+def commit_at_start() -> str:
+    """As it was when the first run began: runs take hours, and files may change meanwhile."""
+    return _code()
 
 
 def scores(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[list[float]]]:
@@ -133,10 +136,10 @@ def provenance(dataset: str, seeds: Sequence[int], device: str) -> dict[str, Any
     """What a reader needs to repeat the numbers."""
     # Where a file lies on this machine is no one else's business.
     words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
-    same = _code() == COMMIT
+    commit = commit_at_start()
     return {
         "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words]),
-        "commit": COMMIT if same else f"{COMMIT}, changed while it ran",
+        "commit": commit if _code() == commit else f"{commit}, changed while it ran",
         "seeds": list(seeds),
         "versions": {
             "jepakit": jepakit.__version__,
@@ -178,11 +181,9 @@ def page(record: Mapping[str, Any], table: Callable[[list[Any]], str]) -> str:
     )
 
 
-def spread(values: Sequence[float], unit: str = "", digits: int = 1) -> str:
+def spread(values: Sequence[float], unit: str = "") -> str:
     """Mean and range of some seeds."""
-    mean, low, high = (
-        f"{x:.{digits}f}" for x in (statistics.mean(values), min(values), max(values))
-    )
+    mean, low, high = (f"{x:.1f}" for x in (statistics.mean(values), min(values), max(values)))
     return f"{mean}{unit}" if len(values) == 1 else f"{mean}{unit} ({low} to {high})"
 
 
@@ -208,7 +209,7 @@ def arguments(description: str, *, images: int) -> argparse.ArgumentParser:
     parser.add_argument("--data", required=True, help="as for the examples")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument(
-        "--images", type=int, default=images, help="of the first row; others get its compute"
+        "--images", type=int, default=images, help="that the first row is trained on"
     )
     parser.add_argument("--parallel", type=int, default=2, help="runs at a time")
     parser.add_argument("--runs", type=Path, required=True, help="folder for the runs")

@@ -227,9 +227,9 @@ def load_checkpoint(path: Path, args: argparse.Namespace) -> dict[str, Any] | No
     state = torch.load(path, map_location=args.device, weights_only=True)
     free = {"resume", "out", "device", "workers", "save_every", "compile"}
     for name, value in vars(args).items():
-        if name not in free and state["args"][name] != value:
+        if name not in free and state["args"].get(name) != value:
             raise SystemExit(
-                f"--resume: {path} has {name}={state['args'][name]}, now it is {value}"
+                f"--resume: {path} has {name}={state['args'].get(name)}, now it is {value}"
             )
     return state
 

@@ -51,6 +51,18 @@ def test_a_centre_is_of_valid_views() -> None:
     assert invariance_loss(views, valid, num_global_views=2) == (0 + 49) / 2
 
 
+def test_every_view_has_its_own_valid_rows() -> None:
+    """Both terms: the statistic is that of the rows that count in this view."""
+    views = torch.randn(2, 6, 4, dtype=torch.float64, generator=seeded())
+    valid = torch.tensor([[True] * 6, [True, False] * 3])
+    dirty = views.masked_fill(~valid.unsqueeze(-1), torch.nan)
+    alone = lejepa_loss(dirty, valid, weight=1.0, num_slices=8, generator=seeded(1))
+    kept = [
+        sigreg(x[v], num_slices=8, generator=seeded(1)) for x, v in zip(views, valid, strict=True)
+    ]
+    torch.testing.assert_close(alone, torch.stack(kept).mean())
+
+
 def test_one_view_has_nothing_to_agree_with() -> None:
     with pytest.raises(ValueError, match=r"views \(1, 4, 3\): must have the shape"):
         lejepa_loss(torch.randn(1, 4, 3))
