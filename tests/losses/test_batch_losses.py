@@ -172,3 +172,12 @@ def test_shapes_are_refused_not_broadcast(name: str) -> None:
         call(x.long(), x.long(), valid)
     with pytest.raises(TypeError, match="process_group=-100: must be a torch"):
         call(x, x, valid, process_group=-100)
+
+
+@pytest.mark.parametrize("name", BATCH_LOSSES)
+def test_ranks_without_any_sample(name: str, process_group: None) -> None:
+    """Trap: a rank at the end of an epoch that raises while the others wait for it."""
+    x = torch.randn(0, 4, requires_grad=True)
+    value = BATCH_LOSSES[name].call(x, x, None, process_group=torch.distributed.group.WORLD)
+    value.backward()
+    assert value == 0
