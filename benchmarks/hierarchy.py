@@ -25,7 +25,8 @@ BATCH = 16
 COMMON = [
     *("--image-size", "24", "--patch-size", "2", "--batch-size", str(BATCH)),
     *("--compare-levels", "3", "--num-targets", "3", "--predictor-depth", "2"),
-    *("--momentum", "0.98", "1"),  # runs are short
+    *("--momentum", "0.98", "1", "--positions", "sincos"),  # runs are short
+    *("--eval-images", "3000"),
 ]
 ROWS = {
     "I-JEPA": ["--levels", "1"],

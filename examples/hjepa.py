@@ -34,7 +34,7 @@ from jepakit.data import PixelStatistics, ResumableBatches, load_images, random_
 from jepakit.evaluation import Scores, evaluate
 from jepakit.losses import SoftOptimalWeights, UncertaintyWeights, decay_weights
 from jepakit.masking import NestedMultiBlockMask
-from jepakit.nn import Level
+from jepakit.nn import Level, init_sincos_positions
 from jepakit.optim import param_groups
 from jepakit.plots import plot_curves, plot_patch_pca
 
@@ -68,6 +68,8 @@ def main() -> None:
         patch_size=args.patch_size, embed_dim=args.width, depth=args.depth, num_heads=args.heads,
     )  # fmt: skip
     encoder = jepakit.MaskedViT(backbone)
+    if args.positions == "sincos":
+        init_sincos_positions(encoder)
     pyramid = jepakit.HierarchicalPyramid(
         encoder.grid_size,
         encoder.embed_dim,
@@ -247,6 +249,8 @@ def parse_args() -> argparse.Namespace:
     add("--width", 64, "of the encoder's tokens")
     add("--depth", 4, "blocks of the encoder")
     add("--heads", 2, "attention heads of encoder and predictors")
+    add("--positions", "timm", "of the encoder at first: as timm draws them, or sines and cosines",
+        choices=("timm", "sincos"))  # fmt: skip
     add("--predictor-width", 64, "of the predictors' tokens")
     add("--predictor-depth", 3, "blocks of a predictor")
     add("--shared-predictor", False, "one predictor for all levels")

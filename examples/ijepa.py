@@ -35,6 +35,7 @@ from jepakit.evaluation import evaluate
 from jepakit.interop import timm_state_dict
 from jepakit.losses import vicreg
 from jepakit.masking import ReferenceMultiBlockMask
+from jepakit.nn import init_sincos_positions
 from jepakit.optim import param_groups
 from jepakit.plots import plot_curves, plot_masks, plot_patch_pca
 
@@ -63,6 +64,8 @@ def main() -> None:
         embed_dim=args.width, depth=args.depth, num_heads=args.heads,
     )  # fmt: skip
     encoder = jepakit.MaskedViT(timm.create_model("vit_tiny_patch16_224", **model_args)).to(device)
+    if args.positions == "sincos":
+        init_sincos_positions(encoder)
     predictor = jepakit.MaskedPredictor(
         encoder.grid_size,
         encoder.embed_dim,
@@ -265,6 +268,8 @@ def parse_args() -> argparse.Namespace:
     add("--width", 64, "of the encoder's tokens")
     add("--depth", 4, "blocks of the encoder")
     add("--heads", 2, "attention heads of encoder and predictor")
+    add("--positions", "timm", "of the encoder at first: as timm draws them, or sines and cosines",
+        choices=("timm", "sincos"))  # fmt: skip
     add("--predictor-width", 64, "of the predictor's tokens")
     add("--predictor-depth", 3, "blocks of the predictor")
     add("--joint", False, "predict the blocks of an image together, not each on its own")

@@ -5,6 +5,7 @@ from jepakit.nn.encoder import MaskedViT
 from jepakit.nn.predictor import MaskedPredictor
 from jepakit.nn.pyramid import HierarchicalPyramid, Level
 from jepakit.nn.quantizer import Quantized, VectorQuantizer
+from jepakit.nn.sincos_positions import init_sincos_positions
 
 __all__ = [
     "HierarchicalPyramid",
@@ -14,4 +15,5 @@ __all__ = [
     "Quantized",
     "UnsupportedBackboneError",
     "VectorQuantizer",
+    "init_sincos_positions",
 ]
