@@ -45,6 +45,8 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     train, test = load_images(args.data, image_size=args.image_size)
     normalize, (channels, *size) = PixelStatistics.of(train), train[0][0].shape
+    if channels == 1 and (args.colour or args.grey):
+        raise SystemExit(f"--colour, --grey: the images of {args.data} have a single channel")
     torch.manual_seed(args.seed)
     steps = args.epochs * (len(train) // args.batch_size) if args.steps is None else args.steps
 
@@ -163,9 +165,15 @@ def make_views(images: Tensor, args: argparse.Namespace) -> tuple[Tensor, ...]:
 
 
 def jitter(images: Tensor, args: argparse.Namespace) -> Tensor:
-    """Contrast, brightness and noise, in units of standardised pixels, drawn for each image."""
+    """Contrast, brightness, colours and noise, of standardised pixels, drawn for each image."""
     contrast, brightness = (2 * torch.rand(2, len(images), 1, 1, 1) - 1).to(images)
     images = images * (args.contrast * contrast).exp() + args.brightness * brightness
+    if args.colour:
+        tint = 2 * torch.rand(*images.shape[:2], 1, 1) - 1
+        images = images + args.colour * tint.to(images)
+    if args.grey:
+        chosen = torch.rand(len(images), 1, 1, 1) < args.grey
+        images = torch.where(chosen.to(images.device), images.mean(dim=1, keepdim=True), images)
     return images + args.noise * torch.randn_like(images)
 
 
@@ -246,6 +254,8 @@ def parse_args() -> argparse.Namespace:
     add("--flip", False, "mirror views at random")
     add("--contrast", 0.5, "largest change, as a logarithm")
     add("--brightness", 0.5, "largest change, in deviations of the pixels")
+    add("--colour", 0.0, "largest change of each channel on its own, in deviations")
+    add("--grey", 0.0, "fraction of views that lose their colours")
     add("--noise", 0.4, "deviation, likewise")
     add("--epochs", 8, "passes over the data")
     add("--steps", None, "instead of --epochs", type=int)
@@ -270,6 +280,8 @@ def parse_args() -> argparse.Namespace:
         parser.error(f"--weight {args.weight}: must not be negative")
     if args.global_views < 1 or args.local_views < 0 or args.global_views + args.local_views < 2:
         parser.error("--global-views, --local-views: must be two views, and one of them global")
+    if not 0 <= args.grey <= 1:
+        parser.error(f"--grey {args.grey}: must be from 0 to 1")
     if args.steps is not None and args.steps < 1:
         parser.error(f"--steps {args.steps}: must be at least 1")
     args.global_scale, args.local_scale = tuple(args.global_scale), tuple(args.local_scale)

@@ -1,5 +1,6 @@
 """The example does what its first lines say, and only agreement alone collapses."""
 
+import argparse
 import json
 import os
 import runpy
@@ -149,6 +150,7 @@ def test_every_regulariser_prevents_it(
         ("--objective vicreg --weight 7", "--weight: is of lejepa and koleo, not of vicreg"),
         ("--temperature 9", "--temperature: is of info_nce, not of lejepa"),
         ("--objective koleo --weight -1", "--weight -1.0: must not be negative"),
+        ("--grey 1.5", "--grey 1.5: must be from 0 to 1"),
         ("--global-views 1", "must be two views, and one of them global"),
         ("--steps 0", "--steps 0: must be at least 1"),
     ],
@@ -160,6 +162,29 @@ def test_options_without_effect(
     with pytest.raises(SystemExit):
         run(tmp_path / "out", *options.split())
     assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_colours_change_each_channel_on_its_own_and_grey_takes_them() -> None:
+    jitter = runpy.run_path(str(EXAMPLE))["jitter"]
+    none = argparse.Namespace(contrast=0.0, brightness=0.0, noise=0.0, colour=0.0, grey=0.0)
+    images = torch.randn(200, 3, 4, 4)
+    assert torch.equal(jitter(images, none), images)
+    tint = jitter(images, argparse.Namespace(**vars(none) | {"colour": 0.5})) - images
+    assert torch.allclose(tint, tint[:, :, :1, :1].expand_as(tint), atol=1e-6)
+    assert 0.4 < float(tint.abs().max()) <= 0.5 + 1e-6
+    assert float(tint[:, :, 0, 0].std(dim=1).min()) > 0  # not one shift for all channels
+    greyed = jitter(images, argparse.Namespace(**vars(none) | {"grey": 0.3}))
+    kept = (greyed == images).flatten(1).all(dim=1)
+    assert 0.5 < float(kept.float().mean()) < 0.9
+    mean = images[~kept].mean(dim=1, keepdim=True).expand_as(images[~kept])
+    assert torch.allclose(greyed[~kept], mean)
+
+
+def test_pictures_without_colours_have_none_to_change(canvases: str, tmp_path: Path) -> None:
+    """Trap: options that are accepted and ignored."""
+    for option in ("--colour", "--grey"):
+        with pytest.raises(SystemExit, match="have a single channel"):
+            run(tmp_path, "--data", canvases, option, "0.2")
 
 
 def test_runs_on_colour_pictures_with_local_views(tmp_path: Path) -> None:

@@ -1,0 +1,94 @@
+"""Pictures of the results, drawn from the files that the runs wrote."""
+
+import json
+from collections.abc import Callable, Sequence
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+from drawing import Theme
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
+NAMES = {"cifar10_jpeg.npz": "CIFAR-10", "fashion_mnist.npz": "Fashion-MNIST"}
+
+
+def by_dataset() -> dict[str, list[dict[str, Any]]]:
+    """Rows of all recipes that were run, in the order of their titles."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted(RESULTS.glob("*.json")):
+        record = json.loads(path.read_text())
+        if "recipes.py" in record["command"]:
+            found.setdefault(record["dataset"], []).extend(record["rows"])
+    return found
+
+
+def plain(ax: Axes, theme: Theme) -> None:
+    ax.tick_params(labelsize=8, length=0)
+    ax.set_axisbelow(True)
+    ax.grid(color=theme.hidden, lw=0.8)
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+
+
+def curves(theme: Theme) -> Figure:
+    """Loss, as a share of where it began, and effective rank, for every seed of every recipe."""
+    datasets = by_dataset()
+    figure, axes = plt.subplots(
+        len(datasets), 2, figsize=(8.4, 2.6 * len(datasets)), squeeze=False, sharex="row"
+    )
+    colours = cycle((theme.context, theme.target, theme.third, theme.fourth))
+    for (loss, rank), (dataset, rows) in zip(axes, datasets.items(), strict=True):
+        for row, colour in zip(rows, colours, strict=False):  # they repeat
+            each = row["images"] / row["steps"] / 1000  # thousand images a step
+            for seed, run in enumerate(row["curves"]):
+                label = row["title"] if seed == 0 else None
+                first = run["loss"][0][1]
+                line(loss, [(s * each, v / first) for s, v in run["loss"]], colour, label)
+                if "rank" in run:
+                    line(rank, [(s * each, v) for s, v in run["rank"]], colour, None)
+        loss.set_title(f"{NAMES.get(dataset, dataset)}: loss, its first value is 1", fontsize=9)
+        rank.set_title("effective rank of a batch of features", fontsize=9)
+        loss.legend(frameon=False, fontsize=8)
+        for ax in (loss, rank):
+            plain(ax, theme)
+            ax.set_xlabel("thousand images", fontsize=8.5)
+    return figure
+
+
+def line(ax: Axes, points: Sequence[tuple[float, float]], colour: str, label: str | None) -> None:
+    x, y = zip(*points, strict=True)
+    ax.plot(x, y, color=colour, lw=1.3, label=label)
+
+
+def accuracies(theme: Theme) -> Figure:
+    """kNN and linear probe of every recipe, a dot for each seed, beside what needs no training."""
+    datasets = by_dataset()
+    heights = [len(rows) + 2 for rows in datasets.values()]
+    figure, axes = plt.subplots(
+        len(datasets), 2, figsize=(8.4, 0.6 + 0.3 * sum(heights)), squeeze=False,
+        sharey="row", sharex=True, height_ratios=heights,
+    )  # fmt: skip
+    for panels, (dataset, rows) in zip(axes, datasets.items(), strict=True):
+        shown = [("raw pixels", rows[0]["raw"][:1], theme.faint)]
+        shown.append(("untrained encoder", rows[0]["untrained"], theme.faint))
+        shown += [(row["title"], row["trained"], theme.context) for row in rows]
+        for number, (ax, what) in enumerate(zip(panels, ("kNN-20", "linear probe"), strict=True)):
+            for y, (_, runs, colour) in enumerate(shown):
+                x = [100 * run[number] for run in runs]
+                ax.plot(x, [y] * len(x), "o", color=colour, ms=5, alpha=0.8)
+            ax.set_title(f"{NAMES.get(dataset, dataset)}: {what}", fontsize=9)
+            plain(ax, theme)
+        panels[0].set_yticks(range(len(shown)), [name for name, _, _ in shown])
+        panels[0].invert_yaxis()
+    for ax in axes[-1]:
+        ax.set_xlabel("accuracy / %", fontsize=8.5)
+    return figure
+
+
+PICTURES: dict[str, Callable[[Theme], Figure]] = {
+    "results-accuracies": accuracies,
+    "results-curves": curves,
+}
