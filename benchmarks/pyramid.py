@@ -1,6 +1,6 @@
 """What `HierarchicalPyramid` costs: forward and backward, as a share of a ViT-S/16 training step.
 
-    python benchmarks/pyramid.py
+    python benchmarks/pyramid.py --write benchmarks/results/pyramid.json
 
 14 x 14 tokens of width 384, batch 64, three levels, by default. The step is timm's
 `vit_small_patch16_224` on whole images: forward, backward and AdamW. Both are timed in turns within
@@ -12,28 +12,28 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from runs import save
 
 from jepakit import HierarchicalPyramid, TokenSet
 
 GRID, DIM = (14, 14), 384
+KINDS = ("whole", "quarter")
+MAPS = {"projection": "linear", "norm": "layer"}
 CASES: dict[str, dict[str, Any]] = {
-    "avg": {},
-    "max": {"pool": "max"},
-    "attention": {"pool": "attention"},
-    "conv": {"pool": "conv"},
-    "avg, fpn-add": {"fusion": "fpn-add"},
-    "avg, fpn-add, bilinear": {"fusion": "fpn-add", "upsample": "bilinear"},
-    "avg, fpn-concat": {"fusion": "fpn-concat"},
-    "avg, projection, norm": {"projection": "linear", "norm": "layer"},
-    "avg, fpn-add, projection, norm": {
-        "fusion": "fpn-add",
-        "projection": "linear",
-        "norm": "layer",
-    },
+    '`pool="avg"`': {},
+    '`pool="max"`': {"pool": "max"},
+    '`pool="attention"`': {"pool": "attention"},
+    '`pool="conv"`': {"pool": "conv"},
+    '`"avg"`, `fusion="fpn-add"`': {"fusion": "fpn-add"},
+    'the same with `upsample="bilinear"`': {"fusion": "fpn-add", "upsample": "bilinear"},
+    '`"avg"`, `fusion="fpn-concat"`': {"fusion": "fpn-concat"},
+    '`"avg"`, `projection`, `norm`': MAPS,
+    '`"avg"`, `fusion="fpn-add"`, `projection`, `norm`': {"fusion": "fpn-add", **MAPS},
 }
 
 
@@ -92,6 +92,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--write", type=Path, help="result file, .json; its table beside it")
+    parser.set_defaults(data="random tokens", seeds=[0])
     arguments = parser.parse_args()
     if os.environ.get("JEPAKIT_TYPECHECK") == "1":
         raise SystemExit("JEPAKIT_TYPECHECK=1 would be timed too: unset it")
@@ -104,7 +106,7 @@ def main() -> None:
     calls = {
         (name, kind): pyramid_call(options, arguments.batch, tokens, device)
         for name, options in CASES.items()
-        for kind, tokens in (("whole", None), ("quarter", context))
+        for kind, tokens in zip(KINDS, (None, context), strict=True)
     }
     for call in (step, *calls.values()):
         timed(call, device)
@@ -121,15 +123,28 @@ def main() -> None:
             times[key].append(timed(calls[key], device))
 
     reference = statistics.median(steps)
-    print(f"torch {torch.__version__}, {device}, {arguments.threads} thread(s)")
-    print(f"ViT-S/16 training step, batch {arguments.batch}: {1e3 * reference:.0f} ms\n")
-    print(f"{'':32}{'whole, ms':>12}{'of step':>10}{'quarter, ms':>14}{'of step':>10}")
-    for name in CASES:
-        row = f"{name:32}"
-        for kind, width in (("whole", 12), ("quarter", 14)):
-            value = statistics.median(times[name, kind])
-            row += f"{1e3 * value:{width}.1f}{value / reference:10.2%}"
-        print(row)
+    rows = [
+        {
+            "name": name,
+            "step_ms": 1e3 * reference,
+            **{f"{kind}_ms": 1e3 * statistics.median(times[name, kind]) for kind in KINDS},
+        }
+        for name in CASES
+    ]
+    values = (
+        f"medians of {arguments.rounds} rounds on {arguments.threads} thread(s), beside a step of "
+        f"{reference:.2f} s with {arguments.batch} images"
+    )
+    save(arguments, rows, table, arguments.device, values)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Each pyramid as a share of the step."""
+    lines = ["| | all tokens | a quarter, padded |", "|---|---|---|"]
+    for row in rows:
+        shares = [f"{row[f'{kind}_ms'] / row['step_ms']:.2%}" for kind in KINDS]
+        lines.append(f"| {row['name']} | {' | '.join(shares)} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

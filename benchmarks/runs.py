@@ -32,6 +32,7 @@ import jepakit
 ROOT = Path(__file__).resolve().parents[1]
 if not Path(jepakit.__file__).is_relative_to(ROOT):
     raise ImportError(f"jepakit is that of {jepakit.__file__}: set PYTHONPATH to {ROOT / 'src'}")
+_OVER_SEEDS = "means, and ranges over the seeds"
 _COUNTED = 20  # steps over which operations are counted; masks differ in size
 
 
@@ -157,9 +158,10 @@ def save(
     rows: list[dict[str, Any]],
     table: Callable[[list[Any]], str],
     device: str = "cpu",
+    values: str = _OVER_SEEDS,
 ) -> None:
     """Print the table; if asked to, write the rows and, beside them, the table for the docs."""
-    record = {**provenance(args.data, args.seeds, device), "rows": rows}
+    record = {**provenance(args.data, args.seeds, device), "values": values, "rows": rows}
     print(table(rows))
     if args.write is None:
         return
@@ -176,7 +178,7 @@ def page(record: Mapping[str, Any], table: Callable[[list[Any]], str]) -> str:
     command = " \\\n    ".join(lines)
     return (
         f"{table(record['rows'])}\n\n{record['dataset']}, seeds {seeds}, {record['machine']}; "
-        f"means, and ranges over the seeds. Commit {record['commit'][:8]}, {versions}:\n\n"
+        f"{record.get('values', _OVER_SEEDS)}. Commit {record['commit'][:8]}, {versions}:\n\n"
         f"```sh\n{command}\n```\n"
     )
 

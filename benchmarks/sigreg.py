@@ -1,6 +1,6 @@
 """Memory and time of `sigreg`, forward and backward, beside the same sums in plain autograd.
 
-    python benchmarks/sigreg.py --rows 4096 --dim 512 --slices 1024
+    python benchmarks/sigreg.py --write benchmarks/results/sigreg.json
 
 Extra memory is the peak of the process (or of the device) above what it held with the features and
 one small call done. Each way runs in a process of its own, since a peak never falls.
@@ -13,8 +13,11 @@ import resource
 import subprocess
 import sys
 import time
+from pathlib import Path
+from typing import Any
 
 import torch
+from runs import save
 
 from jepakit.losses import sigreg
 
@@ -68,24 +71,32 @@ def main() -> None:
     parser.add_argument("--slices", type=int, default=1024)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--way", choices=list(WAYS), help=argparse.SUPPRESS)
+    parser.add_argument("--write", type=Path, help="result file, .json; its table beside it")
+    parser.set_defaults(data="random features", seeds=[0])
     args = parser.parse_args()
-    device = torch.device(args.device)
     if args.way:
+        device = torch.device(args.device)
         print(json.dumps(measure(args.way, args.rows, args.dim, args.slices, device)))
         return
-    print(f"{args.rows} x {args.dim}, {args.slices} slices, {device}, torch {torch.__version__}")
-    print(f"{'':16}{'extra MB':>10}{'seconds':>10}{'value':>12}{'|gradient|':>12}")
+    rows = []
     for way in WAYS:
         command = [sys.executable, __file__, *sys.argv[1:], "--way", way]
         run = subprocess.run(command, capture_output=True, text=True, env=os.environ)
         if run.returncode:
-            print(f"{way:16}{'failed':>10}: {run.stderr.strip().splitlines()[-1:]}")
-            continue
-        r = json.loads(run.stdout)
-        print(
-            f"{way:16}{r['megabytes']:10.0f}{r['seconds']:10.2f}{r['value']:12.6f}"
-            f"{r['gradient']:12.6f}"
-        )
+            raise SystemExit(f"{way} failed: {run.stderr.strip()}")
+        rows.append({"name": way, **json.loads(run.stdout)})
+    shape = f"{args.rows} x {args.dim} features, {args.slices} slices, float32, one thread"
+    save(args, rows, table, args.device, shape)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Memory and time of each way, and that both say the same."""
+    lines = ["| | extra MB | seconds | value | gradient's length |", "|---|---|---|---|---|"]
+    for row in rows:
+        cells = [f"{row['megabytes']:.0f}", f"{row['seconds']:.1f}"]
+        cells += [f"{row['value']:.6f}", f"{row['gradient']:.6f}"]
+        lines.append(f"| {row['name']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
