@@ -45,7 +45,9 @@ def words(options: dict[str, Any]) -> list[str]:
 def main() -> None:
     args = parse_args()
     recipe = load(args.recipe)
-    args.data = args.data or str(args.data_folder / recipe["data"])
+    if args.data is None:
+        a_file = recipe["data"].endswith(".npz")
+        args.data = str(args.data_folder / recipe["data"]) if a_file else recipe["data"]
     options = ["--data", args.data, *words(recipe["options"])]
     name = args.recipe
     if args.smoke:
