@@ -173,11 +173,11 @@ def save(
 def page(record: Mapping[str, Any], table: Callable[[list[Any]], str]) -> str:
     """A result file as a part of the docs: its table, and how to get it again."""
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    seeds = ", ".join(map(str, record["seeds"]))
+    seeds = f"seed{'s' * (len(record['seeds']) > 1)} {', '.join(map(str, record['seeds']))}"
     lines = textwrap.wrap(record["command"], 92, break_long_words=False, break_on_hyphens=False)
     command = " \\\n    ".join(lines)
     return (
-        f"{table(record['rows'])}\n\n{record['dataset']}, seeds {seeds}, {record['machine']}; "
+        f"{table(record['rows'])}\n\n{record['dataset']}, {seeds}, {record['machine']}; "
         f"{record.get('values', _OVER_SEEDS)}. Commit {record['commit'][:8]}, {versions}:\n\n"
         f"```sh\n{command}\n```\n"
     )
