@@ -63,6 +63,13 @@ def test_other_positions_are_refused(build) -> None:
         init_sincos_positions(build())
 
 
+def test_an_embedding_of_another_form_is_refused() -> None:
+    encoder = vit()
+    encoder.backbone.pos_embed = torch.nn.Parameter(torch.zeros(1, 16, 3, 5))  # as PiT has it
+    with pytest.raises(UnsupportedBackboneError, match=r"shape \[1, tokens, width\]"):
+        init_sincos_positions(encoder)
+
+
 @pytest.mark.no_hook
 def test_a_bare_backbone_is_refused() -> None:
     with pytest.raises(TypeError, match="encoder: must be a MaskedViT, got VisionTransformer"):
