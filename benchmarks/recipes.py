@@ -14,6 +14,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import torch
 from runs import ROOT, cells, run_all, save, scores, spread
 
 RECIPES = ROOT / "benchmarks" / "recipes"
@@ -42,21 +43,33 @@ def words(options: dict[str, Any]) -> list[str]:
     return found
 
 
+def tiny(options: dict[str, Any]) -> dict[str, Any]:
+    """The same options with a small model and few steps, where there is no accelerator without."""
+    small = {"steps": 4, "batch-size": 8, "eval-images": 60, "width": 32, "depth": 1, "heads": 2}
+    if "image-size" in options:
+        small["image-size"] = 8 * options["patch-size"]
+    if options.get("device") == "cuda" and not torch.cuda.is_available():
+        small["device"] = "cpu"
+        options = {name: value for name, value in options.items() if name != "compile"}
+    return options | small
+
+
 def main() -> None:
     args = parse_args()
     recipe = load(args.recipe)
     if args.data is None:
         a_file = recipe["data"].endswith(".npz")
         args.data = str(args.data_folder / recipe["data"]) if a_file else recipe["data"]
-    options = ["--data", args.data, *words(recipe["options"])]
     name = args.recipe
     if args.smoke:
         name += "-smoke"  # in a folder of its own: a real run is to find none of it
-        options += ["--steps", "4", "--eval-images", "60"]
+        recipe["options"] = tiny(recipe["options"])
+    options = ["--data", args.data, *words(recipe["options"])]
     jobs = {(name, seed): (recipe["script"], options) for seed in args.seeds}
     results = run_all(jobs, args.runs, args.parallel)
     runs = [results[key] for key in jobs]
-    save(args, [row(args.recipe, recipe, runs)], table, runs[0]["settings"]["device"])
+    rows = [row(args.recipe, recipe, runs) | {"data": Path(args.data).name}]
+    save(args, rows, table, runs[0]["settings"]["device"])
     if args.write is not None:
         OVERVIEW.write_text(overview())
 
@@ -67,10 +80,8 @@ def row(name: str, recipe: dict[str, Any], runs: list[dict[str, Any]]) -> dict[s
     return {
         "name": name,
         "title": recipe["title"],
-        "data": recipe["data"],
         "options": words(recipe["options"]),
-        "architecture": f"ViT {settings['width']}/{settings['patch_size']}, "
-        f"{settings['depth']} blocks, {settings['heads']} heads",
+        "architecture": architecture(settings),
         "image_size": settings["image_size"],
         "steps": steps,
         "images": runs[0]["images"],
@@ -80,6 +91,15 @@ def row(name: str, recipe: dict[str, Any], runs: list[dict[str, Any]]) -> dict[s
         "head": [each["head"] for each in runs if "head" in each],
         "curves": [thinned(each["curves"]) for each in runs],
     }
+
+
+def architecture(settings: dict[str, Any]) -> str:
+    """Width and patch size, depth and heads, of the encoder, and the images' size."""
+    size = f", {settings['image_size']} px" if settings["image_size"] else ""
+    return (
+        f"ViT {settings['width']}/{settings['patch_size']}, {settings['depth']} blocks, "
+        f"{settings['heads']} heads{size}"
+    )
 
 
 def thinned(curves: dict[str, list[Any]]) -> dict[str, list[Any]]:
@@ -98,18 +118,26 @@ def thinned(curves: dict[str, list[Any]]) -> dict[str, list[Any]]:
 def table(rows: list[dict[str, Any]]) -> str:
     """A row for each recipe, below what the same file gives without training."""
     lines = [
-        "| | encoder | epochs | kNN-20 | linear probe | effective rank | minutes |",
-        "|---|---|---|---|---|---|---|",
-        f"| raw pixels | | | {cells(rows[0]['raw'][:1])} | |",
-        f"| untrained encoder | | | {cells(rows[0]['untrained'])} | |",
+        "| | encoder | epochs | seeds | kNN-20 | linear probe | effective rank | minutes |",
+        "|---|---|---|---|---|---|---|---|",
+        f"| raw pixels | | | | {cells(rows[0]['raw'][:1])} | |",
+    ]
+    starts = {}
+    for each in rows:
+        sincos = ", positions as sines and cosines" if "sincos" in each["options"] else ""
+        starts.setdefault((f"untrained{sincos}", each["architecture"]), each["untrained"])
+    lines += [
+        f"| {name} | {encoder} | 0 | {len(runs)} | {cells(runs)} | |"
+        for (name, encoder), runs in starts.items()
     ]
     for each in rows:
         minutes = spread([seconds / 60 for seconds in each["seconds"]])
         about = f"{each['title']} | {each['architecture']} | {each['epochs']:.1f}"
-        lines.append(f"| {about} | {cells(each['trained'])} | {minutes} |")
+        runs = each["trained"]
+        lines.append(f"| {about} | {len(runs)} | {cells(runs)} | {minutes} |")
         if each["head"]:
             head = spread([100 * accuracy for accuracy in each["head"]], " %")
-            lines.append(f"| its own head | | | | {head} | | |")
+            lines.append(f"| its own head | | | | | {head} | | |")
     return "\n".join(lines)
 
 
@@ -150,10 +178,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--parallel", type=int, default=1, help="runs at a time")
     parser.add_argument("--runs", type=Path, default=Path("runs/recipes"), help="for the runs")
     parser.add_argument("--write", type=Path, help="result file, .json")
-    parser.add_argument("--smoke", action="store_true", help="a few steps: does it run at all?")
+    parser.add_argument(
+        "--smoke", action="store_true", help="a few steps of a tiny model: does it run at all?"
+    )
     args = parser.parse_args()
     if args.smoke and args.write:
         parser.error("--smoke: writes no result")
+    if args.data and not (args.write or args.smoke):
+        parser.error("--data: say with --write where to, since the results are of another file")
     if args.write is None and not args.smoke:
         args.write = RESULTS / f"{args.recipe}.json"
     return args

@@ -130,7 +130,15 @@ def machine(device: str) -> str:
     """What the numbers were measured on."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name()
-    return f"{os.cpu_count()} CPU cores"
+    return f"{os.cpu_count()} CPU cores{_cpu_model()}"
+
+
+def _cpu_model() -> str:
+    """Where the system tells, as Linux does."""
+    told = Path("/proc/cpuinfo")
+    lines = told.read_text().splitlines() if told.is_file() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f" ({models[0]})" if models else ""
 
 
 def provenance(dataset: str, seeds: Sequence[int], device: str) -> dict[str, Any]:

@@ -53,17 +53,20 @@ def main() -> None:
         "untrained encoder": score(encode),
     }
     order = ResumableBatches(len(train), args.batch_size, steps=steps, seed=args.seed)
-    curve, began = [], time.perf_counter()
+    curves: dict[str, list[tuple[int, float]]] = {"loss": [], "rank": []}
+    began = time.perf_counter()
     for step, (images, y) in enumerate(DataLoader(train, batch_sampler=order)):
         for group in optimizer.param_groups:
             group["lr"] = lr(step)
         images = random_crops(normalize(images.to(device)), args.crop_scale, flip=args.flip)
-        loss = cross_entropy(model["head"](encoder.extract_features(images)), y.to(device))
+        features = encoder.extract_features(images)
+        loss = cross_entropy(model["head"](features), y.to(device))
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         if step % 20 == 0 or step == steps - 1:
-            curve.append((step, loss.item()))
+            curves["loss"].append((step, loss.item()))
+            curves["rank"].append((step, jepakit.effective_rank(features.detach()).item()))
         if step % max(1, steps // 20) == 0:
             print(f"step {step}/{steps}  loss {loss.item():.4f}", flush=True)
     seconds = time.perf_counter() - began
@@ -73,7 +76,7 @@ def main() -> None:
         for images, y in DataLoader(test, 256):
             right += int((model["head"](encode(images.to(device))).cpu().argmax(1) == y).sum())
     result = {"settings": vars(args), "rows": rows, "head": right / len(test)}
-    result |= {"curves": {"loss": curve}, "steps": steps, "images": steps * args.batch_size}
+    result |= {"curves": curves, "steps": steps, "images": steps * args.batch_size}
     result |= {"train_images": len(train), "seconds": seconds}
     (out / "result.json").write_text(json.dumps(result, indent=1))
     for name, (knn, linear, rank) in rows.items():

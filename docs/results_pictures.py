@@ -6,7 +6,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from drawing import Theme
+from drawing import Theme, legend
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -16,12 +16,14 @@ NAMES = {"cifar10_jpeg.npz": "CIFAR-10", "fashion_mnist.npz": "Fashion-MNIST"}
 
 
 def by_dataset() -> dict[str, list[dict[str, Any]]]:
-    """Rows of all recipes that were run, in the order of their titles."""
+    """Rows of all recipes that were run, by dataset and machine."""
     found: dict[str, list[dict[str, Any]]] = {}
     for path in sorted(RESULTS.glob("*.json")):
         record = json.loads(path.read_text())
-        if "recipes.py" in record["command"]:
-            found.setdefault(record["dataset"], []).extend(record["rows"])
+        if "benchmarks/recipes.py" in record["command"]:
+            name = NAMES.get(record["dataset"], record["dataset"])
+            where = "" if "CPU" in record["machine"] else f", {record['machine']}"
+            found.setdefault(name + where, []).extend(record["rows"])
     return found
 
 
@@ -39,17 +41,19 @@ def curves(theme: Theme) -> Figure:
     figure, axes = plt.subplots(
         len(datasets), 2, figsize=(8.4, 2.6 * len(datasets)), squeeze=False, sharex="row"
     )
-    colours = cycle((theme.context, theme.target, theme.third, theme.fourth))
+    titles = {row["title"]: None for rows in datasets.values() for row in rows}
+    palette = cycle((theme.context, theme.target, theme.third, theme.fourth))
+    colours = dict(zip(titles, palette, strict=False))
     for (loss, rank), (dataset, rows) in zip(axes, datasets.items(), strict=True):
-        for row, colour in zip(rows, colours, strict=False):  # they repeat
+        for row in rows:
+            colour = colours[row["title"]]
             each = row["images"] / row["steps"] / 1000  # thousand images a step
             for seed, run in enumerate(row["curves"]):
                 label = row["title"] if seed == 0 else None
                 first = run["loss"][0][1]
                 line(loss, [(s * each, v / first) for s, v in run["loss"]], colour, label)
-                if "rank" in run:
-                    line(rank, [(s * each, v) for s, v in run["rank"]], colour, None)
-        loss.set_title(f"{NAMES.get(dataset, dataset)}: loss, its first value is 1", fontsize=9)
+                line(rank, [(s * each, v) for s, v in run["rank"]], colour, None)
+        loss.set_title(f"{dataset}: loss, its first value is 1", fontsize=9)
         rank.set_title("effective rank of a batch of features", fontsize=9)
         loss.legend(frameon=False, fontsize=8)
         for ax in (loss, rank):
@@ -64,27 +68,31 @@ def line(ax: Axes, points: Sequence[tuple[float, float]], colour: str, label: st
 
 
 def accuracies(theme: Theme) -> Figure:
-    """kNN and linear probe of every recipe, a dot for each seed, beside what needs no training."""
+    """kNN and linear probe of every recipe before and after, a dot for each seed."""
     datasets = by_dataset()
-    heights = [len(rows) + 2 for rows in datasets.values()]
+    heights = [len(rows) for rows in datasets.values()]
     figure, axes = plt.subplots(
-        len(datasets), 2, figsize=(8.4, 0.6 + 0.3 * sum(heights)), squeeze=False,
-        sharey="row", sharex=True, height_ratios=heights,
+        len(datasets), 2, figsize=(8.4, 0.5 + 0.55 * len(heights) + 0.32 * sum(heights)),
+        squeeze=False, sharey="row", sharex=True, height_ratios=[2 + rows for rows in heights],
     )  # fmt: skip
     for panels, (dataset, rows) in zip(axes, datasets.items(), strict=True):
-        shown = [("raw pixels", rows[0]["raw"][:1], theme.faint)]
-        shown.append(("untrained encoder", rows[0]["untrained"], theme.faint))
-        shown += [(row["title"], row["trained"], theme.context) for row in rows]
         for number, (ax, what) in enumerate(zip(panels, ("kNN-20", "linear probe"), strict=True)):
-            for y, (_, runs, colour) in enumerate(shown):
-                x = [100 * run[number] for run in runs]
-                ax.plot(x, [y] * len(x), "o", color=colour, ms=5, alpha=0.8)
-            ax.set_title(f"{NAMES.get(dataset, dataset)}: {what}", fontsize=9)
+            ax.axvline(100 * rows[0]["raw"][0][number], color=theme.third, lw=1.6)
+            for y, row in enumerate(rows):
+                for key, fill in (("untrained", theme.page), ("trained", theme.context)):
+                    x = [100 * run[number] for run in row[key]]
+                    ax.plot(x, [y] * len(x), "o", ms=6, mec=theme.context, mfc=fill)
+            ax.set_title(f"{dataset}: {what}", fontsize=9)
             plain(ax, theme)
-        panels[0].set_yticks(range(len(shown)), [name for name, _, _ in shown])
-        panels[0].invert_yaxis()
+        panels[0].set_yticks(range(len(rows)), [row["title"] for row in rows])
+        panels[0].set_ylim(len(rows) - 0.4, -0.6)
     for ax in axes[-1]:
         ax.set_xlabel("accuracy / %", fontsize=8.5)
+    entries = [
+        (theme.context, "trained; hollow: the same encoder untrained"),
+        (theme.third, "raw pixels"),
+    ]
+    legend(figure, entries, theme)
     return figure
 
 

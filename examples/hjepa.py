@@ -107,12 +107,14 @@ def main() -> None:
     lr = jepakit.warmup_cosine(args.lr, args.lr / 100, warmup_steps=steps // 10, steps=steps)
     monitors = [jepakit.CollapseMonitor(action="record", every=10) for _ in range(args.levels)]
 
-    def compute_loss(images: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def compute_loss(images: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """The loss, that of each level, and the mean of the teacher's tokens."""
         masks = sampler(len(images), device=device)
-        preds, targets, valids = [], [], []
+        preds, targets, valids, means = [], [], [], []
         levels = zip(predictors, student(images, masks.context), teacher(images), strict=True)
         for level, (predictor, own, (goal, _)) in enumerate(levels):
-            if found := monitors[level].update(goal.float().mean(dim=1), step=step):
+            means.append(goal.float().mean(dim=1))
+            if found := monitors[level].update(means[level], step=step):
                 console.print(f"[yellow]Level {level}: {found}")
             asked = masks.coarsen(level).targets
             context, seen = own.trimmed()  # whole blocks have a few cells of the many there may be
@@ -120,8 +122,11 @@ def main() -> None:
             goal = jepakit.normalize_targets(goal, args.target_norm)
             targets.append(jepakit.take_tokens(goal, asked))
             valids.append(asked.valid)
-        loss = LOSSES[args.loss]
-        return jepakit.hierarchical_loss(preds, targets, valids, weights=weights, loss=loss)
+        loss_fn = LOSSES[args.loss]
+        loss, parts = jepakit.hierarchical_loss(
+            preds, targets, valids, weights=weights, loss=loss_fn
+        )
+        return loss, parts, means[0]
 
     score = partial(
         evaluate, train=train, test=test, k=args.neighbours, num_images=args.eval_images,
@@ -174,7 +179,7 @@ def main() -> None:
         images = normalize(images.to(device))
         images = random_crops(images, args.crop_scale, flip=args.flip)
         with torch.autocast(device.type, torch.bfloat16, enabled=args.amp):
-            loss, parts = compute_loss(images, step)
+            loss, parts, means = compute_loss(images, step)
         for group in optimizer.param_groups:
             group["lr"] = lr(step)
         loss.backward()
@@ -182,7 +187,8 @@ def main() -> None:
         optimizer.zero_grad()
         teacher.update(student)
         if step % 20 == 0 or step == steps - 1:
-            for name, value in {"loss": loss, **parts}.items():
+            rank = jepakit.effective_rank(means)
+            for name, value in {"loss": loss, **parts, "rank": rank}.items():
                 curves.setdefault(name, []).append((step, value.item()))
         if step % max(1, steps // 10) == 0 and not console.is_terminal:
             console.print(f"step {step}/{steps}  loss {loss.item():.4f}")
@@ -202,7 +208,7 @@ def main() -> None:
     plot_patch_pca(shown, pictures, encoder.grid_size).savefig(out / "levels.png", dpi=150)
     plot_curves(curves).savefig(out / "curves.png", dpi=150)
     torch.save(teacher.module.state_dict(), out / "teacher.pth")
-    losses = {name: points[-1][1] for name, points in curves.items()}
+    losses = {name: points[-1][1] for name, points in curves.items() if name != "rank"}
     versions = {"jepakit": jepakit.__version__, "torch": torch.__version__}
     result = {"settings": vars(args), "versions": versions, "rows": rows, "curves": curves}
     result |= {"steps": steps, "images": steps * args.batch_size, "train_images": len(train)}

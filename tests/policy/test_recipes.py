@@ -1,10 +1,13 @@
 """Recipes and ablations ask for what the scripts take. Trap: options that nobody reads any more."""
 
 import importlib.util
+import json
 import sys
+import tomllib
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -37,6 +40,36 @@ def test_a_recipe_is_accepted(path, benchmarks, monkeypatch) -> None:
     assert set(recipe) == {"title", "tier", "data", "script", "options"}
     assert recipe["tier"] in ("cpu", "accelerator")
     accepted(ROOT / recipe["script"], recipes.words(recipe["options"]), monkeypatch)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_result_is_of_the_recipe_as_it_is(path, benchmarks) -> None:
+    """Trap: a recipe that was changed after its run, whose command no longer gives the number."""
+    recipes = load(benchmarks / "recipes.py")
+    result = recipes.RESULTS / f"{path.stem}.json"
+    if not result.is_file():
+        pytest.skip("not run")
+    row = json.loads(result.read_text())["rows"][0]
+    recipe = recipes.load(path.stem)
+    assert row["options"] == recipes.words(recipe["options"])
+    assert row["data"] == recipe["data"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["imagenette-ijepa", "imagenette-supervised"])
+def test_a_recipe_runs_at_a_tiny_scale(name, benchmarks, monkeypatch, tmp_path, capsys) -> None:
+    """Also what is for an accelerator, where there is none."""
+    rng, arrays = np.random.default_rng(0), {}
+    for part, count in (("train", 80), ("test", 40)):
+        arrays[f"x_{part}"] = rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+        arrays[f"y_{part}"] = np.arange(count) % 4
+    np.savez(tmp_path / "images.npz", **arrays)
+    options = ["--smoke", "--data", str(tmp_path / "images.npz"), "--runs", str(tmp_path / "runs")]
+    monkeypatch.setattr(sys, "argv", ["recipes.py", name, *options])
+    load(benchmarks / "recipes.py").main()
+    title = tomllib.loads((benchmarks / "recipes" / f"{name}.toml").read_text())["title"]
+    assert f"| {title} | ViT 32/" in capsys.readouterr().out
+    assert not list(tmp_path.glob("*.json"))
 
 
 def test_the_overview_is_made_of_the_results(benchmarks) -> None:

@@ -20,7 +20,10 @@ def init_sincos_positions(encoder: MaskedViT) -> None:
     and zeros for class and register tokens. timm draws them with a deviation of 0.02, a small part
     of what a patch embedding puts out: a student that is to predict what is where has first to
     learn where, and short runs end before it has. They stay trainable; freeze them with
-    `encoder.backbone.pos_embed.requires_grad_(False)`. Call this before the teacher is copied.
+    `encoder.backbone.pos_embed.requires_grad_(False)`.
+
+    For training from scratch: what a pretrained backbone has learned of positions is replaced. Call
+    this before the teacher is copied and before `torch.compile`.
 
     Args:
         encoder: Its backbone has a learned position embedding, `pos_embed`, of the whole grid.
