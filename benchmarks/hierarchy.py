@@ -20,13 +20,13 @@ from typing import Any
 from runs import arguments, cells, flops_per_step, interval, run_all, save
 
 SCRIPT = "examples/hjepa.py"
-BATCH = 16
-# 12 x 12 patches: on 8 x 8 the masks of three levels would be drawn on a grid of 2 x 2.
+BATCH = 32
+# 10 x 10 patches: on 8 x 8 the masks of three levels would be drawn on a grid of 2 x 2.
 COMMON = [
-    *("--image-size", "24", "--patch-size", "2", "--batch-size", str(BATCH)),
+    *("--image-size", "40", "--patch-size", "4", "--batch-size", str(BATCH)),
     *("--compare-levels", "3", "--num-targets", "3", "--predictor-depth", "2"),
     *("--momentum", "0.98", "1", "--positions", "sincos"),  # runs are short
-    *("--eval-images", "3000"),
+    *("--eval-images", "3000", "--device", "cpu"),
 ]
 ROWS = {
     "I-JEPA": ["--levels", "1"],

@@ -14,6 +14,7 @@ matplotlib.use("svg")
 import collapse_pictures
 import gallery_pictures
 import pyramid_pictures
+import results_pictures
 from drawing import THEMES, Theme, legend, outline_blocks, paint
 from matplotlib import pyplot as plt
 from matplotlib.colors import LinearSegmentedColormap
@@ -281,6 +282,7 @@ PICTURES: dict[str, Callable[[Theme], Figure]] = {
     **collapse_pictures.PICTURES,
     **gallery_pictures.PICTURES,
     **pyramid_pictures.PICTURES,
+    **results_pictures.PICTURES,
 }
 
 

@@ -3,6 +3,7 @@
 import importlib
 import json
 import re
+import statistics
 import sys
 from pathlib import Path
 
@@ -25,3 +26,22 @@ def test_a_result_can_be_traced(path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     page = importlib.import_module("runs").page
     table = importlib.import_module(script.stem).table
     assert path.with_suffix(".md").read_text() == page(record, table)
+
+
+def test_the_numbers_of_the_readme_are_those_of_a_run() -> None:
+    """Trap: a table that was typed by hand, and stays when the code has changed."""
+    row = json.loads((ROOT / "benchmarks/results/digits-ijepa.json").read_text())["rows"][0]
+    readme = (ROOT / "README.md").read_text()
+    for name, key in (
+        ("raw pixels", "raw"),
+        ("untrained encoder", "untrained"),
+        ("trained teacher", "trained"),
+    ):
+        knn, linear, rank = (statistics.mean(values) for values in zip(*row[key], strict=True))
+        line = f"| {name} | {100 * knn:.1f} % | {100 * linear:.1f} % | {rank:.1f} |"
+        assert line in readme, f"README.md does not hold {line!r}"
+    gains = [
+        after[1] - before[1] for before, after in zip(row["untrained"], row["trained"], strict=True)
+    ]
+    first, second, third = (f"{100 * gain:.1f}" for gain in gains)
+    assert f"{first}, {second} and {third} points" in " ".join(readme.split())
