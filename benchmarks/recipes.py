@@ -44,7 +44,7 @@ def words(options: dict[str, Any]) -> list[str]:
 
 
 def tiny(options: dict[str, Any]) -> dict[str, Any]:
-    """The same options with a small model and few steps, where there is no accelerator without."""
+    """The same options for a small model and few steps; on the CPU where there is nothing else."""
     small = {"steps": 4, "batch-size": 8, "eval-images": 60, "width": 32, "depth": 1, "heads": 2}
     if "image-size" in options:
         small["image-size"] = 8 * options["patch-size"]

@@ -44,10 +44,13 @@ def test_every_level_is_judged_beside_the_untrained_one(tmp_path: Path) -> None:
         assert (tmp_path / picture).stat().st_size > 5_000
     saved = torch.load(tmp_path / "teacher.pth", weights_only=True)
     assert any(name.startswith("pyramid.") for name in saved)
+    assert float(saved["encoder.backbone.pos_embed"].abs().max()) < 0.5  # as timm draws them
+    assert len(result["curves"]["rank"]) == len(result["curves"]["loss"])
 
 
 def test_one_level_is_ijepa(tmp_path: Path) -> None:
-    printed, result = run(tmp_path, "--levels", "1", "--compare-levels", "3")
+    options = ("--levels", "1", "--compare-levels", "3", "--positions", "sincos")
+    printed, result = run(tmp_path, *options)
     assert "2 (tokens, averaged)" in printed
     accuracies = [tuple(level[:2]) for level in result["rows"]["trained"]]
     assert len(set(accuracies)) == 3, "averages of tokens are judged by their cells"
@@ -55,6 +58,7 @@ def test_one_level_is_ijepa(tmp_path: Path) -> None:
     assert result["losses"]["loss"] == result["losses"]["level_0"]
     saved = torch.load(tmp_path / "teacher.pth", weights_only=True)
     assert all(name.startswith("encoder.") for name in saved)
+    assert float(saved["encoder.backbone.pos_embed"].abs().max()) > 0.9
 
 
 @pytest.mark.parametrize(

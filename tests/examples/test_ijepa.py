@@ -114,7 +114,16 @@ def test_runs_on_arrays_and_on_an_image_folder(tmp_path: Path) -> None:
     assert "trained teacher" in run(
         tmp_path / "b", "--data", str(tmp_path / "folder"), "--image-size", "32",
         "--neighbours", "5", "--loss", "cosine", "--vicreg-weight", "0.01", *few,
+        "--positions", "sincos",
     )  # fmt: skip
+    largest = {
+        name: torch.load(tmp_path / name / "teacher.pth", weights_only=True)["pos_embed"]
+        .abs()
+        .max()
+        for name in "ab"
+    }
+    assert largest["a"] < 0.5, "as timm draws them"
+    assert largest["b"] > 0.9, "sines and cosines"
 
 
 def test_the_result_can_be_traced(finished: tuple[Path, str]) -> None:
