@@ -5,8 +5,10 @@ import subprocess
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 
 import jepakit.evaluation.linear as linear
 from jepakit.evaluation import Features, linear_probe
@@ -53,43 +55,79 @@ def test_the_same_twice_and_no_trace_in_the_global_generators() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_c_and_max_iter_matter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Law 12: both reach the solver."""
-    fits = []
+@pytest.fixture
+def fits(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """Rows, `C`, `max_iter` and the labels' counts of every fit, and whether it began at zero."""
+    found: list[tuple[Any, ...]] = []
+    fit = LogisticRegression.fit
 
-    def record(x: Any, y: Any, strength: float, max_iter: int) -> Any:
-        fits.append((len(x), strength, max_iter))
-        return fit(x, y, strength, max_iter)
+    def record(self: Any, x: Any, y: Any) -> Any:
+        fresh = not (self.warm_start and hasattr(self, "coef_"))
+        found.append((len(x), self.C, self.max_iter, np.bincount(y).tolist(), fresh))
+        return fit(self, x, y)
 
-    fit = linear._fit
-    monkeypatch.setattr(linear, "_fit", record)
+    monkeypatch.setattr(LogisticRegression, "fit", record)
+    return found
+
+
+def test_c_and_max_iter_reach_the_solver(fits: list[tuple[Any, ...]]) -> None:
+    """Law 12: no option is ignored."""
     linear_probe(blobs(30, 0), blobs(9, 1), C=0.5, max_iter=77)
-    assert fits == [(30, 0.5, 77)]
-    weights = [abs(fit(*_arrays(blobs(60, 0)), c, 500)[-1].coef_).sum() for c in (0.01, 1.0)]
-    assert weights[0] < 0.5 * weights[1]
+    assert fits == [(30, 0.5, 77, [10, 10, 10], True)]
 
 
-def test_a_choice_is_made_on_a_held_out_fifth_of_train(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The test rows choose nothing; the best of several is refitted on all training rows."""
-    fits, scored = [], []
-    fit, score = linear._fit, linear._score
+def test_a_choice_is_made_on_a_held_out_fifth_of_train(
+    fits: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The test rows choose nothing; the best of several is fitted on all training rows."""
+    scored = []
+    accuracy = linear._accuracy
 
-    def record_fit(x: Any, y: Any, strength: float, max_iter: int) -> Any:
-        fits.append((len(x), strength))
-        return fit(x, y, strength, max_iter)
+    def record(probe: Any, x: torch.Tensor, y: torch.Tensor) -> float:
+        scored.append((len(x), y.bincount().tolist()))
+        return accuracy(probe, x, y)
 
-    def record_score(probe: Any, x: Any, y: Any) -> float:
-        scored.append((len(x), sorted(y.tolist())))
-        return score(probe, x, y)
-
-    monkeypatch.setattr(linear, "_fit", record_fit)
-    monkeypatch.setattr(linear, "_score", record_score)
+    monkeypatch.setattr(linear, "_accuracy", record)
     train, test = blobs(150, 0, noise=0.1), blobs(12, 1)
-    linear_probe(train, test, C=(1.0, 0.1))
+    linear_probe(train, test, C=(1.0, 0.1), max_iter=77)
     # Both are right everywhere: of equals the smallest, that is the most regularised.
-    assert fits == [(120, 0.1), (120, 1.0), (150, 0.1)]
-    assert scored[:2] == [(30, [0] * 10 + [1] * 10 + [2] * 10)] * 2
-    assert scored[2][0] == len(test)
+    assert fits == [
+        (120, 0.1, 77, [40, 40, 40], True),
+        (120, 1.0, 77, [40, 40, 40], False),
+        (150, 0.1, 77, [50, 50, 50], True),
+    ]
+    assert scored == [(30, [10, 10, 10])] * 2 + [(12, [4, 4, 4])]
+
+
+def test_rows_that_choose_are_drawn_from_all_of_a_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last fifth of a sorted file would be another kind of image (TRAPS: raster order)."""
+    chosen = []
+    accuracy = linear._accuracy
+
+    def record(probe: Any, x: torch.Tensor, y: torch.Tensor) -> float:
+        chosen.append(x[:, 0].sort().values)
+        return accuracy(probe, x, y)
+
+    monkeypatch.setattr(linear, "_accuracy", record)
+    places = torch.arange(300.0)[:, None]
+    train = Features(x=places, y=torch.arange(300) // 150)
+    linear_probe(train, train, C=(0.1, 1.0))
+    for first, last in ((0, 150), (150, 300)):
+        mine = chosen[0][(chosen[0] >= first) & (chosen[0] < last)]
+        assert len(mine) == 30 and mine.diff().max() < 50
+        assert mine[0] < first + 50 and mine[-1] > last - 50
+
+
+@pytest.mark.parametrize("rows", [5, 12, 41, 300])
+def test_a_fifth_chooses_however_few_rows_a_class_has(
+    rows: int, fits: list[tuple[Any, ...]]
+) -> None:
+    """Quick looks at 40 images of 10 classes are common."""
+    train = Features(x=torch.randn(rows, 4), y=torch.arange(rows) % 10)
+    linear_probe(train, train, C=(0.1, 1.0))
+    assert abs(rows / 5 - (rows - fits[0][0])) < 1
+    lost = np.array(fits[-1][3]) - np.pad(fits[0][3], (0, len(fits[-1][3]) - len(fits[0][3])))
+    assert np.all(abs(lost - np.array(fits[-1][3]) / 5) < 1)
 
 
 def test_the_best_of_several_is_taken() -> None:
@@ -156,10 +194,14 @@ def test_missing_scikit_learn_names_the_extra(monkeypatch: pytest.MonkeyPatch) -
             "train: must hold at least 2 classes, got only 4",
         ),
         (
-            {"train": blobs(13, 0), "C": (0.1, 1.0)},
+            {"train": blobs(2, 0), "C": (0.1, 1.0)},
             ValueError,
-            "train: must hold at least 5 rows of every class to choose among "
-            "C=(0.1, 1.0), got 4 of class 1",
+            "train: holds too few rows to choose among C=(0.1, 1.0), got 2, 1 of class 0",
+        ),
+        (
+            {"train": Features(x=torch.randn(3, 6), y=torch.tensor([4, 4, 7])), "C": (0.1, 1.0)},
+            ValueError,
+            "train: holds too few rows to choose among C=(0.1, 1.0), got 3, 1 of class 7",
         ),
     ],
 )
@@ -168,7 +210,3 @@ def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], text: 
     with pytest.raises(error) as caught:
         linear_probe(**(good | arguments))
     assert text in str(caught.value)
-
-
-def _arrays(features: Features) -> tuple[Any, Any]:
-    return features.x.numpy(), features.y.numpy()

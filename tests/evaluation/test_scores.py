@@ -24,8 +24,15 @@ def test_is_its_parts(sets):
     few = [TensorDataset(*(tensor[:60] for tensor in part.tensors)) for part in sets]
     rows = [extract_features(torch.nn.Identity(), DataLoader(part, 60)) for part in few]
     assert scores.knn == knn_accuracy(*rows, k=7)
-    assert scores.linear == linear_probe(*rows, C=0.1, max_iter=200)
+    assert scores.linear == linear_probe(*rows, C=(1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0), max_iter=200)
     assert scores.rank == effective_rank(rows[0].x).item()
+
+
+def test_a_few_rows_of_each_class_are_enough_to_choose(sets):
+    """Quick looks at 40 images of 10 classes are common; no class need have a fifth."""
+    labels = torch.cat([torch.arange(10).repeat(4), torch.tensor([3])])
+    few = TensorDataset(torch.eye(10)[labels] + 0.1 * torch.randn(41, 10), labels)
+    assert evaluate(torch.nn.Identity(), few, few, k=4).linear > 0.5
 
 
 def test_batches_change_nothing(sets):

