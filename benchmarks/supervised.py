@@ -55,18 +55,20 @@ def main() -> None:
     order = ResumableBatches(len(train), args.batch_size, steps=steps, seed=args.seed)
     curves: dict[str, list[tuple[int, float]]] = {"loss": [], "rank": []}
     began = time.perf_counter()
-    for step, (images, y) in enumerate(DataLoader(train, batch_sampler=order)):
+    loader = DataLoader(train, batch_sampler=order, num_workers=args.workers)
+    for step, (images, y) in enumerate(loader):
         for group in optimizer.param_groups:
             group["lr"] = lr(step)
         images = random_crops(normalize(images.to(device)), args.crop_scale, flip=args.flip)
-        features = encoder.extract_features(images)
-        loss = cross_entropy(model["head"](features), y.to(device))
+        with torch.autocast(device.type, torch.bfloat16, enabled=args.amp):
+            features = encoder.extract_features(images)
+            loss = cross_entropy(model["head"](features), y.to(device))
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         if step % 20 == 0 or step == steps - 1:
             curves["loss"].append((step, loss.item()))
-            curves["rank"].append((step, jepakit.effective_rank(features.detach()).item()))
+            curves["rank"].append((step, jepakit.effective_rank(features.detach().float()).item()))
         if step % max(1, steps // 20) == 0:
             print(f"step {step}/{steps}  loss {loss.item():.4f}", flush=True)
     seconds = time.perf_counter() - began
@@ -101,6 +103,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--flip", action="store_true", help="mirror images at random")
     parser.add_argument("--eval-images", type=int, default=5000, help="of each split, at most")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--workers", type=int, default=0, help="processes that load data")
+    parser.add_argument("--amp", action="store_true", help="bfloat16 autocast")
     parser.add_argument("--seed", type=int, default=0, help="of everything random")
     parser.add_argument("--out", default="supervised-out", help="folder for result.json")
     args = parser.parse_args()
