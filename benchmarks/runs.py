@@ -194,7 +194,8 @@ def page(record: Mapping[str, Any], table: Callable[[list[Any]], str]) -> str:
 def spread(values: Sequence[float], unit: str = "") -> str:
     """Mean and range of some seeds."""
     mean, low, high = (f"{x:.1f}" for x in (statistics.mean(values), min(values), max(values)))
-    return f"{mean}{unit}" if len(values) == 1 else f"{mean}{unit} ({low} to {high})"
+    # A dash, since a browser breaks a narrow column at spaces.
+    return f"{mean}{unit}" if len(values) == 1 else f"{mean}{unit} ({low}\N{EN DASH}{high})"
 
 
 def interval(values: Sequence[float]) -> str:

@@ -19,12 +19,20 @@ def sets() -> tuple[TensorDataset, TensorDataset]:
     return parts[0], parts[1]
 
 
-def test_is_its_parts(sets):
+def test_is_its_parts(sets, monkeypatch):
+    probe = {}
+
+    def record(train, test, **options):
+        probe.update(options)
+        return linear_probe(train, test, **options)
+
+    monkeypatch.setattr("jepakit.evaluation.scores.linear_probe", record)
     scores = evaluate(torch.nn.Identity(), *sets, k=7, num_images=60)
     few = [TensorDataset(*(tensor[:60] for tensor in part.tensors)) for part in sets]
     rows = [extract_features(torch.nn.Identity(), DataLoader(part, 60)) for part in few]
     assert scores.knn == knn_accuracy(*rows, k=7)
-    assert scores.linear == linear_probe(*rows, C=(1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0), max_iter=200)
+    assert scores.linear == linear_probe(*rows, **probe)
+    assert probe == {"C": (1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0), "max_iter": 200}
     assert scores.rank == effective_rank(rows[0].x).item()
 
 

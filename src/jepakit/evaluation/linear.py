@@ -35,8 +35,10 @@ def linear_probe(
         C: Inverse strength of the regularisation, as in scikit-learn: smaller shrinks more.
             Of several, the one with the highest accuracy on a held-out, stratified fifth of `train`
             is taken (of equal ones the smallest) and fitted on all of `train`.
-        max_iter: Most iterations of the solver (L-BFGS) for each `C`, from the smallest upwards,
-            beginning at the solution of the last; where it stops there, scikit-learn warns.
+        max_iter: Most iterations of the solver (L-BFGS) for each `C`. Of several, the smallest is
+            fitted first and each next one begins at the last solution; where features are nearly
+            the same, that comes closer to the minimum than one `C` alone. Where the solver stops
+            there, scikit-learn warns.
 
     Returns:
         The fraction of test rows that got their own label.
@@ -45,7 +47,7 @@ def linear_probe(
         ImportError: If scikit-learn is missing.
         TypeError: If `C` is not a number or a tuple of them, or `max_iter` not an int.
         ValueError: If a value is not above 0, the widths differ, `train` holds a single class, or a
-            choice among several has too few rows: none to hold out, or one class left to fit.
+            choice among several finds no row to hold out.
 
     Example:
         >>> import torch
@@ -66,16 +68,16 @@ def linear_probe(
         raise ValueError("C=(): must hold at least one number")
     for candidate in candidates:
         check_number("C", candidate, positive=True)
-    classes, counts = torch.unique(train.y, return_counts=True)
+    classes = torch.unique(train.y)
     if len(classes) < 2:
         raise ValueError(f"train: must hold at least 2 classes, got only {int(classes[0])}")
     strengths = sorted(set(candidates))
     if len(strengths) > 1:
         held = _held_out(train.y)
-        if len(torch.unique(train.y[~held])) < 2 or not held.any():
+        if not held.any():
             raise ValueError(
-                f"train: holds too few rows to choose among C={C}, got {len(train.y)}, "
-                f"{int(counts.min())} of class {int(classes[counts.argmin()])}"
+                f"train: holds too few rows to choose among C={C}: got {len(train.y)} of "
+                f"{len(classes)} classes, and none can be held out"
             )
         fitted = _path(train.x[~held], train.y[~held], strengths, max_iter)
         accuracies = [_accuracy(probe, train.x[held], train.y[held]) for probe in fitted]
@@ -97,10 +99,12 @@ def _need_sklearn() -> None:
 def _held_out(labels: Tensor) -> Tensor:
     """Which rows choose: every fifth of the shuffled rows in the order of their classes."""
     labels = labels.cpu()
-    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    shuffled = torch.randperm(len(labels), generator=generator, device="cpu")
     by_class = shuffled[labels[shuffled].argsort(stable=True)]
-    held = torch.zeros(len(labels), dtype=torch.bool)
+    held = torch.zeros(len(labels), dtype=torch.bool, device="cpu")
     held[by_class[_FOLDS // 2 :: _FOLDS]] = True
+    held[~torch.isin(labels, labels[~held])] = False  # the only row of a class is fitted
     return held
 
 
