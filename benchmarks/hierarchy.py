@@ -2,10 +2,15 @@
 
     python benchmarks/hierarchy.py --data fashion_mnist.npz --runs runs/hierarchy \
         --write benchmarks/results/hierarchy.json
+    python benchmarks/hierarchy.py --group "two-levels" --data fashion_mnist.npz \
+        --runs runs/two_levels --write benchmarks/results/hierarchy_two_levels.json
+
+The first group asks how many levels and which fusion, the second what else two levels may want:
+targets that are normalised, so that no level drowns the other, and weights.
 
 Every row is trained for as many floating-point operations as the first, counted. Blocks of a
 row's masks are whole on all of its levels, which costs variety: that is why I-JEPA is trained on
-the masks of three levels, too. Initial weights and the order of images are those of the seed in
+masks of several levels, too. Initial weights and the order of images are those of the seed in
 every row, so differences are paired by seed.
 
 Level 0 is judged by the mean of its tokens, a coarser level of the teacher by its cells side by
@@ -24,43 +29,62 @@ BATCH = 32
 # 10 x 10 patches: on 8 x 8 the masks of three levels would be drawn on a grid of 2 x 2.
 COMMON = [
     *("--image-size", "40", "--patch-size", "4", "--batch-size", str(BATCH)),
-    *("--compare-levels", "3", "--num-targets", "3", "--predictor-depth", "2"),
+    *("--num-targets", "3", "--predictor-depth", "2"),
     *("--momentum", "0.98", "1", "--positions", "sincos"),  # runs are short
     *("--eval-images", "3000", "--device", "cpu"),
 ]
-ROWS = {
-    "I-JEPA": ["--levels", "1"],
-    "I-JEPA, masks of 3 levels": ["--levels", "1", "--mask-levels", "3"],
-    **{
-        f"{levels} levels, {fusion}": ["--levels", str(levels), "--fusion", fusion]
-        for levels in (2, 3)
-        for fusion in ("none", "fpn-add", "fpn-concat")
+_LAYER = ["--target-norm", "layer"]
+GROUPS: dict[str, dict[str, list[str]]] = {
+    "levels": {
+        "I-JEPA": ["--levels", "1"],
+        "I-JEPA, masks of 3 levels": ["--levels", "1", "--mask-levels", "3"],
+        **{
+            f"{levels} levels, {fusion}": ["--levels", str(levels), "--fusion", fusion]
+            for levels in (2, 3)
+            for fusion in ("none", "fpn-add", "fpn-concat")
+        },
+    },
+    "two-levels": {
+        "I-JEPA": ["--levels", "1"],
+        "I-JEPA, masks of 2 levels": ["--levels", "1", "--mask-levels", "2"],
+        "I-JEPA, layer norm": ["--levels", "1", *_LAYER],
+        "2 levels": ["--levels", "2"],
+        "2 levels, fine one heavier": ["--levels", "2", "--weights", "fine"],
+        "2 levels, layer norm": ["--levels", "2", *_LAYER],
+        "2 levels, fpn-add, layer norm": ["--levels", "2", "--fusion", "fpn-add", *_LAYER],
+        "2 levels, fpn-concat, layer norm": ["--levels", "2", "--fusion", "fpn-concat", *_LAYER],
     },
 }
+COMPARED = {"levels": "3", "two-levels": "2"}
 
 
 def main() -> None:
     parser = arguments(__doc__.split("\n")[0], images=24_000)
+    parser.add_argument("--group", choices=GROUPS, default="levels", help="of rows")
     args = parser.parse_args()
-    common = ["--data", args.data, *COMMON]
-    flops = {name: flops_per_step(SCRIPT, [*common, *options]) for name, options in ROWS.items()}
+    variants = GROUPS[args.group]
+    same = [*COMMON, "--compare-levels", COMPARED[args.group]]
+    common = ["--data", args.data, *same]
+    flops = {
+        name: flops_per_step(SCRIPT, [*common, *options]) for name, options in variants.items()
+    }
     first = next(iter(flops.values()))
     steps = {name: round(args.images / BATCH * first / each) for name, each in flops.items()}
-    print({name: (steps[name], f"{flops[name]:.3g}") for name in ROWS}, flush=True)
+    print({name: (steps[name], f"{flops[name]:.3g}") for name in variants}, flush=True)
     jobs = {
         (name, seed): (SCRIPT, [*common, *options, "--steps", str(steps[name])])
         for seed in args.seeds
-        for name, options in ROWS.items()
+        for name, options in variants.items()
     }
     results = run_all(jobs, args.runs, args.parallel)
     rows = []
-    for name in ROWS:
+    for name, options in variants.items():
         runs = [results[name, seed] for seed in args.seeds]
         rows.append(
             {
                 "name": name,
-                "options": [*COMMON, *ROWS[name]],
-                "levels": int(ROWS[name][1]),
+                "options": [*same, *options],
+                "levels": int(options[1]),
                 "steps": steps[name],
                 "flops_per_step": flops[name],
                 "seconds": [run["seconds"] for run in runs],
@@ -77,7 +101,7 @@ def main() -> None:
 def table(rows: list[dict[str, Any]]) -> str:
     """Means and ranges over the seeds; paired differences from the first row's linear probe."""
     lines = [
-        "| | level | steps | kNN-20 | linear probe | effective rank | untrained, linear "
+        "| | level | steps | kNN-20 | linear probe | effective rank | untrained: kNN, linear "
         "| linear less I-JEPA's |",
         "|---|---|---|---|---|---|---|---|",
         f"| raw pixels | | | {cells([run[0] for run in rows[0]['raw pixels'][:1]])} | | |",
@@ -86,11 +110,14 @@ def table(rows: list[dict[str, Any]]) -> str:
         for level, runs in enumerate(zip(*row["trained"], strict=True)):
             own = str(level) if level < row["levels"] else f"{level}, averages"
             head = [row["name"], own, str(row["steps"])] if level == 0 else ["", own, ""]
-            before = statistics.mean(each[level][1] for each in row["untrained"])
+            knn, linear = (
+                statistics.mean(each[level][kind] for each in row["untrained"]) for kind in (0, 1)
+            )
+            before = f"{100 * knn:.1f} %, {100 * linear:.1f} %"
             firsts = [each[level][1] for each in rows[0]["trained"]]
             gains = [run[1] - first for run, first in zip(runs, firsts, strict=True)]
             gain = "" if row is rows[0] else interval(gains)
-            lines.append(f"| {' | '.join([*head, cells(runs), f'{100 * before:.1f} %', gain])} |")
+            lines.append(f"| {' | '.join([*head, cells(runs), before, gain])} |")
     return "\n".join(lines)
 
 
