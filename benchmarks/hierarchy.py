@@ -101,7 +101,7 @@ def main() -> None:
 def table(rows: list[dict[str, Any]]) -> str:
     """Means and ranges over the seeds; paired differences from the first row's linear probe."""
     lines = [
-        "| | level | steps | kNN-20 | linear probe | effective rank | untrained: kNN, linear "
+        "| | level | steps | kNN-20 | linear probe | effective rank | untrained: kNN / linear "
         "| linear less I-JEPA's |",
         "|---|---|---|---|---|---|---|---|",
         f"| raw pixels | | | {cells([run[0] for run in rows[0]['raw pixels'][:1]])} | | |",
@@ -113,7 +113,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             knn, linear = (
                 statistics.mean(each[level][kind] for each in row["untrained"]) for kind in (0, 1)
             )
-            before = f"{100 * knn:.1f} %, {100 * linear:.1f} %"
+            before = f"{100 * knn:.1f} / {100 * linear:.1f} %"
             firsts = [each[level][1] for each in rows[0]["trained"]]
             gains = [run[1] - first for run, first in zip(runs, firsts, strict=True)]
             gain = "" if row is rows[0] else interval(gains)

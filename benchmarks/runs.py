@@ -194,8 +194,10 @@ def page(record: Mapping[str, Any], table: Callable[[list[Any]], str]) -> str:
 def spread(values: Sequence[float], unit: str = "") -> str:
     """Mean and range of some seeds."""
     mean, low, high = (f"{x:.1f}" for x in (statistics.mean(values), min(values), max(values)))
-    # A dash, since a browser breaks a narrow column at spaces.
-    return f"{mean}{unit}" if len(values) == 1 else f"{mean}{unit} ({low}\N{EN DASH}{high})"
+    if len(values) == 1:
+        return f"{mean}{unit}"
+    # In a narrow column a browser breaks at spaces and after dashes; joined, it does not.
+    return f"{mean}{unit} ({low}\N{EN DASH}\N{WORD JOINER}{high})"
 
 
 def interval(values: Sequence[float]) -> str:
