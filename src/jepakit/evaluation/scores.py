@@ -84,9 +84,9 @@ def evaluate(
 
     Source:
         jepakit's own. The probe chooses its `C` among the powers of ten from 0.001 to 100, on a
-        fifth of the training rows: a fixed one favours some features (C = 0.1 was 8 points too low
-        for pixels of CIFAR-10 and 16 for an untrained encoder on Fashion-MNIST). It takes at most
-        200 iterations for each, so features of few directions may hold a few points more.
+        fifth of the training rows: pixels want a small one, the few directions of an untrained
+        encoder a large one, and any fixed one favours some rows of a table. It takes at most 200
+        iterations for each, so features of few directions may hold a few points more.
     """
     check_int("num_images", num_images, minimum=1)
     check_int("batch_size", batch_size, minimum=1)
