@@ -2,7 +2,7 @@
 
     python benchmarks/hierarchy.py --data fashion_mnist.npz --runs runs/hierarchy \
         --write benchmarks/results/hierarchy.json
-    python benchmarks/hierarchy.py --group "two-levels" --data fashion_mnist.npz \
+    python benchmarks/hierarchy.py --group two-levels --data fashion_mnist.npz \
         --runs runs/two_levels --write benchmarks/results/hierarchy_two_levels.json
 
 The first group asks how many levels and which fusion, the second what else two levels may want:
@@ -48,11 +48,9 @@ GROUPS: dict[str, dict[str, list[str]]] = {
         "I-JEPA": ["--levels", "1"],
         "I-JEPA, masks of 2 levels": ["--levels", "1", "--mask-levels", "2"],
         "I-JEPA, layer norm": ["--levels", "1", *_LAYER],
-        "2 levels": ["--levels", "2"],
         "2 levels, fine one heavier": ["--levels", "2", "--weights", "fine"],
         "2 levels, layer norm": ["--levels", "2", *_LAYER],
         "2 levels, fpn-add, layer norm": ["--levels", "2", "--fusion", "fpn-add", *_LAYER],
-        "2 levels, fpn-concat, layer norm": ["--levels", "2", "--fusion", "fpn-concat", *_LAYER],
     },
 }
 COMPARED = {"levels": "3", "two-levels": "2"}

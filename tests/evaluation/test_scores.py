@@ -36,7 +36,7 @@ def test_is_its_parts(sets, monkeypatch):
     assert scores.rank == effective_rank(rows[0].x).item()
 
 
-def test_a_few_rows_of_each_class_are_enough_to_choose(sets):
+def test_a_few_rows_of_each_class_are_enough_to_choose():
     """Quick looks at 40 images of 10 classes are common; no class need have a fifth."""
     labels = torch.cat([torch.arange(10).repeat(4), torch.tensor([3])])
     few = TensorDataset(torch.eye(10)[labels] + 0.1 * torch.randn(41, 10), labels)

@@ -18,7 +18,7 @@ DRAWS_PER_BLOCK = 4
 _SIDE = 1e-4
 
 
-def exact_count(name: str, ratio: object, grid_size: tuple[int, int]) -> int:
+def exact_count(name: str, ratio: float, grid_size: tuple[int, int]) -> int:
     """Cells that a ratio amounts to, with at least one in the set and one outside it."""
     check_fraction(name, ratio, open_low=True)
     if ratio == 1:
@@ -29,7 +29,7 @@ def exact_count(name: str, ratio: object, grid_size: tuple[int, int]) -> int:
             f"grid_size={grid_size}: one position cannot be both context and target. "
             "Change: grid_size to at least 2 positions"
         )
-    return min(max(1, math.floor(float(ratio) * size + 0.5)), size - 1)  # type: ignore[arg-type]
+    return min(max(1, math.floor(ratio * size + 0.5)), size - 1)
 
 
 def grow_blocks(
