@@ -1,54 +1,31 @@
 """What `MaskedViT` costs over the bare backbone, and what dropping tokens saves.
 
-    python benchmarks/encoder.py
+    python benchmarks/encoder.py --write benchmarks/results/encoder.json
 
-Two ways are timed in turns, each round in another order, so that a machine that slows down slows
-both. Reported: the median time of each, and the median of the rounds' ratios.
+Reported are the medians of the rounds' ratios to the bare backbone, timed in the same round.
 """
 
 import argparse
-import os
 import statistics
-import time
-from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import timm
 import torch
+from runs import save
+from timing import in_turns
 
 from jepakit import MaskedViT, TokenSet
+
+Row = dict[str, Any]
+WAYS = ("encoder(x)", "everything", "everything, padded", "25 % visible", "25 % visible, padded")
 
 CASES = [
     ("vit_tiny_patch16_224", 32, 8),
     ("vit_small_patch16_224", 224, 4),
     ("vit_small_patch16_dinov3", 224, 4),
 ]
-
-
-def timed(call: Callable[[], torch.Tensor], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    call()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def compare(
-    a: Callable[[], torch.Tensor], b: Callable[[], torch.Tensor], rounds: int, device: torch.device
-) -> tuple[float, float, float]:
-    """Median milliseconds of `a` and of `b`, and the median of the rounds' `a / b`."""
-    for _ in range(3):
-        timed(a, device), timed(b, device)
-    times: list[tuple[float, float]] = []
-    for number in range(rounds):
-        if number % 2:
-            second, first = timed(b, device), timed(a, device)
-        else:
-            first, second = timed(a, device), timed(b, device)
-        times.append((first, second))
-    first, second = (1e3 * statistics.median(column) for column in zip(*times, strict=True))
-    return first, second, statistics.median(x / y for x, y in times)
 
 
 def random_context(
@@ -60,7 +37,8 @@ def random_context(
     return TokenSet(tokens.idx, tokens.valid, grid_size, padded)
 
 
-def report(name: str, size: int, batch: int, rounds: int, device: torch.device) -> None:
+def measured(name: str, size: int, batch: int, rounds: int, device: torch.device) -> Row:
+    """Milliseconds of each way, and the median of its rounds' ratios to the bare backbone."""
     backbone = timm.create_model(name, num_classes=0, img_size=size).eval().to(device)
     bare = timm.create_model(name, num_classes=0, img_size=size).eval().to(device)
     bare.load_state_dict(backbone.state_dict())
@@ -70,23 +48,16 @@ def report(name: str, size: int, batch: int, rounds: int, device: torch.device) 
     masked = TokenSet(everything.idx, everything.valid, everything.grid_size, padded=True)
     quarter = random_context(encoder.grid_size, batch, 0.25, device, padded=False)
     ragged = random_context(encoder.grid_size, batch, 0.25, device, padded=True)
-
-    print(f"\n{name}, {size} x {size} pixels, batch {batch}")
-    print(f"{'':34}{'ms':>9}{'bare ms':>10}{'ratio':>8}")
-    for label, context in (
-        ("encoder(x)", None),
-        ("everything, padded=False", everything),
-        ("everything, padded=True", masked),
-        ("25 % visible, padded=False", quarter),
-        ("25 % visible, padded=True", ragged),
-    ):
-        ours, theirs, ratio = compare(
-            lambda context=context: encoder(images, context),
-            lambda: bare.forward_features(images),
-            rounds,
-            device,
-        )
-        print(f"{label:34}{ours:9.2f}{theirs:10.2f}{ratio:8.3f}", flush=True)
+    contexts = dict(zip(WAYS, (None, everything, masked, quarter, ragged), strict=True))
+    calls = {way: partial(encoder, images, context) for way, context in contexts.items()}
+    times = in_turns({"bare": partial(bare.forward_features, images), **calls}, rounds, device)
+    row: Row = {"name": name, "image_size": size, "batch_size": batch}
+    row["ms"] = {way: 1e3 * statistics.median(values) for way, values in times.items()}
+    row["ratio"] = {
+        way: statistics.median(a / b for a, b in zip(times[way], times["bare"], strict=True))
+        for way in WAYS
+    }
+    return row
 
 
 def main() -> None:
@@ -94,16 +65,27 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
-    arguments = parser.parse_args()
-    if os.environ.get("JEPAKIT_TYPECHECK") == "1":
-        raise SystemExit("JEPAKIT_TYPECHECK=1 would be timed too: unset it")
+    parser.add_argument("--write", type=Path, help="result file, .json; its table beside it")
+    parser.set_defaults(data="random images", seeds=[0])
+    args = parser.parse_args()
     torch.manual_seed(0)
-    torch.set_num_threads(arguments.threads)
-    device = torch.device(arguments.device)
-    print(f"torch {torch.__version__}, {device}, {arguments.threads} thread(s)")
+    torch.set_num_threads(args.threads)
+    device = torch.device(args.device)
     with torch.inference_mode():
-        for name, size, batch in CASES:
-            report(name, size, batch, arguments.rounds, device)
+        rows = [measured(*case, args.rounds, device) for case in CASES]
+    values = f"medians of {args.rounds} rounds on {args.threads} thread(s)"
+    save(args, rows, table, args.device, values)
+
+
+def table(rows: list[Row]) -> str:
+    """Time of each way as a share of the bare backbone's."""
+    lines = [f"| | {' | '.join(WAYS)} |", "|---" * (1 + len(WAYS)) + "|"]
+    for row in rows:
+        size = row["image_size"]
+        head = f"{row['name']} at {size} x {size} pixels, batch {row['batch_size']}"
+        ratios = [f"{row['ratio'][way]:.3f}" for way in WAYS]
+        lines.append(f"| {head} | {' | '.join(ratios)} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -2,41 +2,48 @@
 
 Then masks for video, and the samplers of lightly and stable-pretraining, where installed.
 
-    python benchmarks/masks.py [--batch 128] [--grid 14 14] [--rounds 9] [--calls 10]
+    python benchmarks/masks.py --write benchmarks/results/masks.json
 
-One CPU thread. Rounds of both are interleaved, so that a busy machine disturbs both alike; the
-table shows medians over rounds. The loop does what is usual: for each sample it draws sizes and
-places with Python's `random`, paints torch masks, and lists the positions left. It keeps no floor
-on the context, so it is spared that work.
+One CPU thread. The loop does what is usual: for each sample it draws sizes and places with Python's
+`random`, paints torch masks, and lists the positions left. It keeps no floor on the context, so it is
+spared that work.
 """
 
 import argparse
 import math
 import random
 import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
+from runs import save
+from timing import in_turns
 
 from jepakit import MultiBlockMask
 
 TARGET_SCALE = (0.15, 0.2)
 DISJOINT_SCALE = (0.08, 0.1)  # four disjoint blocks of the paper's size do not always fit
+COVERAGE = 0.4  # the dearer of the usual ones: the floor has something to do
+
+
+class Mode(NamedTuple):
+    """What `MultiBlockMask` is asked for."""
+
+    block_size: str
+    context_length: str | int
+    overlap: bool
 
 
 def naive_masks(
-    grid_size: tuple[int, int],
-    batch_size: int,
-    *,
-    target_scale: tuple[float, float],
-    block_size: str,
-    context_length: str | int,
-    disjoint: bool,
+    grid_size: tuple[int, int], batch_size: int, mode: Mode
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Masks sample by sample: indices of the contexts, padded or cut, and of the targets."""
+    block_size, context_length, overlap = mode
+    target_scale = TARGET_SCALE if overlap else DISJOINT_SCALE
     height, width = grid_size
 
     def draw_size(scale: tuple[float, float], aspect: tuple[float, float]) -> tuple[int, int]:
@@ -60,7 +67,7 @@ def naive_masks(
         blocks = []
         for _ in range(4):
             block = draw_block(*size)
-            for _ in range(20 if disjoint else 0):  # gives up, as published codes do
+            for _ in range(0 if overlap else 20):  # gives up, as published codes do
                 if not taken[block].any():
                     break
                 block = draw_block(*size)
@@ -78,13 +85,6 @@ def naive_masks(
         ]
     pad = torch.nn.utils.rnn.pad_sequence
     return pad(contexts, batch_first=True), pad(targets, batch_first=True)
-
-
-def seconds(function: Callable[[], object], calls: int) -> float:
-    start = time.perf_counter()
-    for _ in range(calls):
-        function()
-    return (time.perf_counter() - start) / calls
 
 
 def of_others(grid: tuple[int, int], batch: int) -> dict[str, Callable[[], object]]:
@@ -114,91 +114,29 @@ def of_others(grid: tuple[int, int], batch: int) -> dict[str, Callable[[], objec
     return found
 
 
-def compare(rows: dict[str, Callable[[], object]], batch: int, rounds: int) -> None:
-    """A table of images/s, each row beside the first."""
-    times: dict[str, list[float]] = {name: [] for name in rows}
-    for call in rows.values():
-        seconds(call, 1)
-    for _ in range(rounds):
-        for name, call in rows.items():
-            times[name].append(seconds(call, 1))
-    rates = {name: batch / statistics.median(values) for name, values in times.items()}
-    first = next(iter(rates.values()))
-    print("| sampler | images/s | of the first |\n|---|---|---|")
-    for name, rate in rates.items():
-        print(f"| {name} | {rate:,.0f} | {rate / first:.2f} |")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--grid", type=int, nargs=2, default=(14, 14))
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--calls", type=int, default=10)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    grid = (options.grid[0], options.grid[1])
-    batch = options.batch
-
-    print(f"grid {grid[0]} x {grid[1]}, batch {batch}, 4 targets, one thread, images/s (median)\n")
-    print(
-        "| block_size | context_length | overlap | min_context_coverage | jepakit | loop | ratio |"
-    )
-    print("|---|---|---|---|---|---|---|")
-    slowest = math.inf
-    for block_size, length, overlap, coverage in product(
-        ("batch", "sample"), ("pad", "trim", 40), (True, False), (0.25, 0.4)
+def modes(grid: tuple[int, int]) -> Iterator[tuple[Mode, MultiBlockMask]]:
+    """Every mode with its sampler."""
+    for block_size, length, overlap in product(
+        ("batch", "sample"), ("pad", "trim", 40), (True, False)
     ):
         scale = TARGET_SCALE if overlap else DISJOINT_SCALE
-        need = max(1, math.ceil(coverage * math.prod(grid)))
         sampler = MultiBlockMask(
             grid,
             target_scale=scale,
-            min_context_coverage=coverage,
+            min_context_coverage=COVERAGE,
             allow_target_overlap=overlap,
             block_size=block_size,
-            context_length=min(length, need) if isinstance(length, int) else length,
+            context_length=length,
         )
+        yield Mode(block_size, length, overlap), sampler
 
-        def ours(sampler: MultiBlockMask = sampler) -> object:
-            return sampler(batch)
 
-        def loop(arguments: tuple = (scale, block_size, length, overlap)) -> object:
-            scale, block_size, length, overlap = arguments
-            return naive_masks(
-                grid,
-                batch,
-                target_scale=scale,
-                block_size=block_size,
-                context_length=length,
-                disjoint=not overlap,
-            )
-
-        seconds(ours, 3)
-        times: dict[str, list[float]] = {"ours": [], "loop": []}
-        for _ in range(options.rounds):
-            times["ours"].append(seconds(ours, options.calls))
-            times["loop"].append(seconds(loop, 1))
-        rates = {name: batch / statistics.median(values) for name, values in times.items()}
-        slowest = min(slowest, rates["ours"])
-        print(
-            f"| {block_size} | {length} | {'yes' if overlap else 'no'} | {coverage} "
-            f"| {rates['ours']:,.0f} | {rates['loop']:,.0f} "
-            f"| {rates['ours'] / rates['loop']:.0f} x |",
-            flush=True,
-        )
-    print(f"\nslowest mode: {slowest:,.0f} images/s\n")
-
-    print(f"The paper's masks, grid {grid[0]} x {grid[1]}, batch {batch}\n")
-    ours = {"jepakit, MultiBlockMask": lambda: MultiBlockMask(grid, context_length="trim")(batch)}
-    compare(ours | of_others(grid, batch), batch, options.rounds)
-
-    video = (8, *grid)
-    print(f"\nV-JEPA's masks, grid {video[0]} x {video[1]} x {video[2]}, batch {batch}\n")
-    sets = {"short, 8 x 15 %": (8, 0.15), "long, 2 x 70 %": (2, 0.7)}
-    samplers = {
+def clips(grid: tuple[int, int, int]) -> dict[str, MultiBlockMask]:
+    """V-JEPA's masks: many small targets and few large ones."""
+    sets = {"short range, 8 x 15 %": (8, 0.15), "long range, 2 x 70 %": (2, 0.7)}
+    return {
         f"{name}, block_size={block_size}": MultiBlockMask(
-            video,
+            grid,
             num_targets=count,
             target_scale=(scale, scale),
             context_scale=(1.0, 1.0),
@@ -208,9 +146,59 @@ def main() -> None:
         for name, (count, scale) in sets.items()
         for block_size in ("batch", "sample")
     }
-    compare(
-        {name: partial(sampler, batch) for name, sampler in samplers.items()}, batch, options.rounds
-    )
+
+
+def rates(calls: dict[str, Callable[[], object]], batch: int, rounds: int) -> dict[str, float]:
+    """Images a second: medians of the rounds."""
+    times = in_turns(calls, rounds, torch.device("cpu"))
+    return {name: batch / statistics.median(values) for name, values in times.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--grid", type=int, nargs=2, default=(14, 14))
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--write", type=Path, help="result file, .json; its table beside it")
+    parser.set_defaults(data="no data", seeds=[0])
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(args.seeds[0])
+    random.seed(args.seeds[0])
+    grid, batch, rounds = (args.grid[0], args.grid[1]), args.batch, args.rounds
+    rows: list[dict[str, Any]] = []
+    for mode, sampler in modes(grid):
+        loop = partial(naive_masks, grid, batch, mode)
+        both = rates({"jepakit": partial(sampler, batch), "loop": loop}, batch, rounds)
+        rows.append({"kind": "mode", **mode._asdict(), **both})
+    papers = {
+        "jepakit, MultiBlockMask": partial(MultiBlockMask(grid, context_length="trim"), batch)
+    }
+    videos = {name: partial(sampler, batch) for name, sampler in clips((8, *grid)).items()}
+    for kind, calls in (("sampler", papers | of_others(grid, batch)), ("clip", videos)):
+        found = rates(calls, batch, rounds)
+        rows += [{"kind": kind, "name": name, "rate": rate} for name, rate in found.items()]
+    shape = f"{grid[0]} x {grid[1]} tokens, batch {batch}, one thread; clips 8 times as many tokens"
+    save(args, rows, table, values=f"{shape}; images/s, medians of {rounds} rounds")
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Every mode beside the loop; the paper's masks beside other libraries' samplers; clips."""
+    lines = ["| block_size | context_length | overlap | jepakit | loop | ratio |", "|---" * 6 + "|"]
+    for row in rows:
+        if row["kind"] == "mode":
+            head = [row["block_size"], row["context_length"], "yes" if row["overlap"] else "no"]
+            ratio = f"{row['jepakit'] / row['loop']:.1f}"
+            numbers = [f"{row[side]:,.0f}" for side in ("jepakit", "loop")]
+            lines.append(f"| {' | '.join(map(str, [*head, *numbers, ratio]))} |")
+    for kind, title in (("sampler", "the paper's masks"), ("clip", "V-JEPA's masks")):
+        chosen = [row for row in rows if row["kind"] == kind]
+        lines += ["", f"| {title} | images/s | of the first |", "|---|---|---|"]
+        lines += [
+            f"| {row['name']} | {row['rate']:,.0f} | {row['rate'] / chosen[0]['rate']:.2f} |"
+            for row in chosen
+        ]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,7 @@ one run; reported are medians of the rounds and the ratio of each pyramid to the
 """
 
 import argparse
-import os
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from typing import Any
 import timm
 import torch
 from runs import save
+from timing import in_turns
 
 from jepakit import HierarchicalPyramid, TokenSet
 
@@ -35,16 +34,6 @@ CASES: dict[str, dict[str, Any]] = {
     '`"avg"`, `projection`, `norm`': MAPS,
     '`"avg"`, `fusion="fpn-add"`, `projection`, `norm`': {"fusion": "fpn-add", **MAPS},
 }
-
-
-def timed(call: Callable[[], object], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    call()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def training_step(batch: int, device: torch.device) -> Callable[[], object]:
@@ -95,39 +84,24 @@ def main() -> None:
     parser.add_argument("--write", type=Path, help="result file, .json; its table beside it")
     parser.set_defaults(data="random tokens", seeds=[0])
     arguments = parser.parse_args()
-    if os.environ.get("JEPAKIT_TYPECHECK") == "1":
-        raise SystemExit("JEPAKIT_TYPECHECK=1 would be timed too: unset it")
     torch.manual_seed(0)
     torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device)
     context = quarter(arguments.batch, device)
 
     step = training_step(arguments.batch, device)
-    calls = {
-        (name, kind): pyramid_call(options, arguments.batch, tokens, device)
-        for name, options in CASES.items()
-        for kind, tokens in zip(KINDS, (None, context), strict=True)
-    }
-    for call in (step, *calls.values()):
-        timed(call, device)
-    steps: list[float] = []
-    times: dict[tuple[str, str], list[float]] = {key: [] for key in calls}
-    for number in range(arguments.rounds):
-        # The step in the middle of every other round, so that none has the machine to itself.
-        order = list(calls) if number % 2 else list(reversed(calls))
-        half = len(order) // 2
-        for key in order[:half]:
-            times[key].append(timed(calls[key], device))
-        steps.append(timed(step, device))
-        for key in order[half:]:
-            times[key].append(timed(calls[key], device))
-
-    reference = statistics.median(steps)
+    calls = {"step": step}
+    for name, options in CASES.items():
+        for kind, tokens in zip(KINDS, (None, context), strict=True):
+            calls[f"{name}, {kind}"] = pyramid_call(options, arguments.batch, tokens, device)
+    times = in_turns(calls, arguments.rounds, device)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    reference = medians["step"]
     rows = [
         {
             "name": name,
             "step_ms": 1e3 * reference,
-            **{f"{kind}_ms": 1e3 * statistics.median(times[name, kind]) for kind in KINDS},
+            **{f"{kind}_ms": 1e3 * medians[f"{name}, {kind}"] for kind in KINDS},
         }
         for name in CASES
     ]

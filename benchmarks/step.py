@@ -12,7 +12,6 @@ what the maker names for dense products in the type that is used.
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from typing import Any
 import timm
 import torch
 from runs import save
+from timing import in_turns
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -73,17 +73,6 @@ def training_step(args: argparse.Namespace, compiled: bool) -> Callable[[], None
     return step
 
 
-def seconds(step: Callable[[], None], count: int, device: torch.device) -> float:
-    """Of one step, over some."""
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    wait()
-    began = time.perf_counter()
-    for _ in range(count):
-        step()
-    wait()
-    return (time.perf_counter() - began) / count
-
-
 def main() -> None:
     args = parse_args()
     device = torch.device(args.device)
@@ -96,10 +85,7 @@ def main() -> None:
     for step in ways.values():  # warm up, and compile
         for _ in range(args.steps):
             step()
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(args.rounds):
-        for name, step in ways.items():
-            times[name].append(seconds(step, args.steps, device))
+    times = in_turns(ways, args.rounds, device, repeats=args.steps)
     rows = []
     for name in ways:
         median = statistics.median(times[name])
