@@ -4,9 +4,9 @@ Then masks for video, and the samplers of lightly and stable-pretraining, where 
 
     python benchmarks/masks.py --write benchmarks/results/masks.json
 
-One CPU thread. The loop does what is usual: for each sample it draws sizes and places with Python's
-`random`, paints torch masks, and lists the positions left. It keeps no floor on the context, so it is
-spared that work.
+One CPU thread. The loop does what is usual: for each sample it draws sizes and places with
+Python's `random`, paints torch masks, and lists the positions left. It keeps no floor on the
+context, so it is spared that work.
 """
 
 import argparse
