@@ -22,7 +22,7 @@ afterwards.
 import statistics
 from typing import Any
 
-from runs import arguments, cells, flops_per_step, interval, run_all, save
+from runs import arguments, cells, flops_per_step, interval, run_all, save, unbroken
 
 SCRIPT = "examples/hjepa.py"
 BATCH = 32
@@ -111,7 +111,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             knn, linear = (
                 statistics.mean(each[level][kind] for each in row["untrained"]) for kind in (0, 1)
             )
-            before = f"{100 * knn:.1f} / {100 * linear:.1f} %"
+            before = unbroken(f"{100 * knn:.1f} / {100 * linear:.1f} %")
             firsts = [each[level][1] for each in rows[0]["trained"]]
             gains = [run[1] - first for run, first in zip(runs, firsts, strict=True)]
             gain = "" if row is rows[0] else interval(gains)

@@ -200,13 +200,19 @@ def spread(values: Sequence[float], unit: str = "") -> str:
     return f"{mean}{unit} ({low}\N{EN DASH}\N{WORD JOINER}{high})"
 
 
+def unbroken(text: str) -> str:
+    """Stays in one line in a narrow column."""
+    return text.replace(" ", "\N{NO-BREAK SPACE}")
+
+
 def interval(values: Sequence[float]) -> str:
     """Mean of paired differences in points of percent, and how far it may be off at 95 %."""
     mean = 100 * statistics.mean(values)
     if len(values) == 1:
         return f"{mean:+.1f}"
     error = 100 * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{mean:+.1f} ± {student.ppf(0.975, len(values) - 1) * error:.1f}"
+    error *= student.ppf(0.975, len(values) - 1)
+    return unbroken(f"{mean:+.1f} ± {error:.1f}")
 
 
 def cells(runs: Sequence[Sequence[float]]) -> str:

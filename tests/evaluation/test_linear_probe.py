@@ -42,6 +42,29 @@ def test_standardised_on_the_training_rows() -> None:
     assert linear_probe(*moved) == pytest.approx(linear_probe(train, test), abs=0.02)
 
 
+def test_small_directions_are_found_beside_large_ones() -> None:
+    """Trap: encoders that are trained briefly share few directions, and a solver that is stopped
+    ranks them by their conditioning, not by what they hold. Warnings are errors here."""
+    train, test = blobs(600, 0, dim=32), blobs(600, 1, dim=32)
+    random = torch.Generator().manual_seed(0)
+    turns = [torch.linalg.qr(torch.randn(32, 32, generator=random)).Q for _ in range(2)]
+    mixed = turns[0] * torch.logspace(0, -3, 32) @ turns[1]
+    moved = [Features(x=f.x @ mixed, y=f.y) for f in (train, test)]
+    there, alone = (linear_probe(*sets, C=10.0, max_iter=100) for sets in (moved, (train, test)))
+    assert there == pytest.approx(alone, abs=0.06)
+
+
+@pytest.mark.parametrize(("count", "width", "rank"), [(9, 4, 4), (9, 4, 2), (4, 9, 4), (4, 9, 2)])
+def test_products_are_those_of_the_formula(count: int, width: int, rank: int) -> None:
+    """By either Gram matrix, and where rows have no variance in some directions."""
+    random = torch.Generator().manual_seed(0)
+    factors = torch.randn(count, rank, generator=random), torch.randn(rank, width, generator=random)
+    rows = (factors[0] @ factors[1]).double().numpy()
+    z = rows @ linear._shrinkage(rows)
+    expected = rows @ np.linalg.inv(rows.T @ rows / count + np.eye(width)) @ rows.T
+    np.testing.assert_allclose(z @ z.T, expected, atol=1e-9)
+
+
 def test_collapsed_features_score_like_chance() -> None:
     train, test = (Features(x=torch.ones(30, 4), y=torch.arange(30) % 3) for _ in range(2))
     assert linear_probe(train, test) == pytest.approx(1 / 3)
