@@ -221,7 +221,7 @@ def level_weights(kind: str, num_levels: int) -> Any:
     if kind in ("fine", "coarse"):
         return decay_weights(num_levels, heaviest=kind)
     if kind == "softmax":
-        return SoftOptimalWeights()
+        return SoftOptimalWeights(temperature=10.0)  # of losses below 0.1 the least would take all
     return UncertaintyWeights(num_levels) if kind == "learned" else None
 
 

@@ -217,3 +217,14 @@ def test_weights_that_give_a_vector_raise():
     valid = [torch.ones(1, 4, dtype=torch.bool)] * 2
     with pytest.raises(ValueError, match=r"weights: must give a single number, but gives \(2,\)"):
         hierarchical_loss(tokens, tokens, valid, weights=lambda losses: losses)
+
+
+@pytest.mark.no_hook
+@pytest.mark.parametrize("name", ["preds", "targets", "valids"])
+@pytest.mark.parametrize("given", [None, torch.ones(3, 2, 2)], ids=["none", "tensor"])
+def test_what_is_no_sequence_of_levels_raises(name, given) -> None:
+    arguments = dict(zip(("preds", "targets", "valids"), levels(0), strict=True)) | {name: given}
+    kind = "NoneType" if given is None else "torch.Tensor"
+    with pytest.raises(TypeError) as raised:
+        hierarchical_loss(**arguments)
+    assert str(raised.value) == f"{name}: must be a sequence with one tensor a level, got {kind}"

@@ -42,7 +42,8 @@ def hierarchical_loss(
             bound with `functools.partial`, a `process_group` too.
 
     Raises:
-        TypeError: If a weight is no number or `weights` neither a sequence nor callable.
+        TypeError: If what is given for the levels is no sequence, a weight no number, or `weights`
+            neither a sequence nor callable.
         ValueError: If there are no levels, the lengths differ, a weight is negative or not finite,
             all of them are 0, or `loss` or `weights` gives more than a number.
 
@@ -62,6 +63,11 @@ def hierarchical_loss(
     Source:
         jepakit's own.
     """
+    for name, given in (("preds", preds), ("targets", targets), ("valids", valids)):
+        if not isinstance(given, Sequence):
+            raise TypeError(
+                f"{name}: must be a sequence with one tensor a level, got {kind_of(given)}"
+            )
     counts = {"preds": len(preds), "targets": len(targets), "valids": len(valids)}
     if counts["preds"] == 0 or len(set(counts.values())) > 1:
         raise ValueError(

@@ -62,7 +62,7 @@ class SoftOptimalWeights:
 
     Args:
         temperature: $T$, in units of one over the loss: large for equal weights, small for all of
-            the weight on the smallest loss.
+            the weight on the smallest loss. With 1 that is so for losses below 0.1.
 
     Raises:
         TypeError: If `temperature` is no number.
