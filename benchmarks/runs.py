@@ -193,6 +193,7 @@ def page(record: Mapping[str, Any], table: Callable[[list[Any]], str]) -> str:
 
 def spread(values: Sequence[float], unit: str = "") -> str:
     """Mean and range of some seeds."""
+    unit = unbroken(unit)
     mean, low, high = (f"{x:.1f}" for x in (statistics.mean(values), min(values), max(values)))
     if len(values) == 1:
         return f"{mean}{unit}"
