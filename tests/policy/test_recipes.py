@@ -30,7 +30,11 @@ def benchmarks(monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def accepted(script: Path, options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", [str(script), *options])
-    load(script).parse_args()
+    module = load(script)
+    args = module.parse_args()
+    if hasattr(module, "make_sampler") and args.image_size:  # masks that are possible at all
+        side = args.image_size // args.patch_size
+        module.make_sampler((side, side), args)(args.batch_size)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
