@@ -84,6 +84,8 @@ def main() -> None:
         runs = [results[key, seed] for seed in args.seeds]
         row: dict[str, Any] = {"group": group, "name": name, "options": [*BASE, *options]}
         row |= {"steps": args.images // BATCH, "seconds": [run["seconds"] for run in runs]}
+        settings = runs[0]["settings"]
+        row["patches_per_side"] = settings["image_size"] // settings["patch_size"]
         rows.append(row | scores(runs))
     save(args, rows, table)
 
@@ -93,14 +95,13 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = [
         "| | | kNN-20 | linear probe | effective rank | kNN less the first's | linear likewise |",
         "|---|---|---|---|---|---|---|",
-        f"| raw pixels | | {cells(rows[0]['raw'][:1])} | | |",
     ]
-    # The encoder before training differs with the size of the grid.
-    starts = {row["options"].count("--image-size"): row["untrained"] for row in reversed(rows)}
-    lines += [
-        f"| untrained encoder | {'10 x 10' if count > 1 else '8 x 8'} patches | {cells(runs)} | | |"
-        for count, runs in sorted(starts.items())
-    ]
+    for side, row in sorted({row["patches_per_side"]: row for row in reversed(rows)}.items()):
+        size = f"{side} x {side} patches"
+        lines += [
+            f"| raw pixels | {size} | {cells(row['raw'][:1])} | | |",
+            f"| untrained encoder | {size} | {cells(row['untrained'])} | | |",
+        ]
     firsts: dict[str, list[Any]] = {}
     for row in rows:
         base = firsts.setdefault(row["group"], row["trained"])

@@ -27,6 +27,7 @@ from jepakit import MultiBlockMask
 
 TARGET_SCALE = (0.15, 0.2)
 DISJOINT_SCALE = (0.08, 0.1)  # four disjoint blocks of the paper's size do not always fit
+GRID = (14, 14)
 COVERAGE = 0.4  # the dearer of the usual ones: the floor has something to do
 
 
@@ -114,14 +115,14 @@ def of_others(grid: tuple[int, int], batch: int) -> dict[str, Callable[[], objec
     return found
 
 
-def modes(grid: tuple[int, int]) -> Iterator[tuple[Mode, MultiBlockMask]]:
+def modes() -> Iterator[tuple[Mode, MultiBlockMask]]:
     """Every mode with its sampler."""
     for block_size, length, overlap in product(
         ("batch", "sample"), ("pad", "trim", 40), (True, False)
     ):
         scale = TARGET_SCALE if overlap else DISJOINT_SCALE
         sampler = MultiBlockMask(
-            grid,
+            GRID,
             target_scale=scale,
             min_context_coverage=COVERAGE,
             allow_target_overlap=overlap,
@@ -157,7 +158,6 @@ def rates(calls: dict[str, Callable[[], object]], batch: int, rounds: int) -> di
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--grid", type=int, nargs=2, default=(14, 14))
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--write", type=Path, help="result file, .json; its table beside it")
     parser.set_defaults(data="no data", seeds=[0])
@@ -165,20 +165,20 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(args.seeds[0])
     random.seed(args.seeds[0])
-    grid, batch, rounds = (args.grid[0], args.grid[1]), args.batch, args.rounds
+    batch, rounds = args.batch, args.rounds
     rows: list[dict[str, Any]] = []
-    for mode, sampler in modes(grid):
-        loop = partial(naive_masks, grid, batch, mode)
+    for mode, sampler in modes():
+        loop = partial(naive_masks, GRID, batch, mode)
         both = rates({"jepakit": partial(sampler, batch), "loop": loop}, batch, rounds)
         rows.append({"kind": "mode", **mode._asdict(), **both})
     papers = {
-        "jepakit, MultiBlockMask": partial(MultiBlockMask(grid, context_length="trim"), batch)
+        "jepakit, MultiBlockMask": partial(MultiBlockMask(GRID, context_length="trim"), batch)
     }
-    videos = {name: partial(sampler, batch) for name, sampler in clips((8, *grid)).items()}
-    for kind, calls in (("sampler", papers | of_others(grid, batch)), ("clip", videos)):
+    videos = {name: partial(sampler, batch) for name, sampler in clips((8, *GRID)).items()}
+    for kind, calls in (("sampler", papers | of_others(GRID, batch)), ("clip", videos)):
         found = rates(calls, batch, rounds)
         rows += [{"kind": kind, "name": name, "rate": rate} for name, rate in found.items()]
-    shape = f"{grid[0]} x {grid[1]} tokens, batch {batch}, one thread; clips 8 times as many tokens"
+    shape = f"{GRID[0]} x {GRID[1]} tokens, batch {batch}, one thread; clips 8 times as many tokens"
     save(args, rows, table, values=f"{shape}; images/s, medians of {rounds} rounds")
 
 

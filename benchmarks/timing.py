@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-_WARM_UP = 3
-
 
 def seconds(call: Callable[[], object], device: torch.device, repeats: int = 1) -> float:
     """Of one call, over so many without a pause."""
@@ -31,7 +29,7 @@ def in_turns(
     if os.environ.get("JEPAKIT_TYPECHECK") == "1":
         raise SystemExit("JEPAKIT_TYPECHECK=1 would be timed, too: unset it")
     for call in calls.values():
-        seconds(call, device, min(repeats, _WARM_UP))
+        call()  # the first one of all takes longer
     found: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(rounds):
         for name in list(calls) if number % 2 else reversed(list(calls)):

@@ -85,8 +85,10 @@ def test_products_are_those_of_the_formula(count: int, width: int, rank: int) ->
     np.testing.assert_allclose(z @ z.T, expected, atol=1e-9)
 
 
-def test_collapsed_features_score_like_chance() -> None:
-    train, test = (Features(x=torch.ones(30, 4), y=torch.arange(30) % 3) for _ in range(2))
+@pytest.mark.parametrize("width", [4, 40])
+def test_collapsed_features_score_like_chance(width: int) -> None:
+    """With more features than rows, too: then no direction is left."""
+    train, test = (Features(x=torch.ones(30, width), y=torch.arange(30) % 3) for _ in range(2))
     assert linear_probe(train, test) == pytest.approx(1 / 3)
 
 

@@ -151,8 +151,9 @@ def _shrinkage(rows: Any) -> Any:
         return vectors / np.sqrt(values.clip(0) + 1)
     values, vectors = np.linalg.eigh(rows @ rows.T / count)
     vary = values > values[-1] * count * np.finfo(values.dtype).eps
-    values, vectors = values[vary], vectors[:, vary]
-    return rows.T @ (vectors / np.sqrt(count * values * (values + 1)))
+    factors = np.zeros(count)
+    factors[vary] = 1 / np.sqrt(count * values[vary] * (values[vary] + 1))
+    return rows.T @ (vectors * factors)
 
 
 def _numpy(tensor: Tensor) -> Any:

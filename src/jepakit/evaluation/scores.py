@@ -98,7 +98,7 @@ def evaluate(
         )
         rows.append(extract_features(encode, loader, device=device))
     with warnings.catch_warnings():
-        # Few directions hardly converge at a large C, and their score does not wait for it.
+        # At a large C few directions take more; what is chosen among is scores, not minima.
         warnings.filterwarnings("ignore", message="lbfgs failed to converge")
         linear = linear_probe(*rows, C=_PROBE_STRENGTHS, max_iter=_PROBE_ITERATIONS)
     return Scores(knn_accuracy(*rows, k=k), linear, effective_rank(rows[0].x).item())
