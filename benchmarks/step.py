@@ -82,8 +82,8 @@ def main() -> None:
         eager()
     flops = counter.get_total_flops()
     ways = {"eager": eager, "compiled": training_step(args, compiled=True)}
-    for step in ways.values():  # warm up, and compile
-        for _ in range(args.steps):
+    for step in ways.values():  # compile, again for other lengths of the targets
+        for _ in range(10):
             step()
     times = in_turns(ways, args.rounds, device, repeats=args.steps)
     rows = []
