@@ -4,14 +4,18 @@
         --write benchmarks/results/hierarchy.json
     python benchmarks/hierarchy.py --group two-levels --data fashion_mnist.npz \
         --runs runs/two_levels --write benchmarks/results/hierarchy_two_levels.json
+    python benchmarks/hierarchy.py --group two-levels --only I-JEPA "2 levels, fine one heavier" \
+        --images 96000 --data fashion_mnist.npz --runs runs/longer \
+        --write benchmarks/results/hierarchy_longer.json
 
 The first group asks how many levels and which fusion, the second what else two levels may want:
-targets that are normalised, so that no level drowns the other, and weights.
+other weights, targets that are normalised, so that no level drowns the other, another pool, a
+projection, one predictor for both.
 
-Every row is trained for as many floating-point operations as the first, counted. Blocks of a
-row's masks are whole on all of its levels, which costs variety: that is why I-JEPA is trained on
-masks of several levels, too. Initial weights and the order of images are those of the seed in
-every row, so differences are paired by seed.
+Every row is trained for as many floating-point operations as the first, counted; one of "equal
+steps" for as many steps. Blocks of a row's masks are whole on all of its levels, which costs
+variety: that is why I-JEPA is trained on masks of several levels, too. Initial weights and the
+order of images are those of the seed in every row, so differences are paired by seed.
 
 Level 0 is judged by the mean of its tokens, a coarser level of the teacher by its cells side by
 side, so compare within a level: more numbers hold more. For a level that a row does not train,
@@ -33,6 +37,7 @@ COMMON = [
     *("--momentum", "0.98", "1", "--positions", "sincos"),  # runs are short
     *("--eval-images", "3000", "--device", "cpu"),
 ]
+_TWO = ["--levels", "2"]
 _LAYER = ["--target-norm", "layer"]
 GROUPS: dict[str, dict[str, list[str]]] = {
     "levels": {
@@ -48,9 +53,18 @@ GROUPS: dict[str, dict[str, list[str]]] = {
         "I-JEPA": ["--levels", "1"],
         "I-JEPA, masks of 2 levels": ["--levels", "1", "--mask-levels", "2"],
         "I-JEPA, layer norm": ["--levels", "1", *_LAYER],
-        "2 levels, fine one heavier": ["--levels", "2", "--weights", "fine"],
-        "2 levels, layer norm": ["--levels", "2", *_LAYER],
-        "2 levels, fpn-add, layer norm": ["--levels", "2", "--fusion", "fpn-add", *_LAYER],
+        "2 levels": _TWO,
+        "2 levels, equal steps": _TWO,
+        "2 levels, fine one heavier": [*_TWO, "--weights", "fine"],
+        "2 levels, learned weights": [*_TWO, "--weights", "learned"],
+        "2 levels, layer norm": [*_TWO, *_LAYER],
+        "2 levels, fpn-add, layer norm": [*_TWO, "--fusion", "fpn-add", *_LAYER],
+        **{
+            f"2 levels, {pool} pool": [*_TWO, "--pool", pool]
+            for pool in ("max", "conv", "attention")
+        },
+        "2 levels, projection": [*_TWO, "--projection"],
+        "2 levels, shared predictor": [*_TWO, "--shared-predictor"],
     },
 }
 COMPARED = {"levels": "3", "two-levels": "2"}
@@ -59,15 +73,23 @@ COMPARED = {"levels": "3", "two-levels": "2"}
 def main() -> None:
     parser = arguments(__doc__.split("\n")[0], images=24_000)
     parser.add_argument("--group", choices=GROUPS, default="levels", help="of rows")
+    parser.add_argument("--only", nargs="+", help="rows of the group")
     args = parser.parse_args()
     variants = GROUPS[args.group]
+    for name in args.only or ():
+        if name not in variants:
+            parser.error(f"--only {name!r}: {args.group} has {', '.join(map(repr, variants))}")
+    variants = {name: variants[name] for name in args.only or variants}
     same = [*COMMON, "--compare-levels", COMPARED[args.group]]
     common = ["--data", args.data, *same]
     flops = {
         name: flops_per_step(SCRIPT, [*common, *options]) for name, options in variants.items()
     }
     first = next(iter(flops.values()))
-    steps = {name: round(args.images / BATCH * first / each) for name, each in flops.items()}
+    steps = {
+        name: round(args.images / BATCH * (1 if "equal steps" in name else first / each))
+        for name, each in flops.items()
+    }
     print({name: (steps[name], f"{flops[name]:.3g}") for name in variants}, flush=True)
     jobs = {
         (name, seed): (SCRIPT, [*common, *options, "--steps", str(steps[name])])

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -147,7 +148,7 @@ def provenance(dataset: str, seeds: Sequence[int], device: str) -> dict[str, Any
     words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
     commit = commit_at_start()
     return {
-        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words]),
+        "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words]),
         "commit": commit if _code() == commit else f"{commit}, changed while it ran",
         "seeds": list(seeds),
         "versions": {
@@ -182,8 +183,9 @@ def page(record: Mapping[str, Any], table: Callable[[list[Any]], str]) -> str:
     """A result file as a part of the docs: its table, and how to get it again."""
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     seeds = f"seed{'s' * (len(record['seeds']) > 1)} {', '.join(map(str, record['seeds']))}"
-    lines = textwrap.wrap(record["command"], 92, break_long_words=False, break_on_hyphens=False)
-    command = " \\\n    ".join(lines)
+    words = " ".join(unbroken(shlex.quote(word)) for word in shlex.split(record["command"]))
+    lines = textwrap.wrap(words, 92, break_long_words=False, break_on_hyphens=False)
+    command = " \\\n    ".join(lines).replace(unbroken(" "), " ")
     return (
         f"{table(record['rows'])}\n\n{record['dataset']}, {seeds}, {record['machine']}; "
         f"{record.get('values', _OVER_SEEDS)}. Commit {record['commit'][:8]}, {versions}:\n\n"

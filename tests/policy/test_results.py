@@ -3,7 +3,9 @@
 import importlib
 import json
 import re
+import shlex
 import statistics
+import subprocess
 import sys
 from pathlib import Path
 
@@ -26,6 +28,18 @@ def test_a_result_can_be_traced(path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     page = importlib.import_module("runs").page
     table = importlib.import_module(script.stem).table
     assert path.with_suffix(".md").read_text() == page(record, table)
+
+
+def test_a_command_with_quotes_can_be_pasted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows have names of several words, and a long command is broken into lines."""
+    monkeypatch.setattr(sys, "path", [str(ROOT / "benchmarks"), *sys.path])
+    page = importlib.import_module("runs").page
+    words = ["python", "benchmarks/hierarchy.py", "--only", *["2 levels, fine one heavier"] * 7]
+    record = json.loads(RESULTS[0].read_text()) | {"command": shlex.join(words)}
+    command = page(record, lambda rows: "").partition("```sh\n")[2].partition("\n```")[0]
+    assert max(map(len, command.splitlines())) < 100
+    said = subprocess.check_output(["sh", "-c", f"printf '%s\\n' {command}"], text=True)
+    assert said.splitlines() == words
 
 
 def test_the_numbers_of_the_readme_are_those_of_a_run() -> None:
