@@ -9,8 +9,8 @@
         --write benchmarks/results/hierarchy_longer.json
 
 The first group asks how many levels and which fusion, the second what else two levels may want:
-other weights, targets that are normalised, so that no level drowns the other, another pool, a
-projection, one predictor for both.
+other weights, targets that are normalised, so that no level drowns the other, another pool, one
+predictor for both.
 
 Every row is trained for as many floating-point operations as the first, counted; one of "equal
 steps" for as many steps. Blocks of a row's masks are whole on all of its levels, which costs
@@ -52,18 +52,15 @@ GROUPS: dict[str, dict[str, list[str]]] = {
     "two-levels": {
         "I-JEPA": ["--levels", "1"],
         "I-JEPA, masks of 2 levels": ["--levels", "1", "--mask-levels", "2"],
-        "I-JEPA, layer norm": ["--levels", "1", *_LAYER],
         "2 levels": _TWO,
         "2 levels, equal steps": _TWO,
         "2 levels, fine one heavier": [*_TWO, "--weights", "fine"],
-        "2 levels, learned weights": [*_TWO, "--weights", "learned"],
         "2 levels, layer norm": [*_TWO, *_LAYER],
         "2 levels, fpn-add, layer norm": [*_TWO, "--fusion", "fpn-add", *_LAYER],
         **{
             f"2 levels, {pool} pool": [*_TWO, "--pool", pool]
             for pool in ("max", "conv", "attention")
         },
-        "2 levels, projection": [*_TWO, "--projection"],
         "2 levels, shared predictor": [*_TWO, "--shared-predictor"],
     },
 }
