@@ -15,7 +15,7 @@ from pathlib import Path
 
 import timm
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
@@ -44,13 +44,17 @@ def main() -> None:
     optimizer = torch.optim.AdamW(param_groups(model, args.weight_decay))
     lr = jepakit.warmup_cosine(args.lr, args.lr / 100, warmup_steps=steps // 10, steps=steps)
 
-    def encode(images: Tensor) -> Tensor:
-        return encoder.extract_features(normalize(images))
-
-    score = partial(evaluate, train=train, test=test, num_images=args.eval_images, device=device)
+    score = partial(
+        evaluate,
+        train=train,
+        test=test,
+        prepare=normalize,
+        num_images=args.eval_images,
+        device=device,
+    )
     rows = {
-        "raw pixels": score(lambda images: normalize(images).flatten(1)),
-        "untrained encoder": score(encode),
+        "raw pixels": score(lambda images: images.flatten(1)),
+        "untrained encoder": score(encoder.extract_features),
     }
     order = ResumableBatches(len(train), args.batch_size, steps=steps, seed=args.seed)
     curves: dict[str, list[tuple[int, float]]] = {"loss": [], "rank": []}
@@ -72,11 +76,12 @@ def main() -> None:
         if step % max(1, steps // 20) == 0:
             print(f"step {step}/{steps}  loss {loss.item():.4f}", flush=True)
     seconds = time.perf_counter() - began
-    rows["trained encoder"] = score(encode)
+    rows["trained encoder"] = score(encoder.extract_features)
     right = 0
     with torch.no_grad():
         for images, y in DataLoader(test, 256):
-            right += int((model["head"](encode(images.to(device))).cpu().argmax(1) == y).sum())
+            features = encoder.extract_features(normalize(images.to(device)))
+            right += int((model["head"](features).cpu().argmax(1) == y).sum())
     result = {"settings": vars(args), "rows": rows, "head": right / len(test)}
     result |= {"curves": curves, "steps": steps, "images": steps * args.batch_size}
     result |= {"train_images": len(train), "seconds": seconds}

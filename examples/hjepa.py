@@ -129,8 +129,8 @@ def main() -> None:
         return loss, parts, means[0]
 
     score = partial(
-        evaluate, train=train, test=test, k=args.neighbours, num_images=args.eval_images,
-        device=device,
+        evaluate, train=train, test=test, prepare=normalize, k=args.neighbours,
+        num_images=args.eval_images, device=device,
     )  # fmt: skip
 
     plain = jepakit.HierarchicalPyramid(
@@ -140,7 +140,6 @@ def main() -> None:
     def describe(images: Tensor, level: int) -> Tensor:
         """Of the finest level the mean, of a coarser one its cells side by side: that says what a
         level knows of places, and the mean of plain averages is that of the finest level."""
-        images = normalize(images)
         own = level < args.levels
         levels = teacher(images) if own else plain(teacher.module.encoder(images))
         return levels[level].features.flatten(1) if level else levels[0].features.mean(dim=1)
@@ -161,7 +160,7 @@ def main() -> None:
     sample = torch.stack([train[i][0] for i in range(6)]).to(device)
     console.print(f"{len(train)} images, levels {pyramid.grid_sizes}, {steps} steps")
     rows = {
-        "raw pixels": [score(lambda images: normalize(images).flatten(1))],
+        "raw pixels": [score(lambda images: images.flatten(1))],
         "untrained": scores(),
     }
     pictures = {f"untrained, {level}": cells for level, cells in enumerate(colours())}

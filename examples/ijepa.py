@@ -99,16 +99,10 @@ def main() -> None:
         compute_loss = torch.compile(compute_loss)
 
     # Where we are: at the start, or where a killed run was saved last
-    def encode(images: Tensor) -> Tensor:
-        return encoder.extract_features(normalize(images))
-
-    def encode_trained(images: Tensor) -> Tensor:
-        return teacher.module.extract_features(normalize(images))
-
     def evaluated(encode: Callable[[Tensor], Tensor]) -> tuple[float, float, float]:
         scores = evaluate(
-            encode, train, test, k=args.neighbours, num_images=args.eval_images,
-            num_workers=args.workers, device=device,
+            encode, train, test, prepare=normalize, k=args.neighbours,
+            num_images=args.eval_images, num_workers=args.workers, device=device,
         )  # fmt: skip
         return tuple(scores)
 
@@ -120,8 +114,8 @@ def main() -> None:
         with torch.no_grad():
             before = encoder(normalize(sample)).cpu()
         rows = {
-            "raw pixels": evaluated(lambda images: normalize(images).flatten(1)),
-            "untrained encoder": evaluated(encode),
+            "raw pixels": evaluated(lambda images: images.flatten(1)),
+            "untrained encoder": evaluated(encoder.extract_features),
         }
         state = {"step": 0, "rows": rows, "before": before, "curves": {"loss": [], "rank": []}}
     else:
@@ -182,7 +176,7 @@ def main() -> None:
     seconds = time.perf_counter() - began
 
     # What came of it
-    rows = {**state["rows"], "trained teacher": evaluated(encode_trained)}
+    rows = {**state["rows"], "trained teacher": evaluated(teacher.module.extract_features)}
     table = Table("", f"kNN-{args.neighbours}", "linear probe", "effective rank")
     for name, (knn, linear, rank) in rows.items():
         table.add_row(name, f"{100 * knn:.1f} %", f"{100 * linear:.1f} %", f"{rank:.1f}")

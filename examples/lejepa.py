@@ -61,13 +61,10 @@ def main() -> None:
     optimizer = torch.optim.AdamW(param_groups(student, args.weight_decay))
     lr = jepakit.warmup_cosine(args.lr, args.lr / 100, warmup_steps=steps // 10, steps=steps)
 
-    def encode(images: Tensor) -> Tensor:
-        return encoder.extract_features(normalize(images))
-
     def evaluated(encode: Callable[[Tensor], Tensor]) -> tuple[float, float, float]:
         scores = evaluate(
-            encode, train, test, k=args.neighbours, num_images=args.eval_images,
-            num_workers=args.workers, device=device,
+            encode, train, test, prepare=normalize, k=args.neighbours,
+            num_images=args.eval_images, num_workers=args.workers, device=device,
         )  # fmt: skip
         return tuple(scores)
 
@@ -77,8 +74,8 @@ def main() -> None:
     with torch.no_grad():
         before = encoder(normalize(sample)).cpu()
     rows = {
-        "raw pixels": evaluated(lambda images: normalize(images).flatten(1)),
-        "untrained encoder": evaluated(encode),
+        "raw pixels": evaluated(lambda images: images.flatten(1)),
+        "untrained encoder": evaluated(encoder.extract_features),
     }
 
     # Training
@@ -121,7 +118,7 @@ def main() -> None:
     seconds = time.perf_counter() - began
 
     # What came of it
-    rows["trained encoder"] = evaluated(encode)
+    rows["trained encoder"] = evaluated(encoder.extract_features)
     table = Table("", f"kNN-{args.neighbours}", "linear probe", "effective rank")
     for name, (knn, linear, rank) in rows.items():
         table.add_row(name, f"{100 * knn:.1f} %", f"{100 * linear:.1f} %", f"{rank:.1f}")

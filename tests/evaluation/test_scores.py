@@ -28,7 +28,11 @@ def test_is_its_parts(sets, monkeypatch):
 
     monkeypatch.setattr("jepakit.evaluation.scores.linear_probe", record)
     scores = evaluate(torch.nn.Identity(), *sets, k=7, num_images=60)
-    few = [TensorDataset(*(tensor[:60] for tensor in part.tensors)) for part in sets]
+    chosen = ([index for index in range(90) if index % 3 < 2], range(40))  # two of three
+    few = [
+        TensorDataset(*(tensor[list(rows)] for tensor in part.tensors))
+        for part, rows in zip(sets, chosen, strict=True)
+    ]
     rows = [extract_features(torch.nn.Identity(), DataLoader(part, 60)) for part in few]
     assert scores.knn == knn_accuracy(*rows, k=7)
     assert scores.linear == linear_probe(*rows, **probe)
@@ -46,6 +50,42 @@ def test_a_few_rows_of_each_class_are_enough_to_choose():
 def test_batches_change_nothing(sets):
     once, again = (evaluate(torch.nn.Identity(), *sets, batch_size=size) for size in (7, 1000))
     assert once == again
+
+
+def test_a_few_images_are_of_all_classes():
+    """Trap: the first images of a folder, which is sorted, are all of its first classes."""
+    images = torch.eye(10).repeat_interleave(50, dim=0)
+    folder = TensorDataset(images, torch.arange(10).repeat_interleave(50))
+    seen = []
+
+    def encode(batch):
+        seen.append(batch.argmax(dim=1))
+        return batch
+
+    scores = evaluate(encode, folder, folder, num_images=100, k=5)
+    assert torch.cat(seen).bincount().tolist() == [20] * 10
+    assert (scores.knn, scores.linear) == (1.0, 1.0)
+
+
+def test_labels_that_nothing_was_trained_on_raise(sets):
+    """Trap: two folders whose classes are numbered differently have an accuracy of 0."""
+    train, test = sets
+    other = TensorDataset(test.tensors[0], test.tensors[1] + 7)
+    with pytest.raises(ValueError, match=r"test: must share classes with train, got labels like"):
+        evaluate(torch.nn.Identity(), train, other)
+
+
+def test_images_are_prepared_and_the_model_is_judged_as_it_is_used():
+    """Trap: a lambda around a model that is in training mode, so that it drops at random."""
+    labels = torch.arange(60) % 3
+    images = (40 * torch.eye(3)[labels]).to(torch.uint8)
+    model = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Identity())
+    stored = TensorDataset(images, labels)
+    once, again = (
+        evaluate(model, stored, stored, prepare=lambda x: x.float() / 255) for _ in range(2)
+    )
+    assert once == again == evaluate(lambda x: x.float() / 255, stored, stored)
+    assert model.training
 
 
 def test_bad_numbers_raise(sets):

@@ -66,19 +66,23 @@ def extract_features(
     encode: Callable[[Tensor], Tensor],
     loader: Iterable[Any],
     *,
+    prepare: Callable[[Tensor], Tensor] | None = None,
     device: torch.device | str | None = None,
 ) -> Features:
     """Run an encoder over labelled images and collect its features on the CPU in float32.
 
     Runs without gradients. If `encode` is an `nn.Module`, a bound method of one, or a
     `functools.partial` of these, the module is in eval mode meanwhile and every submodule gets its
-    own mode back, also after an error. For anything else, such as a lambda, that is up to you.
+    own mode back, also after an error. For anything else, such as a lambda, that is up to you: what
+    is to be done with the images first, hand over as `prepare`.
 
     Args:
         encode: Maps a batch of images to one vector each, `[b, ...]` to `[b, d]`, such as
             `encoder.extract_features`.
         loader: Yields pairs `(images, labels)`, with `labels` an integer tensor `[b]`. Best without
             shuffling or random augmentation.
+        prepare: What happens to the images before that, on `device`: such as a `PixelStatistics`,
+            which makes stored bytes the numbers that an encoder was trained on.
         device: Where images go before they are encoded; `None` leaves them where they are.
 
     Raises:
@@ -100,7 +104,8 @@ def extract_features(
     with torch.no_grad(), _eval_mode(encode):
         for number, batch in enumerate(loader):
             images, labels = _pair(batch, number)
-            x = encode(images if device is None else images.to(device, non_blocking=True))
+            moved = images if device is None else images.to(device, non_blocking=True)
+            x = encode(moved if prepare is None else prepare(moved))
             _check_encoded(x, images, number, width=xs[0].shape[1] if xs else None)
             xs.append(x.to("cpu", torch.float32))
             ys.append(labels.to("cpu", torch.int64))

@@ -47,6 +47,7 @@ def evaluate(
     train: Dataset[Any],
     test: Dataset[Any],
     *,
+    prepare: Callable[[Tensor], Tensor] | None = None,
     k: int = 20,
     num_images: int = 5000,
     batch_size: int = 256,
@@ -62,15 +63,18 @@ def evaluate(
         encode: Maps a batch of images to one vector each, as for `extract_features`.
         train: `(image, label)` pairs that vote and that the probe is fitted on.
         test: Pairs to classify.
+        prepare: What happens to images before they are encoded, as for `extract_features`.
         k: How many nearest images vote.
-        num_images: How many of each set to use at most, the first ones.
+        num_images: How many of each set to use at most, evenly spread over it: the first ones of
+            a folder of images would be of few classes.
         batch_size: Images encoded at once; no result depends on it.
         num_workers: Processes that load images.
         device: Where images go before they are encoded.
 
     Raises:
         ImportError: If scikit-learn is missing.
-        ValueError: If a number is out of its range, or what the three parts raise.
+        ValueError: If a number is out of its range, no test image has a class of the training
+            images, or what the three parts raise.
 
     Returns:
         `(knn, linear, rank)`: fractions of test images, and the rank of the training features.
@@ -93,10 +97,15 @@ def evaluate(
     rows: list[Features] = []
     for dataset in (train, test):
         size = len(dataset)  # type: ignore[arg-type]  # a map-style dataset has a length
-        loader = DataLoader(
-            Subset(dataset, range(min(size, num_images))), batch_size, num_workers=num_workers
+        count = min(size, num_images)
+        chosen = Subset(dataset, [index * size // count for index in range(count)])
+        loader = DataLoader(chosen, batch_size, num_workers=num_workers)
+        rows.append(extract_features(encode, loader, prepare=prepare, device=device))
+    if not torch.isin(rows[1].y, rows[0].y).any():
+        few = [sorted(set(part.y.tolist()))[:5] for part in rows]
+        raise ValueError(
+            f"test: must share classes with train, got labels like {few[1]}, and {few[0]} there"
         )
-        rows.append(extract_features(encode, loader, device=device))
     with warnings.catch_warnings():
         # At a large C few directions take more; what is chosen among is scores, not minima.
         warnings.filterwarnings("ignore", message="lbfgs failed to converge")
