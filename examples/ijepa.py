@@ -74,8 +74,7 @@ def main() -> None:
         num_heads=args.heads,
         joint=args.joint,
     ).to(device)
-    momentum = jepakit.linear(*args.momentum, steps=steps)
-    teacher = jepakit.EMATeacher(encoder, momentum)
+    teacher = jepakit.EMATeacher(encoder, jepakit.linear(*args.momentum, steps=steps))
     sampler = make_sampler(encoder.grid_size, args)
     student = nn.ModuleDict({"encoder": encoder, "predictor": predictor})
     optimizer = torch.optim.AdamW(param_groups(student, args.weight_decay), betas=(0.9, 0.95))
@@ -91,7 +90,7 @@ def main() -> None:
         pred = predictor(context, masks.context, masks.targets)
         loss = loss_fn(pred, target, masks.targets.valid)
         if args.vicreg_weight:  # C-JEPA: the student's mean varies, and agrees with the teacher's
-            seen = context.sum(dim=1) / masks.context.counts()[:, None]
+            seen = jepakit.mean_tokens(context, masks.context)
             loss = loss + args.vicreg_weight * vicreg(seen, whole.mean(dim=1))
         return loss
 
@@ -166,7 +165,7 @@ def main() -> None:
                 speed = (done - first) * args.batch_size / (time.perf_counter() - began)
                 status = (
                     f"loss {loss.item():.4f}  rank {rank:.1f}  "
-                    f"momentum {momentum(step):.4f}  {speed:.0f} images/s"
+                    f"momentum {teacher.momentum:.4f}  {speed:.0f} images/s"
                 )
                 bar.update(task, completed=done, status=status)
                 if not console.is_terminal and (done % max(1, steps // 200 * 10) == 0):

@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+import torch
 
 from jepakit._checks import check_bool, check_int, check_number, kind_of, read_switch
 
@@ -25,6 +26,12 @@ def test_other_values_of_a_switch_raise(value, monkeypatch):
     text = f"{VARIABLE}={value!r}: must be '0' or '1', or not be set"
     with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
         read_switch(VARIABLE)
+
+
+def test_a_tensor_where_an_int_belongs_is_not_printed():
+    """Trap: `sampler(images)` for `sampler(len(images))` fills the screen with pixels."""
+    with pytest.raises(TypeError, match=r"^size: must be an int, got torch\.Tensor$"):
+        check_int("size", torch.zeros(2, 3), minimum=1)
 
 
 @pytest.mark.parametrize("value", [True, False])

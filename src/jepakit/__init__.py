@@ -37,7 +37,7 @@ from jepakit.nn import (
 )
 from jepakit.schedules import constant, cosine, linear, warmup_cosine
 from jepakit.teacher import EMATeacher
-from jepakit.tokens import Masks, TokenSet, put_tokens, take_tokens
+from jepakit.tokens import Masks, TokenSet, mean_tokens, put_tokens, take_tokens
 
 __all__ = [
     "CollapseMonitor",
@@ -63,6 +63,7 @@ __all__ = [
     "masked_l1",
     "masked_mse",
     "masked_smooth_l1",
+    "mean_tokens",
     "normalize_targets",
     "put_tokens",
     "take_tokens",

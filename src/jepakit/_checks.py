@@ -72,7 +72,8 @@ def check_choice(name: str, value: object, choices: Collection[object]) -> None:
 def check_int(name: str, value: object, *, minimum: int) -> None:
     """Raise unless `value` is an int (no bool) of at least `minimum`."""
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}={value!r}: must be an int, got {kind_of(value)}")
+        shown = "" if isinstance(value, Tensor) else f"={value!r}"  # pixels say nothing
+        raise TypeError(f"{name}{shown}: must be an int, got {kind_of(value)}")
     if value < minimum:
         raise ValueError(f"{name}={value}: must be at least {minimum}")
 
@@ -153,7 +154,11 @@ def check_floating(name: str, value: object) -> None:
     """Raise unless `value` is a floating tensor."""
     check_tensor(name, value)
     if isinstance(value, Tensor) and not value.is_floating_point():
-        raise TypeError(f"{name}: must be floating point, got {value.dtype}")
+        hint = "; jepakit.data.PixelStatistics makes floats of stored bytes"
+        raise TypeError(
+            f"{name}: must be floating point, got {value.dtype}"
+            + hint * (value.dtype == torch.uint8)
+        )
 
 
 def check_device(name: str, value: object) -> None:

@@ -31,7 +31,7 @@ class EMATeacher(nn.Module):
     exact copy, is kept in float32 (half types are raised; an average in bfloat16 at momentum 0.999
     stands still), never gets a gradient and is always in eval mode, whatever its parent is set to.
 
-    Build it before wrapping the student in FSDP or DDP, and after loading pretrained weights. Call
+    Build it after loading pretrained weights, and before sharding the student with FSDP2. Call
     `update` once for each optimiser step, after it. The state dict holds `step`, so a resumed run
     goes on where it was.
 

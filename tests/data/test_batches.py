@@ -1,5 +1,6 @@
 """ResumableBatches: a run that goes on sees what it would have seen uninterrupted."""
 
+import copy
 import pickle
 
 import pytest
@@ -38,6 +39,15 @@ def test_passes_and_seeds_differ():
     assert one[0] != one[1]
     assert one != list(ResumableBatches(100, 100, steps=2, seed=1))
     assert one == list(ResumableBatches(100, 100, steps=2, seed=0))
+
+
+def test_an_index_knows_its_pass():
+    """A loader's workers get copies of the indices."""
+    for step, indices in enumerate(ResumableBatches(5, 2, steps=6, seed=0)):
+        for copied in (indices, pickle.loads(pickle.dumps(indices)), copy.deepcopy(indices)):
+            assert [index.epoch for index in copied] == [step // 2] * 2
+            assert copied == indices
+            assert list("abcde"[index] for index in copied) == ["abcde"[int(i)] for i in indices]
 
 
 @pytest.mark.parametrize(

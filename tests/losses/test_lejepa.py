@@ -35,7 +35,7 @@ def test_views_are_tested_apart() -> None:
 
 
 def test_centre_of_the_global_views() -> None:
-    views = torch.tensor([0.0, 2.0, 7.0]).view(3, 1, 1)
+    views = torch.tensor([0.0, 2.0, 7.0]).view(3, 1, 1).expand(3, 4, 1)
     assert invariance_loss(views, num_global_views=2) == (1 + 1 + 36) / 3
     assert invariance_loss(views) == (9 + 1 + 16) / 3
     assert lejepa_loss(views, weight=0.0, num_global_views=1) == (4 + 49) / 3
@@ -61,6 +61,18 @@ def test_every_view_has_its_own_valid_rows() -> None:
         sigreg(x[v], num_slices=8, generator=seeded(1)) for x, v in zip(views, valid, strict=True)
     ]
     torch.testing.assert_close(alone, torch.stack(kept).mean())
+
+
+def test_exchanged_axes_are_told() -> None:
+    """Trap: [batch, views, d] is taken for many views of few samples, without a word."""
+    with pytest.warns(UserWarning, match=r"views \(16, 3, 8\): more views than samples"):
+        lejepa_loss(torch.randn(16, 3, 8))
+
+
+@pytest.mark.no_hook
+def test_a_list_of_views_is_no_tensor() -> None:
+    with pytest.raises(TypeError, match=r"^views: must be a torch\.Tensor, got list; torch\.stack"):
+        lejepa_loss([torch.randn(4, 8), torch.randn(4, 8)])
 
 
 def test_one_view_has_nothing_to_agree_with() -> None:

@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from jepakit import IndexedDataset, MaskCollator, Masks, MultiBlockMask, RandomMask
+from jepakit.data import ResumableBatches
 from jepakit.masking import (
     BlockMask,
     ComplementMask,
@@ -311,3 +312,33 @@ def test_iterable_datasets_have_no_index(bad):
     text = f"dataset={type(bad).__name__}: must have __"
     with pytest.raises(TypeError, match=text):
         IndexedDataset(bad)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_every_pass_of_resumable_batches_has_its_own_masks(workers):
+    """Trap: a loader that runs through all epochs in one go has no place for `set_epoch`."""
+    sampler, steps = RandomMask(GRID), 3 * SIZE // 4
+    order = ResumableBatches(SIZE, 4, steps=steps, seed=0)
+    collate = MaskCollator(sampler, seed=1)
+    run = list(DataLoader(dataset(), batch_sampler=order, collate_fn=collate, num_workers=workers))
+    passes = [drawn(run[start : start + SIZE // 4]) for start in range(0, steps, SIZE // 4)]
+    for epoch, masks in enumerate(passes):
+        collate.set_epoch(epoch)
+        assert masks == drawn(DataLoader(dataset(), batch_size=4, collate_fn=collate))
+    rest = ResumableBatches(SIZE, 4, steps=steps, seed=0, first_step=2 * SIZE // 4)
+    resumed = DataLoader(
+        dataset(), batch_sampler=rest, collate_fn=MaskCollator(sampler, seed=1), num_workers=workers
+    )
+    assert drawn(resumed) == passes[2]
+
+
+def test_a_batch_with_one_draw_for_all_differs_between_passes():
+    order = ResumableBatches(SIZE, SIZE, steps=2, seed=0)
+    indices = next(iter(order))
+    collate = MaskCollator(MultiBlockMask(GRID), seed=1)
+    data = dataset()
+    again = [type(index)(index, index.epoch + 1) for index in indices]
+    first, second = (drawn([collate([data[i] for i in each])]) for each in (indices, again))
+    assert first != second
+    collate.set_epoch(1)
+    assert second == drawn([collate([data[int(i)] for i in indices])])

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from jepakit import Masks, TokenSet
+from jepakit import MaskedViT, Masks, TokenSet, UnsupportedBackboneError
 
 
 @pytest.mark.parametrize("kind", ["vit_cls", "rope_gap_reg1"])
@@ -13,7 +13,8 @@ from jepakit import Masks, TokenSet
     ("shape", "text"),
     [
         ((0, 3, 64, 64), r"images \(0, 3, 64, 64\): the batch must not be empty"),
-        ((2, 1, 64, 64), r"images \(2, 1, 64, 64\): must have the 3 channels of the backbone"),
+        ((2, 1, 64, 64), r"images \(2, 1, 64, 64\): must have the 3 channels of the backbone$"),
+        ((2, 64, 64, 3), r"the 3 channels of the backbone; are they \[batch, height, width, chan"),
         (
             (2, 3, 48, 64),
             r"images of 48 x 64 pixels: must be 64 x 64, as the backbone was built; build it with "
@@ -48,12 +49,12 @@ def test_dynamic_size_off_the_patches(kind, cached) -> None:
         (
             torch.zeros(2, 3, 64, 64, dtype=torch.uint8),
             TypeError,
-            r"floating point, got torch.uint8",
+            r"floating point, got torch.uint8; jepakit.data.PixelStatistics makes floats of stored",
         ),
         (
             torch.zeros(2, 3, 64, 64, dtype=torch.int64),
             TypeError,
-            r"floating point, got torch.int64",
+            r"floating point, got torch.int64$",
         ),
         (
             torch.zeros(3, 64, 64),
@@ -66,6 +67,27 @@ def test_dynamic_size_off_the_patches(kind, cached) -> None:
 def test_images_of_another_kind(images, error, text, cached) -> None:
     with pytest.raises(error, match=text):
         cached("vit_cls")(images)
+
+
+@pytest.mark.no_hook
+@pytest.mark.parametrize(
+    ("backbone", "text"),
+    [
+        (
+            "vit_tiny_patch16_224",
+            r"timm\.create_model\('vit_tiny_patch16_224', num_cla.*, got str$",
+        ),
+        (None, "timm's, got NoneType$"),
+    ],
+)
+def test_no_model(backbone, text) -> None:
+    with pytest.raises(TypeError, match=rf"^backbone: must be a model, such as .*{text}"):
+        MaskedViT(backbone)
+
+
+def test_wrapped_twice(cached) -> None:
+    with pytest.raises(UnsupportedBackboneError, match=r"backbone=MaskedViT: .* wrapped already$"):
+        MaskedViT(cached("vit_cls"))
 
 
 def test_context_on_another_grid(cached) -> None:

@@ -7,17 +7,49 @@ from torch.utils.data import Sampler
 
 from jepakit._checks import check_int
 
-__all__ = ["ResumableBatches"]
+__all__ = ["EpochIndex", "ResumableBatches"]
 
 _EPOCH_STRIDE = 1_000_003  # a prime: seeds that users choose do not meet each other's epochs
 
 
-class ResumableBatches(Sampler[list[int]]):
+class EpochIndex(int):
+    """The index of a sample that knows in which pass over the data it comes.
+
+    A plain index for every dataset. `MaskCollator` draws the masks of that pass.
+
+    Args:
+        index: Position of the sample in the dataset.
+        epoch: Number of the pass, from 0.
+
+    Example:
+        >>> from jepakit.data import EpochIndex
+        >>> index = EpochIndex(3, epoch=1)
+        >>> "abcd"[index], index.epoch
+        ('d', 1)
+
+    Source:
+        jepakit's own.
+    """
+
+    epoch: int
+
+    def __new__(cls, index: int, epoch: int) -> "EpochIndex":
+        """An int with an attribute, which only `__new__` can give it."""
+        self = super().__new__(cls, index)
+        self.epoch = epoch
+        return self
+
+    def __getnewargs__(self) -> tuple[int, int]:  # type: ignore[override]  # workers unpickle it
+        return int(self), self.epoch
+
+
+class ResumableBatches(Sampler[list[EpochIndex]]):
     """Shuffled batches of a whole run, as indices, for `DataLoader(batch_sampler=...)`.
 
     Every pass over the data has an order of its own that follows from `seed` and the pass alone, so
     a run that goes on at step `first_step` sees what it would have seen uninterrupted. What is left
-    of a pass after its last full batch is left out; another pass leaves out other images.
+    of a pass after its last full batch is left out; another pass leaves out other images. Indices
+    are of type `EpochIndex`, so that a `MaskCollator` draws new masks in every pass.
 
     Args:
         size: Images in the dataset.
@@ -59,7 +91,7 @@ class ResumableBatches(Sampler[list[int]]):
     def __len__(self) -> int:
         return self.steps - self.first_step
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[EpochIndex]]:
         per_epoch = self.size // self.batch_size
         epoch, order = -1, [0]
         for step in range(self.first_step, self.steps):
@@ -68,7 +100,7 @@ class ResumableBatches(Sampler[list[int]]):
                 generator = torch.Generator().manual_seed(self.seed + _EPOCH_STRIDE * epoch)
                 order = torch.randperm(self.size, generator=generator).tolist()
             start = step % per_epoch * self.batch_size
-            yield order[start : start + self.batch_size]
+            yield [EpochIndex(index, epoch) for index in order[start : start + self.batch_size]]
 
     def __repr__(self) -> str:
         return (

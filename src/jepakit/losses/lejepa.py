@@ -1,5 +1,6 @@
 """LeJEPA: views agree and are an isotropic Gaussian; no teacher."""
 
+import warnings
 from typing import Literal
 
 import torch
@@ -38,6 +39,7 @@ def lejepa_loss(
 
     Args:
         views: Projected features of $V$ views, `[v b d]` or `[v b n d]`, the global views first.
+            More views than samples are taken for exchanged axes: a warning says so.
         valid: True where a view's vector counts, in both terms. All if None.
         weight: $\lambda$, of the statistic: in [0, 1] if convex, else not below 0.
         mode: `"convex"` as in the paper, or `"additive"`.
@@ -75,6 +77,11 @@ def lejepa_loss(
     invariance = invariance_loss(
         views, valid, num_global_views=num_global_views, process_group=process_group
     )
+    if process_group is None and len(views) > views.shape[1:-1].numel():
+        warnings.warn(
+            f"views {tuple(views.shape)}: more views than samples; the axes are [views, batch, d]",
+            stacklevel=2,
+        )
     with full_precision(views):
         rows = [
             to_rows(view, None if valid is None else valid[number])

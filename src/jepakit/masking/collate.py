@@ -25,6 +25,7 @@ class Indexed:
     Args:
         index: Position of the sample in the dataset.
         sample: What the dataset holds there.
+        epoch: Number of the pass over the data, where the index knew it (`EpochIndex`).
 
     Example:
         >>> from jepakit.masking import Indexed
@@ -37,6 +38,7 @@ class Indexed:
 
     index: int
     sample: Any
+    epoch: int | None = None
 
 
 class IndexedDataset(Dataset[Indexed]):
@@ -72,7 +74,7 @@ class IndexedDataset(Dataset[Indexed]):
 
     def __getitem__(self, index: int) -> Indexed:
         """The sample and its index."""
-        return Indexed(int(index), self.dataset[index])
+        return Indexed(int(index), self.dataset[index], getattr(index, "epoch", None))
 
 
 class MaskCollator(Generic[M]):
@@ -87,8 +89,9 @@ class MaskCollator(Generic[M]):
     callable, a batch's masks depend on $(\mathrm{seed}, \mathrm{epoch}, i_1, \dots, i_b)$, the
     indices of the batch in order.
 
-    Call `set_epoch` before each epoch, as with `DistributedSampler`. The epoch lies in shared
-    memory, so it reaches persistent workers. Without it every epoch repeats the masks of epoch 0.
+    The epoch is that of the indices, where these know it, as those of `ResumableBatches` do. Else
+    call `set_epoch` before each epoch, as with `DistributedSampler`: it lies in shared memory, so
+    it reaches persistent workers. Without either, every epoch repeats the masks of epoch 0.
 
     Args:
         sampler: What draws masks.
@@ -173,15 +176,17 @@ class MaskCollator(Generic[M]):
         for leaf in pytree.tree_leaves(batch):
             if isinstance(leaf, Tensor):
                 check_images_finite("samples", leaf)
-        return batch, self._draw([sample.index for sample in samples])
+        return batch, self._draw(samples)
 
-    def _draw(self, indices: list[int]) -> M:
-        sampler, seed, epoch = self.sampler, self.seed, self.epoch
+    def _draw(self, samples: Sequence[Indexed]) -> M:
+        sampler, seed, current = self.sampler, self.seed, self.epoch
+        epochs = [current if sample.epoch is None else sample.epoch for sample in samples]
+        indices = [sample.index for sample in samples]
         if isinstance(sampler, UniformSampler) and sampler.per_sample:
-            keys = [derive_seed(seed, epoch, index) for index in indices]
+            keys = [derive_seed(seed, *each) for each in zip(epochs, indices, strict=True)]
             masks: M = sampler.from_uniforms(keyed_uniforms(keys, sampler.num_draws))
             return masks
-        generator = torch.Generator().manual_seed(derive_seed(seed, epoch, *indices))
+        generator = torch.Generator().manual_seed(derive_seed(seed, epochs[0], *indices))
         return sampler(len(indices), generator=generator)
 
     def __setstate__(self, state: dict[str, Any]) -> None:

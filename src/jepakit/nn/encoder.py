@@ -15,7 +15,7 @@ from jepakit._checks import (
 )
 from jepakit.nn.backbones import adapt
 from jepakit.tokens import TokenSet
-from jepakit.tokens.kind import check_token_set
+from jepakit.tokens.kind import check_same_device, check_token_set
 
 __all__ = ["MaskedViT"]
 
@@ -209,8 +209,10 @@ class MaskedViT(nn.Module):
             raise ValueError(f"images {tuple(images.shape)}: the batch must not be empty")
         channels = self._adapter.in_channels
         if images.shape[1] != channels:
+            hint = "; are they [batch, height, width, channels]?"
             raise ValueError(
                 f"images {tuple(images.shape)}: must have the {channels} channels of the backbone"
+                + hint * (images.shape[-1] == channels)
             )
         height, width = images.shape[-2:]
         grid = self._adapter.grid_of((height, width))
@@ -226,6 +228,7 @@ class MaskedViT(nn.Module):
                     f"context {tuple(context.shape)}: must be [batch, n] with the images' batch "
                     f"size {len(images)}"
                 )
+            check_same_device("context", context, "images", images)
         if value_checks_on(images):
             check_images_finite("images", images)
 

@@ -20,7 +20,7 @@ from jepakit._checks import (
 from jepakit.nn.position import rotary_table, sincos_table
 from jepakit.nn.transformer import Block, key_mask
 from jepakit.tokens import TokenSet
-from jepakit.tokens.kind import check_token_set
+from jepakit.tokens.kind import check_same_device, check_token_set
 from jepakit.tokens.levels import level_grids
 
 __all__ = ["MaskedPredictor"]
@@ -41,7 +41,8 @@ class MaskedPredictor(nn.Module):
     Args:
         grid_size: `(L,)`, `(H, W)` or `(T, H, W)` in patches.
         encoder_dim: Width of the encoder's tokens.
-        predictor_embed_dim: Width inside.
+        predictor_embed_dim: Width inside. The default is I-JEPA's, for encoders from ViT-B on: for
+            a smaller one take half its width or less, or the predictor outgrows it.
         depth: Number of blocks.
         num_heads: Attention heads; must divide `predictor_embed_dim`.
         mlp_ratio: Hidden width of a block's MLP as a multiple of `predictor_embed_dim`.
@@ -261,6 +262,8 @@ class MaskedPredictor(nn.Module):
                 f"target_tokens {tuple(target_tokens.shape)}: must be [batch, num_targets, k] with "
                 f"the context's batch size {len(context)}"
             )
+        check_same_device("context_tokens", context_tokens, "context", context)
+        check_same_device("target_tokens", target_tokens, "context", context)
 
     def extra_repr(self) -> str:
         """Arguments that the submodules do not show."""

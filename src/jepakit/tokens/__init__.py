@@ -2,6 +2,7 @@
 
 from jepakit.tokens.gather import put_tokens, take_tokens
 from jepakit.tokens.masks import Masks
+from jepakit.tokens.mean import mean_tokens
 from jepakit.tokens.token_set import TokenSet
 
-__all__ = ["Masks", "TokenSet", "put_tokens", "take_tokens"]
+__all__ = ["Masks", "TokenSet", "mean_tokens", "put_tokens", "take_tokens"]

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jepakit._checks import check_floating
-from jepakit.tokens.kind import check_token_set
+from jepakit.tokens.kind import check_same_device, check_token_set
 from jepakit.tokens.token_set import TokenSet
 
 __all__ = ["put_tokens", "take_tokens"]
@@ -105,4 +105,5 @@ def _check(features: Tensor, tokens: TokenSet) -> tuple[int, int, int]:
         raise ValueError(
             f"features has batch size {features.shape[0]}, tokens {tokens.shape[0]}: must be equal"
         )
+    check_same_device("tokens", tokens, "features", features)
     return features.shape[0], features.shape[1], features.shape[-1]

@@ -1,9 +1,11 @@
-"""The check that an argument is a `TokenSet`, with what to pass where it is something else."""
+"""The checks that an argument is a `TokenSet`, and lies where its features do."""
+
+from torch import Tensor
 
 from jepakit._checks import kind_of
 from jepakit.tokens.token_set import TokenSet
 
-__all__ = ["check_token_set"]
+__all__ = ["check_same_device", "check_token_set"]
 
 
 def check_token_set(name: str, value: object, *, like: str = "") -> None:
@@ -11,3 +13,12 @@ def check_token_set(name: str, value: object, *, like: str = "") -> None:
     if not isinstance(value, TokenSet):
         examples = " or ".join(filter(None, [like, "TokenSet.from_mask(mask, grid_size)"]))
         raise TypeError(f"{name}: must be a TokenSet, such as {examples}, got {kind_of(value)}")
+
+
+def check_same_device(name: str, tokens: TokenSet, other: str, tensor: Tensor) -> None:
+    """Raise unless a set is on the device of the tensor that it speaks of."""
+    if tokens.idx.device != tensor.device:
+        raise ValueError(
+            f"{name} is on {tokens.idx.device}, {other} on {tensor.device}: must be on one device; "
+            "masks move as tensors do, masks.to(device)"
+        )

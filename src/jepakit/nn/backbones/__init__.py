@@ -2,6 +2,9 @@
 
 from typing import Any
 
+from torch import nn
+
+from jepakit._checks import kind_of
 from jepakit.nn.backbones.backbone import Backbone, DroppingBackbone
 from jepakit.nn.backbones.errors import UnsupportedBackboneError
 
@@ -10,6 +13,11 @@ __all__ = ["Backbone", "UnsupportedBackboneError", "adapt"]
 
 def adapt(model: Any, mask_mode: str) -> Backbone:
     """The family whose every need a model meets; raises with what is missing."""
+    if not isinstance(model, nn.Module):
+        hint = (
+            f"timm.create_model({model!r}, num_classes=0)" if isinstance(model, str) else "timm's"
+        )
+        raise TypeError(f"backbone: must be a model, such as {hint}, got {kind_of(model)}")
     # timm costs seconds to import, and whoever has a backbone has paid for it already.
     from jepakit.nn.backbones.layout import Layout, layout_of
     from jepakit.nn.backbones.naflex import NaFlexBackbone
@@ -36,7 +44,9 @@ def adapt(model: Any, mask_mode: str) -> Backbone:
         problem = f"patches cannot be dropped from it, it lacks {nearest.lacks(model)}"
     else:
         problem = f"hidden patches cannot be replaced in it, it lacks {layout}"
-    if not hasattr(model, "forward_features"):
+    if name == "MaskedViT":
+        hint = "it is wrapped already"
+    elif not hasattr(model, "forward_features"):
         hint = "give it a model of timm's own, without features_only"
     elif mask_mode == "drop" and isinstance(layout, Layout):
         hint = "mask_mode='replace' takes it"

@@ -12,7 +12,7 @@ from jepakit.nn.pyramid.level import Level
 from jepakit.nn.pyramid.pools import Attention, Convolution, Pool, average, maximum
 from jepakit.nn.pyramid.windows import window_sum
 from jepakit.tokens import TokenSet
-from jepakit.tokens.kind import check_token_set
+from jepakit.tokens.kind import check_same_device, check_token_set
 from jepakit.tokens.levels import level_grids
 
 __all__ = ["HierarchicalPyramid"]
@@ -221,6 +221,7 @@ class HierarchicalPyramid(nn.Module):
                 f"tokens {tuple(tokens.shape)}: must list the tokens of features "
                 f"{tuple(features.shape)}, so be {tuple(features.shape[:2])}"
             )
+        check_same_device("tokens", tokens, "features", features)
 
     def extra_repr(self) -> str:
         """The arguments."""
