@@ -4,7 +4,8 @@
         --write benchmarks/results/hierarchy.json
     python benchmarks/hierarchy.py --group two-levels --data fashion_mnist.npz \
         --runs runs/two_levels --write benchmarks/results/hierarchy_two_levels.json
-    python benchmarks/hierarchy.py --group two-levels --only I-JEPA "2 levels, fine one heavier" \
+    python benchmarks/hierarchy.py --group two-levels --only I-JEPA \
+        "2 levels, conv pool, fine one heavier" \
         --images 96000 --data fashion_mnist.npz --runs runs/longer \
         --write benchmarks/results/hierarchy_longer.json
 
@@ -61,6 +62,7 @@ GROUPS: dict[str, dict[str, list[str]]] = {
             f"2 levels, {pool} pool": [*_TWO, "--pool", pool]
             for pool in ("max", "conv", "attention")
         },
+        "2 levels, conv pool, fine one heavier": [*_TWO, "--pool", "conv", "--weights", "fine"],
         "2 levels, shared predictor": [*_TWO, "--shared-predictor"],
     },
 }

@@ -71,7 +71,7 @@ def extract_features(
 ) -> Features:
     """Run an encoder over labelled images and collect its features on the CPU in float32.
 
-    Runs without gradients. If `encode` is an `nn.Module`, a bound method of one, or a
+    Runs without gradients. If `encode` or `prepare` is an `nn.Module`, a bound method of one, or a
     `functools.partial` of these, the module is in eval mode meanwhile and every submodule gets its
     own mode back, also after an error. For anything else, such as a lambda, that is up to you: what
     is to be done with the images first, hand over as `prepare`.
@@ -101,7 +101,7 @@ def extract_features(
     """
     xs: list[Tensor] = []
     ys: list[Tensor] = []
-    with torch.no_grad(), _eval_mode(encode):
+    with torch.no_grad(), _eval_mode(encode), _eval_mode(prepare):
         for number, batch in enumerate(loader):
             images, labels = _pair(batch, number)
             moved = images if device is None else images.to(device, non_blocking=True)
