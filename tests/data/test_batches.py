@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jepakit.data import ResumableBatches
+from jepakit.data import EpochIndex, ResumableBatches
 
 
 @given(size=st.integers(1, 40), batch=st.integers(1, 40), steps=st.integers(0, 30), data=st.data())
@@ -63,6 +63,14 @@ def test_bad_numbers_raise(changes, text):
     arguments = {"size": 10, "batch_size": 2, "steps": 5, "seed": 0, **changes}
     with pytest.raises(ValueError, match=text):
         ResumableBatches(**arguments)
+
+
+@pytest.mark.no_hook
+def test_an_index_is_an_int():
+    with pytest.raises(TypeError, match=r"index=3\.7: must be an int"):
+        EpochIndex(3.7, 0)
+    with pytest.raises(ValueError, match="epoch=-1: must be at least 0"):
+        EpochIndex(3, -1)
 
 
 def test_repr_builds():

@@ -7,7 +7,15 @@ generation of machine code, which takes most of the time; `slow` tests do that t
 import pytest
 import torch
 
-from jepakit import Masks, TokenSet, masked_smooth_l1, normalize_targets, put_tokens, take_tokens
+from jepakit import (
+    Masks,
+    TokenSet,
+    masked_smooth_l1,
+    mean_tokens,
+    normalize_targets,
+    put_tokens,
+    take_tokens,
+)
 
 pytestmark = pytest.mark.no_hook
 
@@ -125,6 +133,7 @@ def test_every_forward_alone(padded, system) -> None:
         "teacher": (parts.teacher, (images,)),
         "take": (take_tokens, (tokens, masks.targets)),
         "put": (put_tokens, (context, masks.context)),
+        "mean": (mean_tokens, (context, masks.context)),
         "masks": (lambda s: s.to_mask().float() + s.coverage()[:, None], (masks.context,)),
         "complement": (lambda s: s.complement().idx.float(), (masks.context,)),
     }

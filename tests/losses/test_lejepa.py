@@ -67,6 +67,20 @@ def test_exchanged_axes_are_told() -> None:
     """Trap: [batch, views, d] is taken for many views of few samples, without a word."""
     with pytest.warns(UserWarning, match=r"views \(16, 3, 8\): more views than samples"):
         lejepa_loss(torch.randn(16, 3, 8))
+    lejepa_loss(torch.randn(4, 4, 8))
+    lejepa_loss(torch.randn(4, 2, 3, 8))  # tokens are samples, too
+
+
+def test_few_samples_of_this_rank_are_no_mistake(process_group) -> None:
+    lejepa_loss(torch.randn(6, 2, 4), process_group=torch.distributed.group.WORLD)
+
+
+@pytest.mark.no_hook
+def test_few_samples_compile() -> None:
+    views = torch.randn(6, 2, 4)
+    torch.compiler.reset()
+    compiled = torch.compile(lejepa_loss, fullgraph=True, backend="eager")
+    assert torch.isfinite(compiled(views))
 
 
 @pytest.mark.no_hook

@@ -342,3 +342,14 @@ def test_a_batch_with_one_draw_for_all_differs_between_passes():
     assert first != second
     collate.set_epoch(1)
     assert second == drawn([collate([data[int(i)] for i in indices])])
+
+
+def test_an_epoch_that_the_indices_contradict_raises():
+    """Trap: `set_epoch` on every pass, beside indices that say 0 each time: one draw for all."""
+    data, collate = dataset(), MaskCollator(RandomMask(GRID), seed=1)
+    first, second = (list(ResumableBatches(SIZE, 4, steps=SIZE, seed=0))[step] for step in (0, -1))
+    collate.set_epoch(2)
+    with pytest.raises(ValueError, match=r"set_epoch\(2\): has no effect, the indices .* epoch 0;"):
+        collate([data[index] for index in first])
+    with pytest.raises(ValueError, match=r"samples: must be of one epoch"):
+        collate([data[index] for index in (*first, *second)])

@@ -44,6 +44,17 @@ def test_collapsed_features_have_no_rank_left():
     assert effective_rank(mean_tokens(collapsed, tokens)) == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_types_are_summed_in_float32(dtype):
+    """577 tokens of 120 sum to more than float16 holds."""
+    tokens = TokenSet.from_mask(
+        torch.arange(600).expand(2, -1) < torch.tensor([[577], [3]]), (600,)
+    )
+    means = mean_tokens(torch.full((*tokens.shape, 1), 120.0, dtype=dtype), tokens)
+    assert means.dtype == dtype
+    assert torch.equal(means, torch.full((2, 1), 120.0, dtype=dtype))
+
+
 def test_bad_shapes_raise():
     tokens = TokenSet.from_mask(torch.ones(2, 4, dtype=torch.bool), (2, 2))
     with pytest.raises(ValueError, match=r"features \(2, 3, 5\): must hold one feature for each"):

@@ -21,6 +21,10 @@ class EpochIndex(int):
         index: Position of the sample in the dataset.
         epoch: Number of the pass, from 0.
 
+    Raises:
+        TypeError: If one of them is not an int.
+        ValueError: If one of them is below 0.
+
     Example:
         >>> from jepakit.data import EpochIndex
         >>> index = EpochIndex(3, epoch=1)
@@ -35,6 +39,8 @@ class EpochIndex(int):
 
     def __new__(cls, index: int, epoch: int) -> "EpochIndex":
         """An int with an attribute, which only `__new__` can give it."""
+        check_int("index", index, minimum=0)
+        check_int("epoch", epoch, minimum=0)
         self = super().__new__(cls, index)
         self.epoch = epoch
         return self

@@ -5,7 +5,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from jepakit._checks import check_int, kind_of
+from jepakit._checks import check_int, check_tensor
 from jepakit.losses._reduction import float32_or_wider, reduce_masked
 from jepakit.losses._rows import check_rows, full_precision
 
@@ -67,9 +67,7 @@ def invariance_loss(
 
 def check_views(views: Tensor, num_global_views: int | None) -> None:
     """Raise unless there are 2 views or more, and `num_global_views` of them."""
-    hint = "; torch.stack makes one of several" if isinstance(views, list | tuple) else ""
-    if not isinstance(views, Tensor):
-        raise TypeError(f"views: must be a torch.Tensor, got {kind_of(views)}{hint}")
+    check_tensor("views", views)
     if views.dim() < 3 or len(views) < 2:
         raise ValueError(
             f"views {tuple(views.shape)}: must have the shape [v, *batch, d] with at least 2 views"

@@ -77,9 +77,11 @@ def lejepa_loss(
     invariance = invariance_loss(
         views, valid, num_global_views=num_global_views, process_group=process_group
     )
-    if process_group is None and len(views) > views.shape[1:-1].numel():
+    few = process_group is None and len(views) > views.shape[1:-1].numel()
+    if few and not torch.compiler.is_compiling():
         warnings.warn(
-            f"views {tuple(views.shape)}: more views than samples; the axes are [views, batch, d]",
+            f"views {tuple(views.shape)}: more views than samples; if these axes are "
+            "[batch, views, d], exchange the first two",
             stacklevel=2,
         )
     with full_precision(views):

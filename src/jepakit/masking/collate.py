@@ -1,8 +1,8 @@
 """Masks in a `DataLoader`: drawn in the workers, the same however the loading is arranged."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -38,11 +38,14 @@ class Indexed:
 
     index: int
     sample: Any
-    epoch: int | None = None
+    epoch: int | None = field(default=None, repr=False)
 
 
 class IndexedDataset(Dataset[Indexed]):
     """A map-style dataset that hands on each sample's index, for `MaskCollator`.
+
+    Wrap last, after `Subset` and the like: they number samples anew, and their indices know no pass
+    (see `EpochIndex`).
 
     Args:
         dataset: Anything with `__len__` and `__getitem__`.
@@ -101,7 +104,8 @@ class MaskCollator(Generic[M]):
     Raises:
         TypeError: If a sample does not come from `IndexedDataset`, or the loader's `batch_size` is
             None.
-        ValueError: If the batch is empty or a floating tensor in it holds NaN or infinity.
+        ValueError: If the batch is empty or a floating tensor in it holds NaN or infinity; if
+            indices say another epoch than `set_epoch`, or several epochs in one batch.
 
     Example:
         >>> import torch
@@ -179,15 +183,28 @@ class MaskCollator(Generic[M]):
         return batch, self._draw(samples)
 
     def _draw(self, samples: Sequence[Indexed]) -> M:
-        sampler, seed, current = self.sampler, self.seed, self.epoch
-        epochs = [current if sample.epoch is None else sample.epoch for sample in samples]
+        sampler, seed, epoch = self.sampler, self.seed, self._epoch_of(samples)
         indices = [sample.index for sample in samples]
         if isinstance(sampler, UniformSampler) and sampler.per_sample:
-            keys = [derive_seed(seed, *each) for each in zip(epochs, indices, strict=True)]
+            keys = [derive_seed(seed, epoch, index) for index in indices]
             masks: M = sampler.from_uniforms(keyed_uniforms(keys, sampler.num_draws))
             return masks
-        generator = torch.Generator().manual_seed(derive_seed(seed, epochs[0], *indices))
+        generator = torch.Generator().manual_seed(derive_seed(seed, epoch, *indices))
         return sampler(len(indices), generator=generator)
+
+    def _epoch_of(self, samples: Sequence[Indexed]) -> int:
+        told = {sample.epoch for sample in samples}
+        if told == {None}:
+            return self.epoch
+        if len(told) > 1:
+            raise ValueError(f"samples: must be of one epoch, got some of {told}")
+        (epoch,) = told
+        if self.epoch not in (0, epoch):
+            raise ValueError(
+                f"set_epoch({self.epoch}): has no effect, the indices say that they are of epoch "
+                f"{epoch}; with ResumableBatches leave it out"
+            )
+        return cast(int, epoch)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

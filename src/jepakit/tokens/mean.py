@@ -44,5 +44,6 @@ def mean_tokens(features: Float[Tensor, "b *m n d"], tokens: TokenSet) -> Float[
         )
     check_same_device("tokens", tokens, "features", features)
     seen = torch.where(tokens.valid.unsqueeze(-1), features, 0) if tokens.padded else features
-    total = seen.sum(dim=-2)
-    return total / tokens.counts().clamp(min=1).unsqueeze(-1)
+    # In float32 at least, as `mean` does it: a sum in float16 overflows.
+    total = seen.sum(dim=-2, dtype=torch.promote_types(features.dtype, torch.float32))
+    return (total / tokens.counts().clamp(min=1).unsqueeze(-1)).to(features.dtype)

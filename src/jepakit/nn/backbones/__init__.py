@@ -44,7 +44,7 @@ def adapt(model: Any, mask_mode: str) -> Backbone:
         problem = f"patches cannot be dropped from it, it lacks {nearest.lacks(model)}"
     else:
         problem = f"hidden patches cannot be replaced in it, it lacks {layout}"
-    if name == "MaskedViT":
+    if hasattr(model, "mask_mode"):
         hint = "it is wrapped already"
     elif not hasattr(model, "forward_features"):
         hint = "give it a model of timm's own, without features_only"
