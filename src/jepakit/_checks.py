@@ -143,12 +143,8 @@ def check_tensor(name: str, value: object, dtype: torch.dtype | None = None) -> 
     """Raise unless `value` is a tensor, and of `dtype` if that is given."""
     if not isinstance(value, Tensor):
         kind = kind_of(value)
-        hints = {
-            "numpy.ndarray": "; convert it with torch.from_numpy",
-            "list": "; torch.stack makes one of several",
-            "tuple": "; torch.stack makes one of several",
-        }
-        raise TypeError(f"{name}: must be a torch.Tensor, got {kind}{hints.get(kind, '')}")
+        hint = "; convert it with torch.from_numpy" if kind == "numpy.ndarray" else ""
+        raise TypeError(f"{name}: must be a torch.Tensor, got {kind}{hint}")
     if dtype is not None and value.dtype != dtype:
         wanted = str(dtype).removeprefix("torch.")
         raise TypeError(f"{name}: must be {wanted}, got {value.dtype}")

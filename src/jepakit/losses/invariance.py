@@ -5,7 +5,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from jepakit._checks import check_int, check_tensor
+from jepakit._checks import check_int, check_tensor, kind_of
 from jepakit.losses._reduction import float32_or_wider, reduce_masked
 from jepakit.losses._rows import check_rows, full_precision
 
@@ -67,6 +67,9 @@ def invariance_loss(
 
 def check_views(views: Tensor, num_global_views: int | None) -> None:
     """Raise unless there are 2 views or more, and `num_global_views` of them."""
+    if isinstance(views, list | tuple):
+        kind = kind_of(views)
+        raise TypeError(f"views: must be a torch.Tensor, got {kind}; torch.stack makes one of it")
     check_tensor("views", views)
     if views.dim() < 3 or len(views) < 2:
         raise ValueError(
