@@ -45,8 +45,8 @@ class EpochIndex(int):
         self.epoch = epoch
         return self
 
-    def __getnewargs__(self) -> tuple[int, int]:  # type: ignore[override]  # workers unpickle it
-        return int(self), self.epoch
+    def __reduce__(self) -> tuple[type["EpochIndex"], tuple[int, int]]:
+        return EpochIndex, (int(self), self.epoch)  # a loader's workers get copies
 
 
 class ResumableBatches(Sampler[list[EpochIndex]]):

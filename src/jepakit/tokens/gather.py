@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jepakit._checks import check_floating
-from jepakit.tokens.kind import check_same_device, check_token_set
+from jepakit.tokens.kind import check_entries, check_same_device, check_token_set
 from jepakit.tokens.token_set import TokenSet
 
 __all__ = ["put_tokens", "take_tokens"]
@@ -22,7 +22,7 @@ def take_tokens(features: Float[Tensor, "b N d"], tokens: TokenSet) -> Float[Ten
 
     Raises:
         TypeError: If `features` is not floating point or `tokens` not a `TokenSet`.
-        ValueError: If `features` does not hold the whole grid, or the batch sizes differ.
+        ValueError: If `features` does not hold the whole grid, or batch sizes or devices differ.
 
     Example:
         >>> import torch
@@ -60,7 +60,7 @@ def put_tokens(features: Float[Tensor, "b *m n d"], tokens: TokenSet) -> Float[T
 
     Raises:
         TypeError: If `features` is not floating point or `tokens` not a `TokenSet`.
-        ValueError: If `features` does not have the shape of `tokens`.
+        ValueError: If `features` does not have the shape of `tokens`, or is on another device.
 
     Example:
         >>> import torch
@@ -73,11 +73,7 @@ def put_tokens(features: Float[Tensor, "b *m n d"], tokens: TokenSet) -> Float[T
         jepakit's own.
     """
     _check(features, tokens)
-    if features.shape[:-1] != tokens.shape:
-        raise ValueError(
-            f"features {tuple(features.shape)}: must hold one feature for each entry of tokens "
-            f"{tuple(tokens.shape)}"
-        )
+    check_entries(features, tokens)
     dim, size = features.shape[-1], tokens.num_positions
     sets = tokens.shape[:-1].numel()
     # Padding goes to one extra row past the grid, so that it cannot overwrite position 0.

@@ -1,11 +1,11 @@
-"""The checks that an argument is a `TokenSet`, and lies where its features do."""
+"""The checks that an argument is a `TokenSet`, and fits its features."""
 
 from torch import Tensor
 
 from jepakit._checks import kind_of
 from jepakit.tokens.token_set import TokenSet
 
-__all__ = ["check_same_device", "check_token_set"]
+__all__ = ["check_entries", "check_same_device", "check_token_set"]
 
 
 def check_token_set(name: str, value: object, *, like: str = "") -> None:
@@ -13,6 +13,15 @@ def check_token_set(name: str, value: object, *, like: str = "") -> None:
     if not isinstance(value, TokenSet):
         examples = " or ".join(filter(None, [like, "TokenSet.from_mask(mask, grid_size)"]))
         raise TypeError(f"{name}: must be a TokenSet, such as {examples}, got {kind_of(value)}")
+
+
+def check_entries(features: Tensor, tokens: TokenSet) -> None:
+    """Raise unless there is one feature for each entry of a set."""
+    if features.shape[:-1] != tokens.shape:
+        raise ValueError(
+            f"features {tuple(features.shape)}: must hold one feature for each entry of tokens "
+            f"{tuple(tokens.shape)}"
+        )
 
 
 def check_same_device(name: str, tokens: TokenSet, other: str, tensor: Tensor) -> None:

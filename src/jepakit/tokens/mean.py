@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jepakit._checks import check_floating
-from jepakit.tokens.kind import check_same_device, check_token_set
+from jepakit.tokens.kind import check_entries, check_same_device, check_token_set
 from jepakit.tokens.token_set import TokenSet
 
 __all__ = ["mean_tokens"]
@@ -22,7 +22,7 @@ def mean_tokens(features: Float[Tensor, "b *m n d"], tokens: TokenSet) -> Float[
 
     Raises:
         TypeError: If `features` is not floating point or `tokens` not a `TokenSet`.
-        ValueError: If `features` does not have the shape of `tokens`.
+        ValueError: If `features` does not have the shape of `tokens`, or is on another device.
 
     Example:
         >>> import torch
@@ -37,11 +37,7 @@ def mean_tokens(features: Float[Tensor, "b *m n d"], tokens: TokenSet) -> Float[
     """
     check_token_set("tokens", tokens, like="masks.context")
     check_floating("features", features)
-    if features.shape[:-1] != tokens.shape:
-        raise ValueError(
-            f"features {tuple(features.shape)}: must hold one feature for each entry of tokens "
-            f"{tuple(tokens.shape)}"
-        )
+    check_entries(features, tokens)
     check_same_device("tokens", tokens, "features", features)
     seen = torch.where(tokens.valid.unsqueeze(-1), features, 0) if tokens.padded else features
     # In float32 at least, as `mean` does it: a sum in float16 overflows.
