@@ -18,6 +18,7 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from unittest import mock
 
@@ -51,15 +52,20 @@ def flops_per_step(script: str, options: Sequence[str]) -> float:
     return (counts[1] - counts[0]) / _COUNTED
 
 
-def _main_of(script: str, arguments: Sequence[str]) -> None:
+def module_of(script: str) -> ModuleType:
+    """A script of this project as a module."""
     path = ROOT / script
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
         raise FileNotFoundError(path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    quiet = contextlib.redirect_stdout(io.StringIO())
-    with mock.patch.object(sys, "argv", [str(path), *arguments]), quiet:
+    return module
+
+
+def _main_of(script: str, arguments: Sequence[str]) -> None:
+    module, quiet = module_of(script), contextlib.redirect_stdout(io.StringIO())
+    with mock.patch.object(sys, "argv", [script, *arguments]), quiet:
         module.main()
     plt.close("all")
 

@@ -53,18 +53,9 @@ class Student(nn.Module):
         return self.pyramid(self.encoder(images, context), context)
 
 
-def main() -> None:
-    args = parse_args()
-    console, out, device = Console(), Path(args.out), torch.device(args.device)
-    out.mkdir(parents=True, exist_ok=True)
-    train, test = load_images(args.data, image_size=args.image_size)
-    normalize, (channels, *size) = PixelStatistics.of(train), train[0][0].shape
-    steps = args.epochs * (len(train) // args.batch_size) if args.steps is None else args.steps
-    torch.manual_seed(args.seed)
-
-    # The parts
+def build_student(args: argparse.Namespace, channels: int, size: tuple[int, ...]) -> Student:
     backbone = timm.create_model(
-        "vit_tiny_patch16_224", num_classes=0, in_chans=channels, img_size=tuple(size),
+        "vit_tiny_patch16_224", num_classes=0, in_chans=channels, img_size=size,
         patch_size=args.patch_size, embed_dim=args.width, depth=args.depth, num_heads=args.heads,
     )  # fmt: skip
     encoder = jepakit.MaskedViT(backbone)
@@ -78,7 +69,21 @@ def main() -> None:
         fusion=None if args.fusion == "none" else args.fusion,
         projection="linear" if args.projection else None,
     )
-    student = Student(encoder, pyramid).to(device)
+    return Student(encoder, pyramid)
+
+
+def main() -> None:
+    args = parse_args()
+    console, out, device = Console(), Path(args.out), torch.device(args.device)
+    out.mkdir(parents=True, exist_ok=True)
+    train, test = load_images(args.data, image_size=args.image_size)
+    normalize, (channels, *size) = PixelStatistics.of(train), train[0][0].shape
+    steps = args.epochs * (len(train) // args.batch_size) if args.steps is None else args.steps
+    torch.manual_seed(args.seed)
+
+    # The parts
+    student = build_student(args, channels, tuple(size)).to(device)
+    encoder, pyramid = student.encoder, student.pyramid
     teacher = jepakit.EMATeacher(student, jepakit.linear(*args.momentum, steps=steps))
     predictor = partial(
         jepakit.MaskedPredictor,
