@@ -19,6 +19,7 @@ def sets() -> tuple[TensorDataset, TensorDataset]:
     return parts[0], parts[1]
 
 
+@pytest.mark.filterwarnings("ignore:lbfgs failed to converge")  # said for the parts alone
 def test_is_its_parts(sets, monkeypatch):
     probe = {}
 

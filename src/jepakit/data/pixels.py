@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from jepakit._checks import check_int
+from jepakit.data._drawn import drawn_indices
 
 __all__ = ["PixelStatistics"]
 
@@ -56,12 +57,13 @@ class PixelStatistics:
 
         Args:
             dataset: `(uint8 image [c h w], label)` pairs, all images of one size.
-            num_images: How many to take at most, evenly spread over the dataset.
+            num_images: How many to take at most, drawn at random from all over it, the same in
+                every call.
         """
         check_int("num_images", num_images, minimum=1)
         size = len(dataset)  # type: ignore[arg-type]  # a map-style dataset has a length
-        chosen = range(0, size, -(-size // num_images))
-        pixels = torch.stack([dataset[index][0] for index in chosen]).double() / 255
+        chosen = [dataset[index][0] for index in drawn_indices(size, num_images)]
+        pixels = torch.stack(chosen).double() / 255
         mean, std = pixels.mean((0, 2, 3)), pixels.std((0, 2, 3)).clamp_min(_LEAST_STD)
         return cls(tuple(mean.tolist()), tuple(std.tolist()))
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from jepakit._checks import check_int
+from jepakit.data._drawn import drawn_indices
 from jepakit.diagnostics import effective_rank
 from jepakit.evaluation.features import Features, extract_features
 from jepakit.evaluation.knn import knn_accuracy
@@ -65,8 +66,8 @@ def evaluate(
         test: Pairs to classify.
         prepare: What happens to images before they are encoded, as for `extract_features`.
         k: How many nearest images vote.
-        num_images: How many of each set to use at most, drawn at random, the same in every call:
-            the first ones of a folder of images would be of few classes.
+        num_images: How many of each set to use at most: drawn at random from all over it, the same
+            in every call. The first ones of a folder of images would be of few classes.
         batch_size: Images encoded at once; no result depends on it.
         num_workers: Processes that load images.
         device: Where images go before they are encoded.
@@ -98,7 +99,7 @@ def evaluate(
     for dataset in (train, test):
         size = len(dataset)  # type: ignore[arg-type]  # a map-style dataset has a length
         loader = DataLoader(
-            Subset(dataset, _some(size, num_images)), batch_size, num_workers=num_workers
+            Subset(dataset, drawn_indices(size, num_images)), batch_size, num_workers=num_workers
         )
         rows.append(extract_features(encode, loader, prepare=prepare, device=device))
     if not torch.isin(rows[1].y, rows[0].y).any():
@@ -111,10 +112,3 @@ def evaluate(
         warnings.filterwarnings("ignore", message="lbfgs failed to converge")
         linear = linear_probe(*rows, C=_PROBE_STRENGTHS, max_iter=_PROBE_ITERATIONS)
     return Scores(knn_accuracy(*rows, k=k), linear, effective_rank(rows[0].x).item())
-
-
-def _some(size: int, count: int) -> list[int]:
-    """Indices of `count` samples, in order. Sets come sorted by class, or class after class."""
-    generator = torch.Generator().manual_seed(0)
-    shuffled = torch.randperm(size, generator=generator, device="cpu")
-    return sorted(shuffled[:count].tolist())
