@@ -217,6 +217,8 @@ def main() -> None:
     result = {"settings": vars(args), "versions": versions, "rows": rows, "curves": curves}
     result |= {"steps": steps, "images": steps * args.batch_size, "train_images": len(train)}
     result |= {"seconds": seconds, "losses": losses}
+    if isinstance(weights, UncertaintyWeights):
+        result["level_weights"] = weights.weights.tolist()
     (out / "result.json").write_text(json.dumps(result, indent=1))
     console.print(f"{steps * args.batch_size} images in {seconds:.0f} s; see {out}")
 

@@ -75,3 +75,21 @@ def test_features_stand_on_their_grid():
     ):
         with pytest.raises(ValueError, match=error):
             plots.plot_patch_pca(images, rows, grid_size, columns=columns)
+
+
+def test_curves_are_drawn_over_what_was_counted():
+    curves = {"loss": [(0, 1.0), (5, 0.5)], "rank": [(1, 2.0), (2, 3.0)]}
+    panels = plots.plot_curves(curves, x="epoch").axes
+    assert [ax.get_title() for ax in panels] == list(curves)
+    assert [ax.get_xlabel() for ax in panels] == ["epoch"] * 2
+    for ax, points in zip(panels, curves.values(), strict=True):
+        assert [tuple(point) for point in ax.lines[0].get_xydata()] == points
+
+
+@pytest.mark.parametrize(("columns", "shown"), [(1, 1), (2, 2), (9, 3)])
+def test_no_more_images_than_columns(columns, shown):
+    images, masks = torch.rand(3, 1, 8, 8), RandomMask((4, 4))(3)
+    panels = plots.plot_masks(images, masks, columns=columns).axes
+    assert len(panels) == 3 * shown
+    for image, ax in zip(images[:shown], panels[:shown], strict=True):
+        assert torch.equal(torch.as_tensor(ax.images[0].get_array())[..., 0], image[0])

@@ -62,3 +62,19 @@ def test_a_generator_decides():
 def test_a_bad_scale_raises(scale):
     with pytest.raises(ValueError, match="scale="):
         random_crops(torch.rand(1, 1, 4, 4), scale)
+
+
+def test_frames_of_a_clip_get_one_crop():
+    """Trap: frames in the batch, each cropped and mirrored on its own: nothing to predict holds."""
+    clip = ramps(6, 8, 8).unsqueeze(1).expand(6, 4, 2, 8, 8)  # 4 equal frames
+    crops = random_crops(clip.flatten(1, 2), (0.2, 0.8), flip=True).unflatten(1, (4, 2))
+    assert torch.equal(crops, crops[:, :1].expand_as(crops))
+    assert not torch.equal(crops[0], crops[1])
+
+
+@pytest.mark.no_hook
+def test_a_clip_as_it_is_raises():
+    with pytest.raises(
+        ValueError, match=r"images \(2, 4, 3, 8, 8\): must have the shape \[b, c, h, w\]"
+    ):
+        random_crops(torch.zeros(2, 4, 3, 8, 8), (0.5, 1.0))

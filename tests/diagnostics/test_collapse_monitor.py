@@ -112,6 +112,28 @@ def test_a_run_that_rises_may_not_fall_back() -> None:
     assert [each.since for each in watch(features, 180)] == [160]
 
 
+@pytest.mark.parametrize("every", [1, 10])
+def test_a_low_rank_that_falls_to_one_is_found(every: int) -> None:
+    """Trap: 3.1 to 1.2 within 400 steps while the loss looks fine. A small encoder uses few
+    directions from the first step on, so a share of its rank alone would let that pass."""
+    rotation = torch.linalg.qr(torch.randn(DIM, DIM, generator=torch.Generator().manual_seed(5)))[0]
+    first, last = torch.full((2, DIM), 1e-4)
+    first[:4], last[:4] = (
+        torch.tensor([1.0, 0.8, 0.4, 0.05]),
+        torch.tensor([2.2, 0.06, 0.02, 0.005]),
+    )
+
+    def features(s: int, x: Tensor) -> Tensor:
+        variances = torch.lerp(first, last, min(s / 400, 1.0))
+        return x * variances.sqrt() @ rotation + 2
+
+    ranks = [effective_rank(features(s, torch.randn(4000, DIM))) for s in (0, 400)]
+    assert 3 < ranks[0] < 3.3 and 1.1 < ranks[1] < 1.3
+    found = watch(features, 500, every=every)
+    assert [(each.kind, each.sign) for each in found] == [("dimensional", "rank")]
+    assert 200 < found[0].step < 480
+
+
 def test_smaller_batches_span_fewer_directions() -> None:
     """Trap: the last batch of an epoch, or another batch size, read as a fall of the rank."""
     assert watch(lambda s, x: x if s < 20 else x[:8], 40, rank_fall=0.5) == []

@@ -12,6 +12,7 @@ from sklearn.linear_model import LogisticRegression
 
 import jepakit.evaluation.linear as linear
 from jepakit.evaluation import Features, linear_probe
+from jepakit.evaluation._sets import held_out
 
 
 def blobs(rows: int, seed: int, *, noise: float = 1.0, dim: int = 6) -> Features:
@@ -146,7 +147,7 @@ def test_a_choice_is_made_on_a_held_out_fifth_of_train(
 
 def test_rows_that_choose_are_drawn_from_all_of_a_class() -> None:
     """The last fifth of a sorted file would be another kind of image (TRAPS: raster order)."""
-    chosen = linear._held_out(torch.arange(300) // 150).nonzero().flatten()
+    chosen = held_out(torch.arange(300) // 150, "C", (1.0, 2.0)).nonzero().flatten()
     for first, last in ((0, 150), (150, 300)):
         mine = chosen[(chosen >= first) & (chosen < last)]
         assert len(mine) == 30 and mine.diff().max() < 50

@@ -56,6 +56,14 @@ def test_a_few_rows_of_each_class_are_enough_to_choose():
     assert evaluate(torch.nn.Identity(), few, few, k=4).linear > 0.5
 
 
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_look_at_the_scores_changes_no_training(sets, num_workers):
+    """Trap: a loader draws a seed for its workers from torch's own generator."""
+    state = torch.get_rng_state()
+    evaluate(torch.nn.Identity(), *sets, num_workers=num_workers)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_batches_change_nothing(sets):
     once, again = (evaluate(torch.nn.Identity(), *sets, batch_size=size) for size in (7, 1000))
     assert once == again

@@ -40,6 +40,8 @@ def test_every_level_is_judged_beside_the_untrained_one(tmp_path: Path) -> None:
     assert set(result["losses"]) == {"loss", "level_0", "level_1", "level_2"}
     accuracies = [tuple(level[:2]) for level in result["rows"]["trained"]]
     assert len(set(accuracies)) == 3, "each level is judged by its own cells"
+    # Trap: learned weights that no optimiser was given.
+    assert max(abs(weight - 1) for weight in result["level_weights"]) > 1e-4
     for picture in ("levels.png", "curves.png"):
         assert (tmp_path / picture).stat().st_size > 5_000
     saved = torch.load(tmp_path / "teacher.pth", weights_only=True)
@@ -74,6 +76,18 @@ def test_one_level_is_ijepa(tmp_path: Path) -> None:
 def test_options_that_do_not_go_together(tmp_path: Path, options: str, message: str) -> None:
     printed, _ = run(tmp_path / "out", *options.split(), fails=True)
     assert message in printed and not (tmp_path / "out").exists()
+
+
+def test_the_teacher_is_what_is_judged(tmp_path: Path) -> None:
+    """Trap: scores of the student. A teacher that never moves is the untrained one."""
+    _, result = run(tmp_path, "--steps", "3", "--momentum", "1", "1", "--pool", "conv")
+    assert result["rows"]["trained"] == result["rows"]["untrained"]
+
+
+def test_the_teacher_follows_the_step(tmp_path: Path) -> None:
+    """Trap: an update before the optimiser's step. Without momentum one step moves the teacher."""
+    _, result = run(tmp_path, "--steps", "1", "--momentum", "0", "0")
+    assert result["rows"]["trained"] != result["rows"]["untrained"]
 
 
 def test_on_arrays_that_no_level_divides(tmp_path: Path) -> None:

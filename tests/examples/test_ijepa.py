@@ -129,7 +129,9 @@ def test_runs_on_arrays_and_on_an_image_folder(tmp_path: Path) -> None:
 def test_the_result_can_be_traced(finished: tuple[Path, str]) -> None:
     """Trap: a table whose settings nobody knows any more."""
     saved = json.loads((finished[0] / "result.json").read_text())
-    assert saved["settings"]["recipe"] == "paper" and saved["versions"]["torch"]
+    settings = saved["settings"]
+    assert settings["recipe"] == "paper" and saved["versions"]["torch"]
+    assert (settings["loss"], settings["target_norm"]) == ("mse", "none"), "what the paper says"
     assert saved["steps"] == 40 and saved["images"] == 40 * 8
     assert set(saved["rows"]) == {"raw pixels", "untrained encoder", "trained teacher"}
 
@@ -146,3 +148,24 @@ def test_vicreg_is_added(tmp_path: Path) -> None:
     # With a momentum of 0 this is the student.
     name = "blocks.0.attn.qkv.weight"
     assert (taught[0][name] - taught[1][name]).abs().max() > 1e-5
+
+
+def test_the_teacher_is_what_is_judged(tmp_path: Path) -> None:
+    """Trap: scores of the student. A teacher that never moves is the untrained encoder."""
+    run(tmp_path, "--steps", "3", "--momentum", "1", "1")
+    rows = json.loads((tmp_path / "result.json").read_text())["rows"]
+    assert rows["trained teacher"] == rows["untrained encoder"]
+
+
+def test_the_teacher_follows_the_step(tmp_path: Path) -> None:
+    """Trap: an update before the optimiser's step. Without momentum it is the student."""
+    run(tmp_path, "--steps", "4", "--momentum", "0", "0", "--recipe", "code")
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    for name, value in state["teacher"].items():
+        if name.startswith("module."):
+            own = state["student"][name.replace("module.", "encoder.", 1)]
+            torch.testing.assert_close(value, own, rtol=0, atol=0, check_dtype=False)
+    settings = json.loads((tmp_path / "result.json").read_text())["settings"]
+    assert (settings["loss"], settings["target_norm"]) == ("smooth_l1", "layer"), (
+        "what the code does"
+    )

@@ -75,6 +75,23 @@ def test_the_temperature_learns() -> None:
     assert info_nce(x, x, temperature=0.1) != info_nce(x, x, temperature=0.2)
 
 
+@pytest.mark.no_hook
+def test_one_graph_with_a_learned_temperature() -> None:
+    """Law 14. Trap: whether the temperature is above 0, asked inside the graph."""
+    temperature = LearnableTemperature()
+    x, y = torch.randn(6, 3), torch.randn(6, 3)
+
+    def loss() -> torch.Tensor:
+        return info_nce(x, y, temperature=temperature())
+
+    torch.compiler.reset()
+    compiled = torch.compile(loss, fullgraph=True, backend="eager")
+    found = [
+        (value, *torch.autograd.grad(value, temperature.theta)) for value in (compiled(), loss())
+    ]
+    assert found[0] == found[1] and found[0][1] != 0
+
+
 def test_scale_of_the_features_does_not_matter() -> None:
     x, y = torch.randn(6, 3), torch.randn(6, 3)
     torch.testing.assert_close(info_nce(x, y), info_nce(1e3 * x, 10 * y))

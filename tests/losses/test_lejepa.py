@@ -25,6 +25,15 @@ def test_modes_weigh_as_their_names_say() -> None:
         lejepa_loss(views, weight=-1.0, mode="additive")
 
 
+def test_the_integral_can_be_set() -> None:
+    """Law 12. Trap: arguments that are taken and not handed on."""
+    views = torch.randn(2, 20, 4, generator=seeded())
+    for change in ({"num_points": 5}, {"t_max": 4.0}):
+        each = [sigreg(view, **change, generator=seeded(1)) for view in views]
+        ours = lejepa_loss(views, weight=1.0, **change, generator=seeded(1))
+        torch.testing.assert_close(ours, torch.stack(each).mean())
+
+
 def test_views_are_tested_apart() -> None:
     """Trap: correlated views pooled as one sample, in which each could be far from Gaussian."""
     ends = torch.randn(2000, 1, generator=seeded()).abs()

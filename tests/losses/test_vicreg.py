@@ -23,6 +23,15 @@ def test_weights_are_25_25_1_and_each_matters() -> None:
         vicreg(x, y, covariance_weight=-1)
 
 
+def test_the_target_of_both_views_can_be_set() -> None:
+    """Law 12. Trap: arguments that are taken and not handed on, to one of the views at least."""
+    x, y = torch.randn(20, 6), torch.randn(20, 6)
+    target = {"target_std": 3.0, "eps": 0.5}
+    weights = {"invariance_weight": 0, "variance_weight": 2, "covariance_weight": 0}
+    expected = variance_loss(x, **target) + variance_loss(y, **target)
+    torch.testing.assert_close(vicreg(x, y, **weights, **target), expected)
+
+
 def test_covariance_of_one_repeated_dimension() -> None:
     """d dimensions that all equal one of variance s: d (d - 1) s^2 / d."""
     x = torch.tensor([1.0, -1.0, 3.0, -3.0])

@@ -128,6 +128,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("any_kind", BACKBONES)
     if "patch_kind" in metafunc.fixturenames:
         metafunc.parametrize("patch_kind", [k for k in BACKBONES if not k.startswith("hybrid")])
+    if "hybrid_kind" in metafunc.fixturenames:
+        metafunc.parametrize("hybrid_kind", [k for k in BACKBONES if k.startswith("hybrid")])
     if "few_kind" in metafunc.fixturenames:
         metafunc.parametrize("few_kind", FEW)
 

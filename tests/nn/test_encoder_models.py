@@ -83,6 +83,21 @@ def test_hidden_nan_stays_hidden(
         assert torch.equal(encoder(broken, tokens), encoder(images, tokens))
 
 
+def test_a_stem_is_the_only_way_in(hybrid_kind, build, images_for, ragged) -> None:
+    """What holds of law 4 where a stem mixes the pixels: its hidden patches change nothing."""
+    encoder = build(hybrid_kind)
+    images = images_for(encoder, 4)
+    tokens = ragged(encoder.grid_size, 4, at_least=1)
+    hidden = ~tokens.to_mask()
+    with torch.no_grad():
+        out = encoder(images, tokens)
+        encoder.backbone.patch_embed.register_forward_hook(
+            lambda _module, _arguments, x: x.masked_fill(hidden.unsqueeze(-1), torch.nan)
+        )
+        assert encoder(images).isnan().any()
+        assert torch.equal(encoder(images, tokens), out)
+
+
 def test_visible_pixels_matter(patch_kind, cached, images_for, patch_pixels) -> None:
     """Trap: "the last patch is never used". A change in any patch reaches it and the others."""
     encoder = cached(patch_kind)

@@ -124,6 +124,18 @@ def test_fused_and_unfused_attention_agree(
         assert_close(unfused(images), encoder(images))
 
 
+@pytest.mark.parametrize("rate", ["attn_drop_rate", "proj_drop_rate", "drop_path_rate"])
+def test_nothing_is_dropped_at_random_in_eval(few_kind, rate, build, cached, images_for, ragged):
+    """Trap: the probability of the dropout module handed to fused attention in eval mode, too."""
+    plain, encoder = cached(few_kind), build(few_kind, **{rate: 0.5})
+    encoder.load_state_dict(plain.state_dict())
+    images, tokens = images_for(plain, 4), ragged(plain.grid_size, 4, at_least=1)
+    with torch.no_grad():
+        expected = plain(images, tokens)
+        assert torch.equal(encoder(images, tokens), expected)
+        assert not torch.equal(encoder.train()(images, tokens), expected)
+
+
 def set_fused(encoder: torch.nn.Module, fused: bool) -> None:
     modules = [module for module in encoder.modules() if hasattr(module, "fused_attn")]
     assert modules

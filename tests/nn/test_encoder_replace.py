@@ -194,6 +194,32 @@ def test_copies_use_their_own_mask_token(kind, duplicate) -> None:
         assert not torch.equal(encoder(images, tokens), expected)
 
 
+@pytest.mark.no_hook
+@pytest.mark.parametrize("kind", ["swin", "hiera", "vit"])
+def test_one_graph(kind) -> None:
+    """Law 14. Trap: what is hidden becomes a constant of the graph, or a value read back."""
+    encoder, images = build(kind), images_of(kind, 2)
+    torch.compiler.reset()
+    compiled = torch.compile(encoder, fullgraph=True, backend="eager")
+    for seen in (some(encoder.grid_size, 2), some(encoder.grid_size, 2), None):
+        assert torch.equal(compiled(images, seen), encoder(images, seen))
+
+
+@pytest.mark.no_hook
+@pytest.mark.parametrize("kind", ["swin", "hiera", "vit"])
+def test_autocast(kind) -> None:
+    encoder, images = build(kind), images_of(kind, 2)
+    tokens = some(encoder.grid_size, 2)
+    expected = encoder(images, tokens).detach()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = encoder(images, tokens).float()
+    assert torch.isfinite(out).all()
+    assert (out - expected).abs().mean() < 0.05 * expected.abs().mean()
+    out.square().mean().backward()
+    assert all(torch.isfinite(p.grad).all() for p in encoder.parameters() if p.grad is not None)
+    assert encoder.replacing.mask_token.grad.any()
+
+
 def test_names_in_a_checkpoint() -> None:
     encoder = cached("swin")
     names = set(encoder.state_dict())

@@ -175,6 +175,19 @@ def test_where_the_context_is_matters(position) -> None:
     assert (a - b).abs().max() > 1e-3 * a.abs().max()
 
 
+@pytest.mark.parametrize("position", POSITIONS)
+def test_order_in_time_matters(position) -> None:
+    """Trap: positions in space alone, to which a film that runs backwards is the same film."""
+    predictor = build((3, 2, 2), position=position)
+    everything = TokenSet.full((3, 2, 2), (1,))
+    film = features(everything)
+    backwards = film.unflatten(1, (3, 4)).flip(1).flatten(1, 2)
+    with torch.no_grad():
+        a, b = (predictor.predict_grid(context, everything) for context in (film, backwards))
+    moved = (a - b).abs().amax(dim=-1)
+    assert (moved > 1e-3 * a.abs().max()).all(), "in the frame that stays in the middle, too"
+
+
 @KINDS
 def test_predict_grid_is_the_prediction_of_everything(
     position, joint, ragged, assert_close

@@ -217,6 +217,14 @@ def test_docstring_has_an_example_and_a_source(name):
     assert section(doc, "Source"), f"{name}: the Source, with every difference from it"
 
 
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_what_raises_says_so(name):
+    """Trap: a rule that a user meets for the first time when it is broken."""
+    node = node_of(OBJECTS[name])
+    raises = any(isinstance(each, ast.Raise) for each in ast.walk(node)) if node else False
+    assert not raises or section(doc_of(OBJECTS[name]), "Raises"), f"{name}: what it raises"
+
+
 @pytest.mark.parametrize("name", OBJECTS)
 def test_args_match_the_signature(name):
     """Trap: an argument that is documented and does not exist, or exists and is told nowhere."""

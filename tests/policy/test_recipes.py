@@ -1,5 +1,6 @@
 """Recipes and ablations ask for what the scripts take. Trap: options that nobody reads any more."""
 
+import ast
 import importlib.util
 import json
 import sys
@@ -94,3 +95,28 @@ def test_ablations_are_accepted(benchmarks, monkeypatch) -> None:
         for options in variants:
             assert options[: len(first)] == first  # nothing else than what is asked about
             accepted(ROOT / "examples/ijepa.py", [*ablations.BASE, *options], monkeypatch)
+
+
+SCRIPTS = [*sorted((ROOT / "examples").glob("*.py")), ROOT / "benchmarks" / "supervised.py"]
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_every_option_is_read(path: Path) -> None:
+    """Trap: a config key that is accepted and changes nothing."""
+    tree = ast.parse(path.read_text())
+    options = {
+        node.args[0].value.removeprefix("--").replace("-", "_")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and getattr(node.func, "id", getattr(node.func, "attr", "")) in ("add", "add_argument")
+        and isinstance(node.args[0], ast.Constant)
+    }
+    read = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.ctx, ast.Load)
+        and getattr(node.value, "id", None) == "args"
+    }
+    assert len(options) > 15
+    assert options <= read, f"never read: {sorted(options - read)}"

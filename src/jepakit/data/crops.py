@@ -22,7 +22,7 @@ def random_crops(
     $$\text{side} = \sqrt{s}, \qquad s \sim U(\text{low}, \text{high})$$
 
     as a fraction of height and width alike, anywhere within the image. Every image of the batch is
-    drawn on its own. Bilinear.
+    drawn on its own. Bilinear. Fold the frames of a clip into its channels: then all get one crop.
 
     Args:
         images: Pictures, of any range.

@@ -1,8 +1,17 @@
-"""How good frozen features are: extraction, nearest neighbours, linear probe."""
+"""How good frozen features are: extraction, nearest neighbours, linear and attentive probes."""
 
+from jepakit.evaluation.attentive import attentive_probe
 from jepakit.evaluation.features import Features, extract_features
 from jepakit.evaluation.knn import knn_accuracy
 from jepakit.evaluation.linear import linear_probe
 from jepakit.evaluation.scores import Scores, evaluate
 
-__all__ = ["Features", "Scores", "evaluate", "extract_features", "knn_accuracy", "linear_probe"]
+__all__ = [
+    "Features",
+    "Scores",
+    "attentive_probe",
+    "evaluate",
+    "extract_features",
+    "knn_accuracy",
+    "linear_probe",
+]

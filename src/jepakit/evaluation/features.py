@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
-__all__ = ["Features", "check_same_width", "extract_features"]
+__all__ = ["Features", "check_same_width", "collect", "extract_features"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +99,19 @@ def extract_features(
     Source:
         jepakit's own.
     """
+    x, y = collect(encode, loader, prepare=prepare, device=device, axes=("b", "d"))
+    return Features(x=x, y=y)
+
+
+def collect(
+    encode: Callable[[Tensor], Tensor],
+    loader: Iterable[Any],
+    *,
+    prepare: Callable[[Tensor], Tensor] | None,
+    device: torch.device | str | None,
+    axes: tuple[str, ...],
+) -> tuple[Tensor, Tensor]:
+    """What `encode` makes of all images, of the named axes, and their labels; on the CPU."""
     xs: list[Tensor] = []
     ys: list[Tensor] = []
     with torch.no_grad(), _eval_mode(encode), _eval_mode(prepare):
@@ -106,12 +119,12 @@ def extract_features(
             images, labels = _pair(batch, number)
             moved = images if device is None else images.to(device, non_blocking=True)
             x = encode(moved if prepare is None else prepare(moved))
-            _check_encoded(x, images, number, width=xs[0].shape[1] if xs else None)
+            _check_encoded(x, images, number, axes, first=xs[0] if xs else None)
             xs.append(x.to("cpu", torch.float32))
             ys.append(labels.to("cpu", torch.int64))
     if not xs:
         raise ValueError("loader: must yield at least one batch, got none")
-    return Features(x=torch.cat(xs), y=torch.cat(ys))
+    return torch.cat(xs), torch.cat(ys)
 
 
 def check_same_width(train: Features, test: Features) -> None:
@@ -151,17 +164,24 @@ def _pair(batch: object, number: int) -> tuple[Tensor, Tensor]:
     return images, labels
 
 
-def _check_encoded(x: object, images: Tensor, number: int, *, width: int | None) -> None:
+def _check_encoded(
+    x: object, images: Tensor, number: int, axes: tuple[str, ...], *, first: Tensor | None
+) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"encode: must return a tensor, got {type(x).__name__}")
     shape = tuple(x.shape)
-    if x.dim() != 2 or len(x) != len(images):
+    if x.dim() != len(axes) or len(x) != len(images):
+        asked, like = ", ".join(axes), ", ".join([str(len(images)), *axes[1:]])
+        hint = "; pool patch tokens into one vector first" if len(axes) == 2 else ""
         raise ValueError(
-            f"encode: must return [b, d], so ({len(images)}, d) for batch {number}, got {shape}; "
-            "pool patch tokens into one vector first"
+            f"encode: must return [{asked}], so ({like}) for batch {number}, got {shape}{hint}"
         )
-    if width is not None and shape[1] != width:
-        raise ValueError(f"encode: returned {shape} for batch {number}, must have width {width}")
+    if first is not None and x.shape[1:] != first.shape[1:]:
+        was = tuple(first.shape[1:])
+        raise ValueError(
+            f"encode: returned {shape} for batch {number}, must have "
+            + (f"width {was[0]}" if len(was) == 1 else f"{was[0]} tokens of {was[1]}")
+        )
     if not torch.isfinite(x).all():
         raise ValueError(f"encode: returned NaN or infinity for batch {number}, must be finite")
 

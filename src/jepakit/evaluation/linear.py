@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from jepakit._checks import check_int, check_number
+from jepakit.evaluation._sets import held_out
 from jepakit.evaluation.features import Features, check_same_width
 
 __all__ = ["linear_probe"]
 
-_FOLDS = 5  # one fifth of the training rows chooses among several regularisations
 _TOLERANCE = 1e-7  # scikit-learn's 1e-4 is met by small directions before the first step, silently
 
 
@@ -78,12 +78,7 @@ def linear_probe(
         raise ValueError(f"train: must hold at least 2 classes, got only {int(classes[0])}")
     strengths = sorted(set(candidates))
     if len(strengths) > 1:
-        held = _held_out(train.y)
-        if not held.any():
-            raise ValueError(
-                f"train: holds too few rows to choose among C={C}: got {len(train.y)} of "
-                f"{len(classes)} classes, and none can be held out"
-            )
+        held = held_out(train.y, "C", C)
         fitted = Features(x=train.x[~held], y=train.y[~held])
         judged = Features(x=train.x[held], y=train.y[held])
         accuracies = _accuracies(fitted, judged, strengths, max_iter)
@@ -99,18 +94,6 @@ def _need_sklearn() -> None:
         raise ImportError(
             "linear_probe needs scikit-learn: pip install 'jepakit[evaluation]'"
         ) from error
-
-
-def _held_out(labels: Tensor) -> Tensor:
-    """Which rows choose: every fifth of the shuffled rows in the order of their classes."""
-    labels = labels.cpu()
-    generator = torch.Generator().manual_seed(0)
-    shuffled = torch.randperm(len(labels), generator=generator, device="cpu")
-    by_class = shuffled[labels[shuffled].argsort(stable=True)]
-    held = torch.zeros(len(labels), dtype=torch.bool, device="cpu")
-    held[by_class[_FOLDS // 2 :: _FOLDS]] = True
-    held[~torch.isin(labels, labels[~held])] = False  # the only row of a class is fitted
-    return held
 
 
 def _accuracies(

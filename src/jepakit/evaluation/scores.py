@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import Dataset
 
 from jepakit._checks import check_int
-from jepakit.data._drawn import drawn_indices
 from jepakit.diagnostics import effective_rank
-from jepakit.evaluation.features import Features, extract_features
+from jepakit.evaluation._sets import check_shared_classes, some_images
+from jepakit.evaluation.features import extract_features
 from jepakit.evaluation.knn import knn_accuracy
 from jepakit.evaluation.linear import linear_probe
 
@@ -95,18 +95,16 @@ def evaluate(
     """
     check_int("num_images", num_images, minimum=1)
     check_int("batch_size", batch_size, minimum=1)
-    rows: list[Features] = []
-    for dataset in (train, test):
-        size = len(dataset)  # type: ignore[arg-type]  # a map-style dataset has a length
-        loader = DataLoader(
-            Subset(dataset, drawn_indices(size, num_images)), batch_size, num_workers=num_workers
+    rows = [
+        extract_features(
+            encode,
+            some_images(dataset, num_images, batch_size, num_workers),
+            prepare=prepare,
+            device=device,
         )
-        rows.append(extract_features(encode, loader, prepare=prepare, device=device))
-    if not torch.isin(rows[1].y, rows[0].y).any():
-        few = [sorted(set(part.y.tolist()))[:5] for part in rows]
-        raise ValueError(
-            f"test: must share classes with train, got labels like {few[1]}, and {few[0]} there"
-        )
+        for dataset in (train, test)
+    ]
+    check_shared_classes(rows[0].y, rows[1].y)
     with warnings.catch_warnings():
         # At a large C few directions take more; what is chosen among is scores, not minima.
         warnings.filterwarnings("ignore", message="lbfgs failed to converge")

@@ -1,0 +1,137 @@
+"""attentive_probe: a head that may choose among tokens, on tokens that are frozen."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from jepakit.evaluation import attentive_probe, evaluate
+
+QUICK = {"num_heads": 2, "epochs": 12, "lr": 3e-3, "batch_size": 32}
+
+
+def needles(count: int, seed: int, tokens: int = 9) -> TensorDataset:
+    """Tokens of noise; the one that is marked says the class, and its opposite cancels the mean."""
+    generator = torch.Generator().manual_seed(seed)
+    x = 0.1 * torch.randn(count, tokens, 8, generator=generator)
+    labels = torch.randint(3, (count,), generator=generator)
+    sign = torch.eye(8)[labels]
+    places = torch.rand(count, tokens, generator=generator).argsort(dim=1)
+    rows = torch.arange(count)
+    x[rows, places[:, 0]] += sign + torch.eye(8)[7]
+    x[rows, places[:, 1]] -= sign + torch.eye(8)[7]
+    return TensorDataset(x, 10 * labels)
+
+
+@pytest.fixture(scope="module")
+def sets() -> tuple[TensorDataset, TensorDataset]:
+    return needles(400, 0), needles(100, 1)
+
+
+def test_finds_what_a_mean_loses(sets):
+    """Trap: tokens judged by their mean alone, though a class lies in one of them."""
+    mean = evaluate(lambda x: x.mean(dim=1), *sets)
+    assert mean.linear < 0.6
+    assert attentive_probe(nn.Identity(), *sets, **QUICK) > 0.9
+
+
+def test_does_not_see_the_test_labels(sets):
+    """Permuted labels of the test set leave chance, and labels that are unknown are wrong."""
+    train, test = sets
+    x, y = test.tensors
+    shuffled = y[torch.randperm(len(y), generator=torch.Generator().manual_seed(0))]
+    assert attentive_probe(nn.Identity(), train, TensorDataset(x, shuffled), **QUICK) < 0.6
+    half = torch.where(torch.arange(len(y)) % 2 == 0, y, 999)
+    known = attentive_probe(nn.Identity(), train, TensorDataset(x, half), **QUICK)
+    assert 0.4 < known <= 0.5
+
+
+def test_same_numbers_every_time_and_nothing_is_touched(sets):
+    """Traps: a probe that draws from torch's own generator; one that trains the encoder, or leaves
+    it in another mode."""
+    encoder = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.9))
+    before = [parameter.clone() for parameter in encoder.parameters()]
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    once = attentive_probe(encoder, *sets, **QUICK)
+    assert torch.equal(torch.get_rng_state(), state)
+    with torch.no_grad():  # as around the rest of an evaluation
+        assert attentive_probe(encoder, *sets, **QUICK) == once
+    assert encoder.training and encoder[1].training
+    for parameter, was in zip(encoder.parameters(), before, strict=True):
+        assert torch.equal(parameter, was) and parameter.grad is None
+
+
+def test_the_rate_is_chosen_on_a_part_of_the_training_images(sets):
+    train, test = sets
+    single = {rate: attentive_probe(nn.Identity(), *sets, **QUICK | {"lr": rate})
+              for rate in (1e-6, 3e-3)}  # fmt: skip
+    assert single[1e-6] < 0.6 < single[3e-3]
+    assert attentive_probe(nn.Identity(), *sets, **QUICK | {"lr": (1e-6, 3e-3)}) == single[3e-3]
+    # Labels of the test set do not choose: they are all wrong here.
+    x, y = test.tensors
+    wrong = TensorDataset(x, (y + 10) % 30)
+    chosen = attentive_probe(nn.Identity(), train, wrong, **QUICK | {"lr": (1e-6, 3e-3)})
+    assert chosen == attentive_probe(nn.Identity(), train, wrong, **QUICK) < 0.1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_heads": 4}, {"epochs": 3}, {"lr": 1e-3}, {"weight_decay": 50.0}, {"num_images": 60},
+        {"batch_size": 8}, {"seed": 1}, {"prepare": lambda x: -x + x.amax(dim=1, keepdim=True)},
+    ],
+    ids=lambda change: next(iter(change)),
+)  # fmt: skip
+def test_every_argument_matters(sets, change):
+    """Law 12."""
+    train, test = needles(150, 2), needles(400, 3)
+    options = QUICK | {"epochs": 8}
+    base = attentive_probe(nn.Identity(), train, test, **options)
+    assert attentive_probe(nn.Identity(), train, test, **options | change) != base
+
+
+def test_prepare_and_modules_as_in_evaluate(sets):
+    train, test = (
+        TensorDataset((x * 50 + 128).to(torch.uint8), y) for x, y in (s.tensors for s in sets)
+    )
+    assert attentive_probe(
+        nn.Identity(), train, test, prepare=lambda x: (x.float() - 128) / 50, **QUICK
+    ) > 0.9  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_heads": 3}, "num_heads=3: must divide the width of the tokens, 8"),
+        ({"epochs": 0}, "epochs=0"),
+        ({"lr": 0.0}, "lr=0.0"),
+        ({"lr": ()}, r"lr=\(\): must hold at least one number"),
+        ({"weight_decay": -1.0}, "weight_decay=-1.0"),
+        ({"num_images": 0}, "num_images=0"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"seed": -1}, "seed=-1"),
+    ],
+)
+def test_bad_numbers_raise(sets, change, message):
+    with pytest.raises(ValueError, match=message):
+        attentive_probe(nn.Identity(), *sets, **QUICK | change)
+
+
+def test_bad_sets_raise(sets):
+    train, test = sets
+
+    def pooled(x: Tensor) -> Tensor:
+        return x.mean(dim=1)
+
+    with pytest.raises(ValueError, match=r"must return \[b, n, d\], so \(32, n, d\) for batch 0"):
+        attentive_probe(pooled, train, test, **QUICK)
+    single = TensorDataset(train.tensors[0], torch.zeros(400, dtype=torch.int64))
+    with pytest.raises(ValueError, match="train: must hold at least 2 classes, got only 0"):
+        attentive_probe(nn.Identity(), single, single, **QUICK)
+    other = TensorDataset(test.tensors[0], test.tensors[1] + 1)
+    with pytest.raises(ValueError, match="test: must share classes with train"):
+        attentive_probe(nn.Identity(), train, other, **QUICK)
+    few = TensorDataset(train.tensors[0][:2], torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match=r"too few rows to choose among lr=\(0.1, 0.2\): got 2 of"):
+        attentive_probe(nn.Identity(), few, few, **QUICK | {"lr": (0.1, 0.2)})
