@@ -5,7 +5,7 @@
     python benchmarks/hierarchy.py --group two-levels --data fashion_mnist.npz \
         --runs runs/two_levels --write benchmarks/results/hierarchy_two_levels.json
     python benchmarks/hierarchy.py --group two-levels --only I-JEPA \
-        "2 levels, conv pool, fine one heavier" \
+        "I-JEPA, masks of 2 levels" "2 levels, conv pool, fine one heavier" \
         --images 96000 --data fashion_mnist.npz --runs runs/longer \
         --write benchmarks/results/hierarchy_longer.json
 

@@ -60,7 +60,10 @@ def main() -> None:
 def judge(folder: Path, data: str, num_images: int, *, trained: bool) -> dict[str, Any]:
     """Scores of the teacher that a run left in `folder`, or of what it began with."""
     torch.set_num_threads(1)
-    settings = argparse.Namespace(**json.loads((folder / "result.json").read_text())["settings"])
+    result = json.loads((folder / "result.json").read_text())
+    settings = argparse.Namespace(**result["settings"])
+    if Path(settings.data).name != Path(data).name:
+        raise ValueError(f"--data {data}: {folder} was trained on {settings.data}")
     train, test = load_images(data, image_size=settings.image_size)
     channels, *size = train[0][0].shape
     torch.manual_seed(settings.seed)
@@ -83,12 +86,12 @@ def judge(folder: Path, data: str, num_images: int, *, trained: bool) -> dict[st
     if trained and settings.levels > 1:
         kinds[OWN] = lambda images: model(images)[1].features.flatten(1)
     model.eval()
-    prepare = PixelStatistics.of(train)
+    prepare = PixelStatistics(*map(tuple, result["pixels"]))  # as in training
     scores = {
         kind: evaluate(encode, train, test, prepare=prepare, num_images=num_images)
         for kind, encode in kinds.items()
     }
-    print(f"{folder.name if trained else UNTRAINED}, seed {settings.seed}", flush=True)
+    print(folder.name if trained else f"{UNTRAINED}-{settings.seed}", flush=True)
     return scores
 
 

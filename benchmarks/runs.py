@@ -216,7 +216,7 @@ def unbroken(text: str) -> str:
 
 def interval(values: Sequence[float]) -> str:
     """Mean of paired differences in points of percent, and how far it may be off at 95 %."""
-    mean = 100 * statistics.mean(values)
+    mean = round(100 * statistics.mean(values), 1) + 0.0  # no minus before a zero
     if len(values) == 1:
         return f"{mean:+.1f}"
     error = 100 * statistics.stdev(values) / math.sqrt(len(values))

@@ -217,6 +217,7 @@ def main() -> None:
     result = {"settings": vars(args), "versions": versions, "rows": rows, "curves": curves}
     result |= {"steps": steps, "images": steps * args.batch_size, "train_images": len(train)}
     result |= {"seconds": seconds, "losses": losses}
+    result["pixels"] = normalize.mean, normalize.std  # what images are standardised by
     if isinstance(weights, UncertaintyWeights):
         result["level_weights"] = weights.weights.tolist()
     (out / "result.json").write_text(json.dumps(result, indent=1))

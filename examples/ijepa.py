@@ -185,6 +185,7 @@ def main() -> None:
     result |= {"first_step": first, "steps": steps, "images": steps * args.batch_size}
     # The seconds are those of this call: a resumed run's are of the rest.
     result |= {"train_images": len(train), "seconds": seconds}
+    result["pixels"] = normalize.mean, normalize.std  # what images are standardised by
     (out / "result.json").write_text(json.dumps(result, indent=1))
     torch.save(timm_state_dict(teacher), out / "teacher.pth")
     torch.manual_seed(args.seed)

@@ -127,6 +127,7 @@ def main() -> None:
     result = {"settings": vars(args), "versions": versions, "rows": rows, "curves": curves}
     result |= {"steps": steps, "images": steps * args.batch_size, "train_images": len(train)}
     result |= {"seconds": seconds, "collapses": collapses}
+    result["pixels"] = normalize.mean, normalize.std  # what images are standardised by
     (out / "result.json").write_text(json.dumps(result, indent=1))
     torch.save(timm_state_dict(encoder), out / "encoder.pth")
     plot_curves(curves).savefig(out / "curves.png", dpi=150)

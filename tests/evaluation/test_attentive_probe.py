@@ -7,7 +7,7 @@ from torch.utils.data import TensorDataset
 
 from jepakit.evaluation import attentive_probe, evaluate
 
-QUICK = {"num_heads": 2, "epochs": 12, "lr": 3e-3, "batch_size": 32}
+QUICK = {"num_heads": 2, "epochs": 20, "lr": 3e-3}
 
 
 def needles(count: int, seed: int, tokens: int = 9) -> TensorDataset:
@@ -46,17 +46,19 @@ def test_does_not_see_the_test_labels(sets):
     assert 0.4 < known <= 0.5
 
 
-def test_same_numbers_every_time_and_nothing_is_touched(sets):
+def test_same_numbers_every_time_and_nothing_is_touched(sets, monkeypatch):
     """Traps: a probe that draws from torch's own generator; one that trains the encoder, or leaves
     it in another mode."""
     encoder = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.9))
     before = [parameter.clone() for parameter in encoder.parameters()]
     torch.manual_seed(3)
     state = torch.get_rng_state()
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", None)  # no one's generator is seeded anew
     once = attentive_probe(encoder, *sets, **QUICK)
     assert torch.equal(torch.get_rng_state(), state)
-    with torch.no_grad():  # as around the rest of an evaluation
-        assert attentive_probe(encoder, *sets, **QUICK) == once
+    for mode in (torch.no_grad, torch.inference_mode):  # as around the rest of an evaluation
+        with mode():
+            assert attentive_probe(encoder, *sets, **QUICK, batch_size=7) == once
     assert encoder.training and encoder[1].training
     for parameter, was in zip(encoder.parameters(), before, strict=True):
         assert torch.equal(parameter, was) and parameter.grad is None
@@ -79,14 +81,14 @@ def test_the_rate_is_chosen_on_a_part_of_the_training_images(sets):
     "change",
     [
         {"num_heads": 4}, {"epochs": 3}, {"lr": 1e-3}, {"weight_decay": 50.0}, {"num_images": 60},
-        {"batch_size": 8}, {"seed": 1}, {"prepare": lambda x: -x + x.amax(dim=1, keepdim=True)},
+        {"seed": 1}, {"prepare": lambda x: -x + x.amax(dim=1, keepdim=True)},
     ],
     ids=lambda change: next(iter(change)),
 )  # fmt: skip
 def test_every_argument_matters(sets, change):
     """Law 12."""
     train, test = needles(150, 2), needles(400, 3)
-    options = QUICK | {"epochs": 8}
+    options = QUICK | {"epochs": 10}
     base = attentive_probe(nn.Identity(), train, test, **options)
     assert attentive_probe(nn.Identity(), train, test, **options | change) != base
 
@@ -124,7 +126,7 @@ def test_bad_sets_raise(sets):
     def pooled(x: Tensor) -> Tensor:
         return x.mean(dim=1)
 
-    with pytest.raises(ValueError, match=r"must return \[b, n, d\], so \(32, n, d\) for batch 0"):
+    with pytest.raises(ValueError, match=r"must return \[b, n, d\], so \(256, n, d\) for batch 0"):
         attentive_probe(pooled, train, test, **QUICK)
     single = TensorDataset(train.tensors[0], torch.zeros(400, dtype=torch.int64))
     with pytest.raises(ValueError, match="train: must hold at least 2 classes, got only 0"):
@@ -132,6 +134,24 @@ def test_bad_sets_raise(sets):
     other = TensorDataset(test.tensors[0], test.tensors[1] + 1)
     with pytest.raises(ValueError, match="test: must share classes with train"):
         attentive_probe(nn.Identity(), train, other, **QUICK)
+    with pytest.raises(
+        ValueError, match=r"returned \(16, 8, 8\) for batch 12, must have 9 tokens of 8"
+    ):
+        attentive_probe(lambda x: x[:, : 8 + (len(x) > 16)], train, test, batch_size=32, **QUICK)
+    with pytest.raises(ValueError, match=r"encode: must return tokens, got \(400, 0, 8\)"):
+        attentive_probe(lambda x: x[:, :0], train, test, **QUICK)
+    narrow = TensorDataset(test.tensors[0][..., :6], test.tensors[1])
+    with pytest.raises(ValueError, match="tokens of one width, got 8 for train and 6 for test"):
+        attentive_probe(nn.Identity(), train, narrow, **QUICK | {"epochs": 1})
     few = TensorDataset(train.tensors[0][:2], torch.tensor([0, 1]))
     with pytest.raises(ValueError, match=r"too few rows to choose among lr=\(0.1, 0.2\): got 2 of"):
         attentive_probe(nn.Identity(), few, few, **QUICK | {"lr": (0.1, 0.2)})
+
+
+def test_a_head_that_diverges_is_no_score(sets):
+    """Trap: NaN has an arg max, so a dead head is right as often as chance."""
+    options = QUICK | {"epochs": 2}
+    with pytest.raises(ValueError, match=r"lr=1e\+30: the head's loss is not finite"):
+        attentive_probe(nn.Identity(), *sets, **options | {"lr": 1e30})
+    once = attentive_probe(nn.Identity(), *sets, **options)
+    assert attentive_probe(nn.Identity(), *sets, **options | {"lr": (3e-3, 1e30)}) == once

@@ -19,7 +19,7 @@ from jepakit.schedules import warmup_cosine
 
 __all__ = ["attentive_probe"]
 
-_ROWS = 256  # that the head judges at once
+_STEP = 64  # images in a step of the head's training
 
 
 def attentive_probe(
@@ -47,7 +47,7 @@ def attentive_probe(
     lies in single patches; a head that may choose among them does not. It has far more parameters
     than a linear probe, so compare with an untrained encoder under the same head. Deterministic on
     the CPU. The encoder runs once for each image, without gradient, and is never touched; its
-    tokens are kept in memory, 4 bytes a number.
+    tokens are kept in memory, 4 bytes a number, and twice that while they are collected.
 
     Args:
         encode: Maps a batch of images to their tokens, `[b, ...]` to `[b, n, d]`, such as a
@@ -63,11 +63,11 @@ def attentive_probe(
         weight_decay: Of matrices.
         num_images: How many of each set to use at most: drawn at random from all over it, the same
             in every call.
-        batch_size: Images in a training step, and images encoded at once.
+        batch_size: Images encoded at once; no result depends on it. The head takes 64 in a step.
         num_workers: Processes that load images.
         device: Where images are encoded and the head is trained. None is the CPU.
-        seed: Of the head's first weights and of the order of images; torch's own random state is
-            left as it was.
+        seed: Of the head's first weights and of the order of images; torch's own random states are
+            left as they were.
 
     Returns:
         The fraction of test images that got their own label.
@@ -75,8 +75,9 @@ def attentive_probe(
     Raises:
         TypeError: If a number is of a wrong type, or what `extract_features` raises.
         ValueError: If a number is out of its range, `num_heads` does not divide the width, `encode`
-            does not return `[b, n, d]`, the train set holds a single class, or no test image has a
-            class of the training images.
+            does not return `[b, n, d]`, the train set holds a single class or too few images to
+            choose a rate, no test image has a class of the training images, or the head diverges
+            at every rate.
 
     Example:
         >>> import timm
@@ -98,7 +99,7 @@ def attentive_probe(
     """
     check_int("num_heads", num_heads, minimum=1)
     check_int("epochs", epochs, minimum=1)
-    rates = sorted(set(lr)) if isinstance(lr, tuple) else [lr]
+    rates = lr if isinstance(lr, tuple) else (lr,)
     if not rates:
         raise ValueError("lr=(): must hold at least one number")
     for rate in rates:
@@ -107,81 +108,97 @@ def attentive_probe(
     check_int("num_images", num_images, minimum=1)
     check_int("batch_size", batch_size, minimum=1)
     check_int("seed", seed, minimum=0)
-    tokens, labels, unseen, theirs = (
-        tensor
-        for dataset in (train, test)
-        for tensor in collect(
-            encode,
-            some_images(dataset, num_images, batch_size, num_workers),
-            prepare=prepare,
-            device=device,
-            axes=("b", "n", "d"),
-        )
-    )
-    check_shared_classes(labels, theirs)
+
+    def encoded(dataset: Dataset[Any]) -> tuple[Tensor, Tensor]:
+        loader = some_images(dataset, num_images, batch_size, num_workers)
+        return collect(encode, loader, prepare=prepare, device=device, axes=("b", "n", "d"))
+
+    tokens, labels = encoded(train)
     classes, numbers = torch.unique(labels, return_inverse=True)
     if len(classes) < 2:
         raise ValueError(f"train: must hold at least 2 classes, got only {int(classes[0])}")
+    if not tokens.numel():
+        raise ValueError(f"encode: must return tokens, got {tuple(tokens.shape)} for all of train")
     width = tokens.shape[-1]
     if width % num_heads:
         raise ValueError(f"num_heads={num_heads}: must divide the width of the tokens, {width}")
+    everything, best = torch.arange(len(tokens)), rates[0]
     fit = partial(
-        _fit, num_heads=num_heads, epochs=epochs, batch_size=batch_size, weight_decay=weight_decay,
+        _fit, tokens, numbers, num_heads=num_heads, epochs=epochs, weight_decay=weight_decay,
         device=device, seed=seed,
     )  # fmt: skip
     if len(rates) > 1:
         held = held_out(numbers, "lr", lr)
-        judged = tokens[held], numbers[held]
-        accuracies = [
-            _accuracy(fit(tokens[~held], numbers[~held], rate), *judged) for rate in rates
-        ]
-        # `index` finds the first of equals, so the smallest.
-        rates = [rates[accuracies.index(max(accuracies))]]
+        seen, judging = everything[~held], everything[held]
+        # `max` finds the first of equals, so the smallest.
+        best = max(
+            sorted(set(rates)),
+            key=lambda rate: _accuracy(fit(seen, rate), tokens, numbers, judging),
+        )
+    unseen, theirs = encoded(test)
+    check_shared_classes(labels, theirs)
+    if unseen.shape[-1] != width:
+        raise ValueError(
+            f"encode: must return tokens of one width, got {width} for train and "
+            f"{unseen.shape[-1]} for test"
+        )
+    head = fit(everything, best)
+    if head is None:
+        raise ValueError(f"lr={lr}: the head's loss is not finite; smaller ones are needed")
     # A class that was never seen is nobody's answer.
     theirs = torch.where(torch.isin(theirs, classes), torch.searchsorted(classes, theirs), -1)
-    return _accuracy(fit(tokens, numbers, rates[0]), unseen, theirs)
+    return _accuracy(head, unseen, theirs, torch.arange(len(unseen)))
 
 
+@torch.inference_mode(False)  # evaluations may stand in it
 def _fit(
     tokens: Tensor,
     labels: Tensor,
+    chosen: Tensor,
     lr: float,
     *,
     num_heads: int,
     epochs: int,
-    batch_size: int,
     weight_decay: float,
     device: torch.device | str | None,
     seed: int,
-) -> nn.Module:
-    """A head, trained on tokens that lie in the host's memory; labels from 0 on."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        head = _Head(tokens.shape[-1], num_heads, int(labels.max()) + 1).to(device)
-    steps = epochs * math.ceil(len(tokens) / batch_size)
+) -> nn.Module | None:
+    """A head, trained on the chosen rows; None if it diverged. Labels are from 0 on."""
+    # `torch.manual_seed` would reset the accelerators' generators, too, and for good.
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        head = _Head(tokens.shape[-1], num_heads, int(labels.max()) + 1)
+    head.to(device)
+    steps = epochs * math.ceil(len(chosen) / _STEP)
     schedule = warmup_cosine(lr, 0.0, warmup_steps=steps // 10, steps=steps)
     optimizer = torch.optim.AdamW(param_groups(head, weight_decay))
     generator = torch.Generator().manual_seed(seed)
     step = 0
     for _ in range(epochs):
-        order = torch.randperm(len(tokens), generator=generator, device="cpu")
-        for rows in torch.split(order, batch_size):
+        order = torch.randperm(len(chosen), generator=generator, device="cpu")
+        for rows in torch.split(chosen[order], _STEP):
             for group in optimizer.param_groups:
                 group["lr"] = schedule(step)
-            with torch.enable_grad():  # evaluations stand in no_grad
+            with torch.enable_grad():
                 loss = F.cross_entropy(head(tokens[rows].to(device)), labels[rows].to(device))
             torch.autograd.backward(loss)
             optimizer.step()
             optimizer.zero_grad()
             step += 1
-    return head
+    finite = all(bool(parameter.isfinite().all()) for parameter in head.parameters())
+    return head if finite else None
 
 
 @torch.no_grad()
-def _accuracy(head: nn.Module, tokens: Tensor, labels: Tensor) -> float:
+def _accuracy(head: nn.Module | None, tokens: Tensor, labels: Tensor, rows: Tensor) -> float:
+    if head is None:
+        return -1.0  # below every head that did not diverge
     device = next(head.parameters()).device
-    told = [head(some.to(device)).argmax(dim=1).cpu() for some in torch.split(tokens, _ROWS)]
-    return (torch.cat(told) == labels).double().mean().item()
+    right = [
+        (head(tokens[some].to(device)).argmax(dim=1).cpu() == labels[some]).double()
+        for some in torch.split(rows, 4 * _STEP)
+    ]
+    return torch.cat(right).mean().item()
 
 
 class _Head(nn.Module):
