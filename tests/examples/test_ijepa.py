@@ -13,6 +13,8 @@ import pytest
 import timm
 import torch
 
+from jepakit.data import PixelStatistics, load_images
+
 ROOT = Path(__file__).parents[2]
 TINY = ["--steps", "40", "--save-every", "4", "--eval-images", "200", "--batch-size", "8"]
 
@@ -133,6 +135,9 @@ def test_the_result_can_be_traced(finished: tuple[Path, str]) -> None:
     assert settings["recipe"] == "paper" and saved["versions"]["torch"]
     assert (settings["loss"], settings["target_norm"]) == ("mse", "none"), "what the paper says"
     assert saved["steps"] == 40 and saved["images"] == 40 * 8
+    # Whoever loads the teacher needs images as it knows them.
+    pixels = PixelStatistics(*map(tuple, saved["pixels"]))
+    assert pixels == PixelStatistics.of(load_images("digits")[0])
     assert set(saved["rows"]) == {"raw pixels", "untrained encoder", "trained teacher"}
 
 
