@@ -120,7 +120,7 @@ def test_agreement_alone_collapses_and_is_caught(canvases: str, tmp_path: Path) 
     with pytest.warns(CollapseWarning, match="What usually helps"):
         run(tmp_path, "--data", canvases, "--objective", "none")
     broken = result(tmp_path)
-    assert kept(tmp_path) < 0.2
+    assert kept(tmp_path) < 0.3  # 0.08 to 0.22 over seeds; whatever is regularised keeps all of it
     assert broken["curves"]["loss"][-1][1] < 1e-3, "and the loss looks perfect"
     assert broken["collapses"][0]["step"] < 80
     assert {found["kind"] for found in broken["collapses"]} <= {"full", "slow"}
