@@ -77,6 +77,15 @@ def test_features_stand_on_their_grid():
             plots.plot_patch_pca(images, rows, grid_size, columns=columns)
 
 
+def test_autocast_leaves_the_colours_alone():
+    images, features = torch.rand(2, 3, 8, 8), {"a": torch.randn(2, 16, 8)}
+    once = plots.plot_patch_pca(images, features, (4, 4))
+    with torch.autocast("cpu", torch.bfloat16):
+        again = plots.plot_patch_pca(images, features, (4, 4))
+    for one, other in zip(once.axes, again.axes, strict=True):
+        assert (one.images[0].get_array() == other.images[0].get_array()).all()
+
+
 def test_curves_are_drawn_over_what_was_counted():
     curves = {"loss": [(0, 1.0), (5, 0.5)], "rank": [(1, 2.0), (2, 3.0)]}
     panels = plots.plot_curves(curves, x="epoch").axes

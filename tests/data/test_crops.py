@@ -49,6 +49,21 @@ def test_the_whole_image_is_left_alone():
     assert random_crops(images, (1.0, 1.0)) is images
 
 
+def test_autocast_and_half_types_move_no_crop():
+    """Trap: places computed in bfloat16, off by up to a pixel in 256."""
+    images = ramps(16, 64, 64)
+    once = random_crops(images, (0.3, 1.0), generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        again = random_crops(images, (0.3, 1.0), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(again, once)
+    rounded = images.bfloat16()
+    expected = random_crops(
+        rounded.float(), (0.3, 1.0), generator=torch.Generator().manual_seed(0)
+    ).bfloat16()
+    half = random_crops(rounded, (0.3, 1.0), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(half, expected)
+
+
 def test_a_generator_decides():
     images = torch.rand(3, 1, 5, 7)
     once, again = (

@@ -103,6 +103,15 @@ def test_equals_a_loop(function, rows: int, dim: int, seed: int) -> None:
         assert value.dtype == torch.float64
 
 
+@pytest.mark.parametrize("function", [*SINGLE, lidar], ids=lambda function: function.__name__)
+def test_autocast_around_it_changes_nothing(function) -> None:
+    """Trap: covariances in bfloat16, which drown small directions below a large mean."""
+    x = torch.randn(30, 4, 8, generator=seeded(0)) + 5
+    once = function(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(function(x), once)
+
+
 def test_isotropic_gaussian() -> None:
     """The sample's participation ratio is d / (1 + d / n) on average, known in closed form."""
     d, n = 24, 4000

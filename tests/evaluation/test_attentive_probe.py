@@ -1,11 +1,13 @@
 """attentive_probe: a head that may choose among tokens, on tokens that are frozen."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from jepakit.evaluation import attentive_probe, evaluate
+from jepakit.evaluation import attentive, attentive_probe, evaluate
 
 QUICK = {"num_heads": 2, "epochs": 20, "lr": 3e-3}
 
@@ -35,6 +37,24 @@ def test_finds_what_a_mean_loses(sets):
     assert attentive_probe(nn.Identity(), *sets, **QUICK) > 0.9
 
 
+def test_default_device_and_type_do_not_matter(sets, monkeypatch):
+    """As of a user who has made an accelerator the default; its loader is the caller's matter."""
+
+    def whole(dataset: TensorDataset, *_: object) -> list[tuple[Tensor, ...]]:
+        return [dataset.tensors]
+
+    monkeypatch.setattr(attentive, "some_images", whole)
+    options = QUICK | {"lr": (1e-6, 3e-3)}
+    once = attentive_probe(nn.Identity(), *sets, **options)
+    with torch.device("meta"):
+        assert attentive_probe(nn.Identity(), *sets, **options) == once
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert attentive_probe(nn.Identity(), *sets, **options) > 0.6  # of other first weights
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_does_not_see_the_test_labels(sets):
     """Permuted labels of the test set leave chance, and labels that are unknown are wrong."""
     train, test = sets
@@ -56,7 +76,8 @@ def test_same_numbers_every_time_and_nothing_is_touched(sets, monkeypatch):
     monkeypatch.setattr(torch.cuda, "manual_seed_all", None)  # no one's generator is seeded anew
     once = attentive_probe(encoder, *sets, **QUICK)
     assert torch.equal(torch.get_rng_state(), state)
-    for mode in (torch.no_grad, torch.inference_mode):  # as around the rest of an evaluation
+    half = partial(torch.autocast, "cpu", torch.bfloat16)
+    for mode in (torch.no_grad, torch.inference_mode, half):  # as around the rest of an evaluation
         with mode():
             assert attentive_probe(encoder, *sets, **QUICK, batch_size=7) == once
     assert encoder.training and encoder[1].training
@@ -120,8 +141,9 @@ def test_bad_numbers_raise(sets, change, message):
         attentive_probe(nn.Identity(), *sets, **QUICK | change)
 
 
-def test_bad_sets_raise(sets):
+def test_bad_sets_raise(sets, monkeypatch):
     train, test = sets
+    monkeypatch.setattr(attentive, "_fit", lambda *_, **__: pytest.fail("trained before"))
 
     def pooled(x: Tensor) -> Tensor:
         return x.mean(dim=1)
@@ -151,7 +173,9 @@ def test_bad_sets_raise(sets):
 def test_a_head_that_diverges_is_no_score(sets):
     """Trap: NaN has an arg max, so a dead head is right as often as chance."""
     options = QUICK | {"epochs": 2}
-    with pytest.raises(ValueError, match=r"lr=1e\+30: the head's loss is not finite"):
-        attentive_probe(nn.Identity(), *sets, **options | {"lr": 1e30})
+    for count, epochs in ((400, 2), (60, 1)):  # in the last step, too
+        huge = options | {"lr": 1e30, "num_images": count, "epochs": epochs}
+        with pytest.raises(ValueError, match=r"lr=1e\+30: the head's answers are not finite"):
+            attentive_probe(nn.Identity(), *sets, **huge)
     once = attentive_probe(nn.Identity(), *sets, **options)
     assert attentive_probe(nn.Identity(), *sets, **options | {"lr": (3e-3, 1e30)}) == once

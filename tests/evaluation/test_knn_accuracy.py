@@ -52,6 +52,18 @@ def test_equals_a_loop(
     )
 
 
+def test_autocast_around_it_changes_nothing() -> None:
+    """Trap: products in a half type. Features mostly share a large mean, so that all similarities
+    are near 1, where bfloat16 tells apart what differs by 1/256."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(10).repeat(20)
+    x = 5 + 0.3 * torch.eye(10)[labels] + 0.05 * torch.randn(200, 10, generator=generator)
+    train, test = Features(x=x[:100], y=labels[:100]), Features(x=x[100:], y=labels[100:])
+    assert knn_accuracy(train, test, k=5) == 1.0
+    with torch.autocast("cpu", torch.bfloat16):
+        assert knn_accuracy(train, test, k=5) == 1.0
+
+
 def test_length_does_not_matter() -> None:
     """Trap: Euclidean distance. The near row in angle is far away in space."""
     train = Features(x=torch.tensor([[100.0, 1.0], [0.0, 1.0]]), y=torch.tensor([0, 1]))

@@ -13,7 +13,7 @@ SRC = Path(__file__).resolve().parents[2] / "src" / "jepakit"
 
 # A part may import parts of lower layers only, and nothing of its own layer but itself.
 LAYERS = [
-    {"_checks", "_typecheck", "_wrapped"},
+    {"_checks", "_precision", "_typecheck", "_wrapped"},
     {"tokens"},
     {"masking", "losses", "schedules", "diagnostics", "data", "optim"},
     {"nn"},

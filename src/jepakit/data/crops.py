@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jepakit._checks import check_bool, check_floating, check_range
+from jepakit._precision import float32_or_wider, full_precision
 
 __all__ = ["random_crops"]
 
@@ -63,6 +64,9 @@ def random_crops(
     if flip:
         mirrored = torch.rand(count, generator=generator) < 0.5
         affine[:, 0] *= torch.where(mirrored, -1.0, 1.0)[:, None]
-    grid = F.affine_grid(affine.to(images), list(images.shape), align_corners=False)
-    # A crop of the whole image reaches half a pixel beyond the outermost pixels' centres.
-    return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+    pixels = float32_or_wider(images)
+    with full_precision(pixels):  # places in a half type would be off by parts of a pixel
+        grid = F.affine_grid(affine.to(pixels), list(images.shape), align_corners=False)
+        # A crop of the whole image reaches half a pixel beyond the outermost pixels' centres.
+        crops = F.grid_sample(pixels, grid, padding_mode="reflection", align_corners=False)
+    return crops.to(images.dtype)

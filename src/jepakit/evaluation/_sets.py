@@ -1,4 +1,4 @@
-"""Two labelled sets: which images are used, which rows choose, and that both share classes."""
+"""Two labelled sets: which images are used, that both share classes, and how one chooses."""
 
 from typing import Any
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from jepakit._checks import check_number
 from jepakit.data._drawn import drawn_indices
 
 __all__: list[str] = []
@@ -21,7 +22,8 @@ def some_images(
     chosen = Subset(dataset, drawn_indices(size, num_images))
     # Without a generator a loader draws a seed for its workers from torch's own, so that a look at
     # the scores would change the training that goes on after it.
-    own = torch.Generator().manual_seed(0)
+    # It draws it on the default device, and wants the generator there.
+    own = torch.Generator(torch.get_default_device()).manual_seed(0)
     return DataLoader(chosen, batch_size, num_workers=num_workers, generator=own)
 
 
@@ -32,6 +34,16 @@ def check_shared_classes(train: Tensor, test: Tensor) -> None:
         raise ValueError(
             f"test: must share classes with train, got labels like {few[1]}, and {few[0]} there"
         )
+
+
+def choices(name: str, value: float | tuple[float, ...]) -> list[float]:
+    """What an argument offers that takes a number above 0 or several: each once, smallest first."""
+    values = value if isinstance(value, tuple) else (value,)
+    if not values:
+        raise ValueError(f"{name}=(): must hold at least one number")
+    for each in values:
+        check_number(name, each, positive=True)
+    return sorted(set(values))
 
 
 def held_out(labels: Tensor, name: str, candidates: object) -> Tensor:

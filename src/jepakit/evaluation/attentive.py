@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from jepakit._checks import check_int, check_number
-from jepakit.evaluation._sets import check_shared_classes, held_out, some_images
+from jepakit.evaluation._sets import check_shared_classes, choices, held_out, some_images
 from jepakit.evaluation.features import collect
 from jepakit.optim import param_groups
 from jepakit.schedules import warmup_cosine
@@ -20,6 +20,7 @@ from jepakit.schedules import warmup_cosine
 __all__ = ["attentive_probe"]
 
 _STEP = 64  # images in a step of the head's training
+_DIVERGED = -1.0
 
 
 def attentive_probe(
@@ -99,11 +100,7 @@ def attentive_probe(
     """
     check_int("num_heads", num_heads, minimum=1)
     check_int("epochs", epochs, minimum=1)
-    rates = lr if isinstance(lr, tuple) else (lr,)
-    if not rates:
-        raise ValueError("lr=(): must hold at least one number")
-    for rate in rates:
-        check_number("lr", rate, positive=True)
+    rates = choices("lr", lr)
     check_number("weight_decay", weight_decay, minimum=0)
     check_int("num_images", num_images, minimum=1)
     check_int("batch_size", batch_size, minimum=1)
@@ -122,19 +119,6 @@ def attentive_probe(
     width = tokens.shape[-1]
     if width % num_heads:
         raise ValueError(f"num_heads={num_heads}: must divide the width of the tokens, {width}")
-    everything, best = torch.arange(len(tokens)), rates[0]
-    fit = partial(
-        _fit, tokens, numbers, num_heads=num_heads, epochs=epochs, weight_decay=weight_decay,
-        device=device, seed=seed,
-    )  # fmt: skip
-    if len(rates) > 1:
-        held = held_out(numbers, "lr", lr)
-        seen, judging = everything[~held], everything[held]
-        # `max` finds the first of equals, so the smallest.
-        best = max(
-            sorted(set(rates)),
-            key=lambda rate: _accuracy(fit(seen, rate), tokens, numbers, judging),
-        )
     unseen, theirs = encoded(test)
     check_shared_classes(labels, theirs)
     if unseen.shape[-1] != width:
@@ -142,19 +126,32 @@ def attentive_probe(
             f"encode: must return tokens of one width, got {width} for train and "
             f"{unseen.shape[-1]} for test"
         )
-    head = fit(everything, best)
-    if head is None:
-        raise ValueError(f"lr={lr}: the head's loss is not finite; smaller ones are needed")
     # A class that was never seen is nobody's answer.
     theirs = torch.where(torch.isin(theirs, classes), torch.searchsorted(classes, theirs), -1)
-    return _accuracy(head, unseen, theirs, torch.arange(len(unseen)))
+    fit = partial(
+        _fit, tokens, numbers, num_heads=num_heads, epochs=epochs, weight_decay=weight_decay,
+        device=device, seed=seed,
+    )  # fmt: skip
+    # Autocast would keep the first step's weights in its half type and judge the head by them.
+    exact = torch.autocast(torch.device(device or "cpu").type, enabled=False)
+    with exact, torch.device("cpu"):  # where tokens are, whatever is the default
+        everything, best = torch.arange(len(tokens)), rates[0]
+        if len(rates) > 1:
+            held = held_out(numbers, "lr", lr)
+            seen, judging = everything[~held], everything[held]
+            # `max` finds the first of equals, so the smallest.
+            best = max(rates, key=lambda rate: _accuracy(fit(seen, rate), tokens, numbers, judging))
+        accuracy = _accuracy(fit(everything, best), unseen, theirs, torch.arange(len(unseen)))
+    if accuracy == _DIVERGED:
+        raise ValueError(f"lr={lr}: the head's answers are not finite; smaller ones are needed")
+    return accuracy
 
 
 @torch.inference_mode(False)  # evaluations may stand in it
 def _fit(
     tokens: Tensor,
     labels: Tensor,
-    chosen: Tensor,
+    rows: Tensor,
     lr: float,
     *,
     num_heads: int,
@@ -162,42 +159,41 @@ def _fit(
     weight_decay: float,
     device: torch.device | str | None,
     seed: int,
-) -> nn.Module | None:
-    """A head, trained on the chosen rows; None if it diverged. Labels are from 0 on."""
+) -> "_Head":
+    """A head, trained on some rows; labels are from 0 on."""
     # `torch.manual_seed` would reset the accelerators' generators, too, and for good.
-    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         head = _Head(tokens.shape[-1], num_heads, int(labels.max()) + 1)
-    head.to(device)
-    steps = epochs * math.ceil(len(chosen) / _STEP)
+    head.to(device, torch.float32)
+    steps = epochs * math.ceil(len(rows) / _STEP)
     schedule = warmup_cosine(lr, 0.0, warmup_steps=steps // 10, steps=steps)
     optimizer = torch.optim.AdamW(param_groups(head, weight_decay))
     generator = torch.Generator().manual_seed(seed)
     step = 0
     for _ in range(epochs):
-        order = torch.randperm(len(chosen), generator=generator, device="cpu")
-        for rows in torch.split(chosen[order], _STEP):
+        order = torch.randperm(len(rows), generator=generator)
+        for some in torch.split(rows[order], _STEP):
             for group in optimizer.param_groups:
                 group["lr"] = schedule(step)
             with torch.enable_grad():
-                loss = F.cross_entropy(head(tokens[rows].to(device)), labels[rows].to(device))
+                loss = F.cross_entropy(head(tokens[some].to(device)), labels[some].to(device))
             torch.autograd.backward(loss)
             optimizer.step()
             optimizer.zero_grad()
             step += 1
-    finite = all(bool(parameter.isfinite().all()) for parameter in head.parameters())
-    return head if finite else None
+    return head
 
 
 @torch.no_grad()
-def _accuracy(head: nn.Module | None, tokens: Tensor, labels: Tensor, rows: Tensor) -> float:
-    if head is None:
-        return -1.0  # below every head that did not diverge
-    device = next(head.parameters()).device
-    right = [
-        (head(tokens[some].to(device)).argmax(dim=1).cpu() == labels[some]).double()
-        for some in torch.split(rows, 4 * _STEP)
-    ]
+def _accuracy(head: "_Head", tokens: Tensor, labels: Tensor, rows: Tensor) -> float:
+    """The fraction of rows that got their own label; below every fraction if the head diverged."""
+    right = []
+    for some in torch.split(rows, 4 * _STEP):
+        answers = head(tokens[some].to(head.query.device)).cpu()
+        if not answers.isfinite().all():
+            return _DIVERGED
+        right.append((answers.argmax(dim=1) == labels[some]).double())
     return torch.cat(right).mean().item()
 
 

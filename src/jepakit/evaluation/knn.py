@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from jepakit._checks import check_int, check_number
+from jepakit._precision import full_precision
 from jepakit.evaluation.features import Features, check_same_width
 
 __all__ = ["knn_accuracy"]
@@ -55,7 +56,8 @@ def knn_accuracy(
     correct = 0
     rows = max(1, _CHUNK_ELEMENTS // len(train))
     for x, y in zip(torch.split(test.x, rows), torch.split(test.y, rows), strict=True):
-        similarity, nearest = (F.normalize(x.float(), dim=1) @ bank.T).topk(k, dim=1)
+        with full_precision(bank):  # else nearest ones look the same
+            similarity, nearest = (F.normalize(x.float(), dim=1) @ bank.T).topk(k, dim=1)
         # Less the largest, so that no temperature overflows; the winner stays the same.
         weight = ((similarity - similarity[:, :1]) / temperature).exp()
         votes = weight.new_zeros(len(x), len(classes))

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jepakit._checks import check_int, check_number
-from jepakit.evaluation._sets import held_out
+from jepakit._checks import check_int
+from jepakit.evaluation._sets import choices, held_out
 from jepakit.evaluation.features import Features, check_same_width
 
 __all__ = ["linear_probe"]
@@ -68,15 +68,10 @@ def linear_probe(
     _need_sklearn()
     check_same_width(train, test)
     check_int("max_iter", max_iter, minimum=1)
-    candidates = C if isinstance(C, tuple) else (C,)
-    if not candidates:
-        raise ValueError("C=(): must hold at least one number")
-    for candidate in candidates:
-        check_number("C", candidate, positive=True)
+    strengths = choices("C", C)
     classes = torch.unique(train.y)
     if len(classes) < 2:
         raise ValueError(f"train: must hold at least 2 classes, got only {int(classes[0])}")
-    strengths = sorted(set(candidates))
     if len(strengths) > 1:
         held = held_out(train.y, "C", C)
         fitted = Features(x=train.x[~held], y=train.y[~held])

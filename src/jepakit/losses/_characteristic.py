@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from jepakit.losses._rows import full_precision
+from jepakit._precision import full_precision
 
 __all__ = ["characteristic_sums"]
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from jepakit._checks import check_choice, check_floating, check_process_group
 from jepakit.losses._ranks import sum_over_ranks
 
-__all__ = ["Reduction", "check_masked", "float32_or_wider", "reduce_masked"]
+__all__ = ["Reduction", "check_masked", "reduce_masked"]
 
 Reduction = Literal["mean", "sum", "sample", "none"]
 
@@ -61,11 +61,6 @@ def check_masked(
         raise ValueError(
             f"process_group with reduction={reduction!r}: takes effect only with reduction='mean'"
         )
-
-
-def float32_or_wider(tensor: Tensor) -> Tensor:
-    """The tensor in float32 if it is of a half type, else as it is."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def reduce_masked(

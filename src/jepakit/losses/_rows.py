@@ -1,6 +1,5 @@
 """Features as rows: what losses over a whole batch of vectors begin with."""
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -8,10 +7,10 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from jepakit._checks import check_floating, check_process_group, check_row_mask
+from jepakit._precision import float32_or_wider
 from jepakit.losses._ranks import sum_over_ranks
-from jepakit.losses._reduction import float32_or_wider
 
-__all__ = ["Rows", "centre", "check_rows", "full_precision", "to_rows"]
+__all__ = ["Rows", "centre", "check_rows", "to_rows"]
 
 
 class Rows(NamedTuple):
@@ -42,13 +41,6 @@ def check_rows(
             f"{name} {shape}: must have at least {minimum} rows, got {rows}"
             + ("; a single one has nothing to be compared with" if minimum > 1 else "")
         )
-
-
-def full_precision(tensor: Tensor) -> AbstractContextManager[object]:
-    """Autocast off: it would compute matrix products of float32 statistics in a half type."""
-    if tensor.device.type == "meta":  # knows no autocast
-        return nullcontext()
-    return torch.autocast(tensor.device.type, enabled=False)
 
 
 def to_rows(features: Tensor, valid: Tensor | None) -> Rows:

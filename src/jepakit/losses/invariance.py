@@ -6,8 +6,9 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from jepakit._checks import check_int, check_tensor, kind_of
-from jepakit.losses._reduction import float32_or_wider, reduce_masked
-from jepakit.losses._rows import check_rows, full_precision
+from jepakit._precision import float32_or_wider, full_precision
+from jepakit.losses._reduction import reduce_masked
+from jepakit.losses._rows import check_rows
 
 __all__ = ["check_views", "invariance_loss"]
 

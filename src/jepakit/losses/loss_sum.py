@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jepakit._checks import check_floating, check_number, kind_of, value_checks_on
-from jepakit.losses._reduction import float32_or_wider
+from jepakit._precision import float32_or_wider
 
 __all__ = ["LossSum"]
 

@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from jepakit._checks import check_number
-from jepakit.losses._reduction import Reduction, check_masked, float32_or_wider, reduce_masked
+from jepakit._precision import float32_or_wider
+from jepakit.losses._reduction import Reduction, check_masked, reduce_masked
 
 __all__ = ["masked_cosine", "masked_huber", "masked_l1", "masked_mse", "masked_smooth_l1"]
 

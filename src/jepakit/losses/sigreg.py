@@ -7,9 +7,10 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from jepakit._checks import check_int, check_number, kind_of
+from jepakit._precision import full_precision
 from jepakit.losses._characteristic import characteristic_sums
 from jepakit.losses._ranks import sum_over_ranks
-from jepakit.losses._rows import check_rows, full_precision, to_rows
+from jepakit.losses._rows import check_rows, to_rows
 
 __all__ = ["check_sigreg", "draw_slices", "sigreg", "slice_statistic"]
 

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jepakit._checks import check_choice, check_floating
-from jepakit.losses._reduction import float32_or_wider
+from jepakit._precision import float32_or_wider
 
 __all__ = ["normalize_targets"]
 

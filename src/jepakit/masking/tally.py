@@ -89,7 +89,7 @@ class Tally:
 
 def _repeated(targets: Bool[Tensor, "b m N"], counts: Int[Tensor, "b m"]) -> Bool[Tensor, "b m"]:
     """Which non-empty targets another target of the same sample equals."""
-    members = targets.float()
+    members = targets.double()  # autocast would round large counts of float32
     common = members @ members.mT
     same = (common == counts[:, :, None]) & (common == counts[:, None])
     return (same.sum(dim=2) > 1) & (counts > 0)

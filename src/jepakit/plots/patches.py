@@ -76,7 +76,7 @@ def plot_patch_pca(
         axes[0, column].imshow(picture.expand(-1, -1, 3).numpy())
     axes[0, 0].set_ylabel("image")
     for row, (name, tokens) in enumerate(features.items(), start=1):
-        colours = _principal_colours(tokens.detach().float().cpu())
+        colours = _principal_colours(tokens.detach().cpu().double())  # autocast leaves it alone
         for column in range(count):
             axes[row, column].imshow(colours[column].view(height, width, 3).numpy())
         axes[row, 0].set_ylabel(name)
