@@ -1,7 +1,7 @@
 """What a choice is worth: I-JEPA with one thing changed at a time, over several seeds.
 
-    python benchmarks/ablations.py --data fashion_mnist.npz --runs runs/ablations \
-        --only sampler --seeds 0 1 2 3 4 5 --write benchmarks/results/ablation_sampler.json
+    python benchmarks/ablations.py --data fashion_mnist.npz --runs runs/ablations --images 40000 \
+        --only sampler --seeds 0 1 2 3 4 --write benchmarks/results/ablation_sampler.json
 
 Every row sees as many images as the baseline, in the same order, from the same initial weights.
 Differences from the baseline are paired by seed, with a 95 % interval of Student's t.
