@@ -81,12 +81,13 @@ class EMATeacher(nn.Module):
             )
         self._schedule = momentum
         self.step = 0
-        self.module = copy.deepcopy(unwrap(student)).requires_grad_(False)
-        for tensor in (*self.module.parameters(), *self.module.buffers()):
-            if tensor.dtype in _HALF:
-                tensor.data = tensor.data.to(
-                    torch.complex64 if tensor.is_complex() else torch.float32
-                )
+        with torch.inference_mode(False):  # a copy made in it could not be updated later
+            self.module = copy.deepcopy(unwrap(student)).requires_grad_(False)
+            for tensor in (*self.module.parameters(), *self.module.buffers()):
+                if tensor.dtype in _HALF:
+                    tensor.data = tensor.data.to(
+                        torch.complex64 if tensor.is_complex() else torch.float32
+                    )
         self.eval()
 
     @property

@@ -104,7 +104,7 @@ class ResumableBatches(Sampler[list[EpochIndex]]):
             if step // per_epoch != epoch:
                 epoch = step // per_epoch
                 generator = torch.Generator().manual_seed(self.seed + _EPOCH_STRIDE * epoch)
-                order = torch.randperm(self.size, generator=generator).tolist()
+                order = torch.randperm(self.size, generator=generator, device="cpu").tolist()
             start = step % per_epoch * self.batch_size
             yield [EpochIndex(index, epoch) for index in order[start : start + self.batch_size]]
 

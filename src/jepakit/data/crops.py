@@ -1,5 +1,7 @@
 """`random_crops`: random resized crops and mirror images of a batch, where the batch is."""
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -55,14 +57,16 @@ def random_crops(
     if low == high == 1 and not flip:
         return images
     count = len(images)
-    side = (low + (high - low) * torch.rand(count, generator=generator)).sqrt()
+    # The same whatever the default type and device are.
+    draw = partial(torch.rand, generator=generator, dtype=torch.float32, device="cpu")
+    side = (low + (high - low) * draw(count)).sqrt()
     # Image coordinates run from -1 to 1.
-    affine = torch.zeros(count, 2, 3)
+    affine = torch.zeros(count, 2, 3, dtype=torch.float32, device="cpu")
     affine[:, 0, 0] = affine[:, 1, 1] = side
-    centre = 2 * torch.rand(count, 2, generator=generator) - 1
+    centre = 2 * draw(count, 2) - 1
     affine[:, :, 2] = centre * (1 - side[:, None])
     if flip:
-        mirrored = torch.rand(count, generator=generator) < 0.5
+        mirrored = draw(count) < 0.5
         affine[:, 0] *= torch.where(mirrored, -1.0, 1.0)[:, None]
     pixels = float32_or_wider(images)
     with full_precision(pixels):  # places in a half type would be off by parts of a pixel

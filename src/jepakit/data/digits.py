@@ -56,12 +56,13 @@ def digit_canvases(
     source = load_digits()
     generator = torch.Generator().manual_seed(0)
     # In their own order the last digits are those of other writers.
-    order = torch.randperm(len(source.target), generator=generator)
-    digits = torch.tensor(source.images)[order, None] / 16
-    labels = torch.tensor(source.target)[order]
-    split = len(digits) * 3 // 4
-    train = _canvases(digits[:split], labels[:split], num_train, generator)
-    return train, _canvases(digits[split:], labels[split:], num_test, generator)
+    with torch.device("cpu"):  # whatever is the default
+        order = torch.randperm(len(source.target), generator=generator)
+        digits = torch.tensor(source.images)[order, None] / 16
+        labels = torch.tensor(source.target)[order]
+        split = len(digits) * 3 // 4
+        train = _canvases(digits[:split], labels[:split], num_train, generator)
+        return train, _canvases(digits[split:], labels[split:], num_test, generator)
 
 
 def _canvases(
@@ -85,8 +86,9 @@ def _canvases(
             place.copy_((sized[side][members[label][which], 0] * 255).round())
         down, right = draw(0, _SIDE, 2)
         image.copy_(image.roll((down, right), dims=(1, 2)))
-    contrast = 0.4 + 0.6 * torch.rand(count, 1, 1, 1, generator=generator)
-    dark = torch.rand(count, 1, 1, 1, generator=generator) * (1 - contrast)
-    noise = 0.15 * torch.randn(images.shape, generator=generator)
-    noisy = (images / 255 * contrast + dark + noise).clamp(0, 1)
+    one = (count, 1, 1, 1)
+    contrast = 0.4 + 0.6 * torch.rand(one, generator=generator, dtype=torch.float32)
+    dark = torch.rand(one, generator=generator, dtype=torch.float32) * (1 - contrast)
+    noise = 0.15 * torch.randn(images.shape, generator=generator, dtype=torch.float32)
+    noisy = (images.float() / 255 * contrast + dark + noise).clamp(0, 1)
     return TensorDataset((noisy * 255).round().byte(), classes)

@@ -81,7 +81,7 @@ class PixelStatistics:
                 f"{len(self.mean)} channels"
             )
         mean, std = (
-            torch.tensor(values, device=images.device).view(-1, 1, 1)
+            torch.tensor(values, dtype=torch.float32, device=images.device).view(-1, 1, 1)
             for values in (self.mean, self.std)
         )
         return (images.float() / 255 - mean) / std

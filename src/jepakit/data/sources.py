@@ -108,7 +108,8 @@ def _from_folder(root: Path, image_size: int | None) -> Pair:
 
 def _shuffled(dataset: Any) -> Subset[Any]:
     """In a fixed random order: folders are sorted by class, and some images stand for all."""
-    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))
+    own = torch.Generator().manual_seed(0)
+    order = torch.randperm(len(dataset), generator=own, device="cpu")
     return Subset(dataset, order.tolist())
 
 

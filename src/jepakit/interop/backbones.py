@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from jepakit._precision import full_precision
 from jepakit._wrapped import unwrap
 from jepakit.nn import MaskedViT
 
@@ -97,13 +98,15 @@ def _check_block(name: str, backbone: Any) -> None:
     """Raise unless the first block computes what a pre-norm block with these weights does."""
     block: Any = copy.deepcopy(unwrap(backbone.blocks[0])).to("cpu", torch.float32).eval()
     heads, dim = block.attn.num_heads, block.norm1.weight.shape[0]
-    x = torch.arange(3.0 * dim).sin().view(1, 3, dim)
-    q, k, v = block.attn.qkv(block.norm1(x)).view(1, 3, 3, heads, -1).permute(2, 0, 3, 1, 4)
-    seen = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(1, 3, dim)
-    expected = x + block.attn.proj(seen)
-    hidden = F.gelu(block.mlp.fc1(block.norm2(expected)))
-    expected = expected + block.mlp.fc2(hidden)
-    if not torch.allclose(block(x), expected, rtol=1e-3, atol=1e-3):
+    x = torch.arange(3 * dim, dtype=torch.float32, device="cpu").sin().view(1, 3, dim)
+    with full_precision(x):
+        q, k, v = block.attn.qkv(block.norm1(x)).view(1, 3, 3, heads, -1).permute(2, 0, 3, 1, 4)
+        seen = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(1, 3, dim)
+        expected = x + block.attn.proj(seen)
+        hidden = F.gelu(block.mlp.fc1(block.norm2(expected)))
+        expected = expected + block.mlp.fc2(hidden)
+        found = block(x)
+    if not torch.allclose(found, expected, rtol=1e-3, atol=1e-3):
         raise ValueError(
             f"{name}: its {type(block).__name__} does not compute what the published pre-norm "
             "block does with the same weights; build a VisionTransformer with timm's default "

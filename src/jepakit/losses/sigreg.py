@@ -109,6 +109,7 @@ def draw_slices(
         rows.shape[1],
         num_slices,
         generator=generator,
+        dtype=torch.float32,
         device=rows.device if generator is None else generator.device,
     ).to(rows.device)
     if process_group is not None:

@@ -142,9 +142,9 @@ class ScaledSizes:
             sizes[size] = sizes.get(size, 0.0) + weight
         largest = max(math.prod(size) for size in sizes)
         kept = {size: weight for size, weight in sizes.items() if math.prod(size) >= smallest}
-        weights = torch.tensor(list(kept.values()), dtype=torch.float64)
+        weights = torch.tensor(list(kept.values()), dtype=torch.float64, device="cpu")
         return cls(
-            torch.tensor(list(kept), dtype=torch.int64),
+            torch.tensor(list(kept), dtype=torch.int64, device="cpu"),
             weights.cumsum(0) / weights.sum(),
             largest,
         )

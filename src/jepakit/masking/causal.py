@@ -135,7 +135,7 @@ class CausalMask(UniformSampler[Masks]):
             future = self.grid_size[0] - past
         else:
             future = torch.full_like(past, self.num_target_steps)
-        begin = past[:, None] + torch.arange(self.num_targets) * future[:, None]
+        begin = past[:, None] + torch.arange(self.num_targets, device="cpu") * future[:, None]
         return Masks(
             self._stretch(torch.zeros_like(past), past * step, device),
             self._stretch(begin * step, (future * step)[:, None].expand_as(begin), device),
@@ -148,7 +148,7 @@ class CausalMask(UniformSampler[Masks]):
         device: torch.device | str | None,
     ) -> TokenSet:
         """Tokens from `begin` on; drawn on the CPU, so that their number is known there."""
-        entry = torch.arange(int(length.max()))
+        entry = torch.arange(int(length.max()), device="cpu")
         valid = entry < length[..., None]
         idx = (begin[..., None] + entry) * valid
         padded = not bool(valid.all())

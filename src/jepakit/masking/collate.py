@@ -141,7 +141,8 @@ class MaskCollator(Generic[M]):
         self.sampler = sampler
         self.seed = seed
         self.collate_fn = collate_fn
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+        epoch = torch.zeros((), dtype=torch.int64, device="cpu")
+        self._epoch = epoch.share_memory_()  # type: ignore[no-untyped-call]
 
     @property
     def epoch(self) -> int:

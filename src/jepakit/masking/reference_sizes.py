@@ -59,12 +59,13 @@ class ReferenceSizes:
         It is looked for among 2^16 draws: what is rarer than that and missed here does no harm,
         since no loop waits for it.
         """
+        line = torch.arange(2**16, dtype=torch.float32, device="cpu") / 2**16
         if role == "context":
-            h, w = self.contexts(torch.arange(2**16) / 2**16)
+            h, w = self.contexts(line)
         elif self.tied_aspect:
-            h, w = self.targets((torch.arange(2**16) / 2**16)[:, None].expand(-1, 2))
+            h, w = self.targets(line[:, None].expand(-1, 2))
         else:
-            side = torch.linspace(0, 1, 2**8)
+            side = torch.linspace(0, 1, 2**8, dtype=torch.float32, device="cpu")
             h, w = self.targets(torch.cartesian_prod(side, side))
         at = int((h * w).argmin())
         return int(h[at] * w[at]), int(h[at]), int(w[at])

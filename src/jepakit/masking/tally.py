@@ -19,8 +19,8 @@ class Tally:
         self.grid_size = masks.context.grid_size
         self.need = need
         size = masks.context.num_positions
-        self.context = torch.zeros(size, dtype=torch.int64)
-        self.target = torch.zeros(size, dtype=torch.int64)
+        self.context = torch.zeros(size, dtype=torch.int64, device="cpu")
+        self.target = torch.zeros(size, dtype=torch.int64, device="cpu")
         self.counts: list[Tensor] = []
         self.leaks = self.targets = self.empty = self.duplicate = self.partial = 0
         self.block_sizes: Counter[tuple[int, ...]] = Counter()
@@ -102,7 +102,7 @@ def _bounding_boxes(sets: Bool[Tensor, "k N"], grid_size: tuple[int, ...]) -> In
     for axis, length in enumerate(grid_size, start=1):
         others = [other for other in range(1, fields.dim()) if other != axis]
         used = fields.any(dim=others) if others else fields
-        at = torch.arange(length)
+        at = torch.arange(length, device="cpu")
         last = torch.where(used, at, -1).amax(dim=1)
         first = torch.where(used, at, length).amin(dim=1)
         sides.append(last - first + 1)

@@ -43,7 +43,11 @@ def draw_uniforms(
             f"generator on {generator.device}: must be a CPU generator, so that masks are the same "
             "on every device; pass `device` to get them elsewhere"
         )
-    return copy_to(torch.rand(batch_size, num_draws, generator=generator), device)
+    # The same whatever the default type and device are.
+    drawn = torch.rand(
+        batch_size, num_draws, generator=generator, dtype=torch.float32, device="cpu"
+    )
+    return copy_to(drawn, device)
 
 
 def copy_to(tensor: Tensor, device: torch.device | str | None) -> Tensor:
@@ -74,8 +78,8 @@ def keyed_uniforms(keys: Sequence[int], num_draws: int) -> Float[Tensor, "b k"]:
         keys: One signed 64-bit key for each row; see `derive_seed`.
         num_draws: Numbers for each row.
     """
-    key = torch.tensor(keys, dtype=torch.int64).view(-1, 1)
-    counter = torch.arange(1, num_draws + 1, dtype=torch.int64)
+    key = torch.tensor(keys, dtype=torch.int64, device="cpu").view(-1, 1)
+    counter = torch.arange(1, num_draws + 1, dtype=torch.int64, device="cpu")
     x = key + counter * _signed(0x9E3779B97F4A7C15)
     x = (x ^ _shift_right(x, 30)) * _signed(0xBF58476D1CE4E5B9)
     x = (x ^ _shift_right(x, 27)) * _signed(0x94D049BB133111EB)

@@ -1,6 +1,8 @@
 """`MaskedPredictor`: what stands at the targets, told from the context."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Literal, cast
 
 import torch
@@ -136,11 +138,12 @@ class MaskedPredictor(nn.Module):
         if position == "learned":
             self.position_table = nn.Parameter(torch.zeros(sum(map(math.prod, grids)), dim))
         else:
-            table_of, width = (
-                (rotary_table, dim // num_heads) if position == "rope" else (sincos_table, dim)
+            self._table_of = (
+                partial(rotary_table, grid_size, dim // num_heads)
+                if position == "rope"
+                else partial(sincos_table, grid_size, dim)
             )
-            tables = [table_of(grid_size, width, level) for level in range(num_levels)]
-            self.register_buffer("position_table", torch.cat(tables), persistent=False)
+            self.register_buffer("position_table", self._fixed_table(), persistent=False)
         if num_levels > 1:
             self.level_embedding = nn.Parameter(torch.zeros(num_levels, dim))
         rates = [drop_path * i / max(1, depth - 1) for i in range(depth)]
@@ -148,6 +151,18 @@ class MaskedPredictor(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.proj = nn.Linear(dim, out_dim)
         self._initialise()
+
+    def _fixed_table(self) -> Tensor:
+        return torch.cat([self._table_of(level) for level in range(len(self.grid_sizes))])
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MaskedPredictor":
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        # A fixed table comes with no checkpoint: one that was left unset (as by `to_empty`, after
+        # the meta device) would stay so, and one that was in a half type would stay rounded.
+        if self.position != "learned" and not self.position_table.is_meta:
+            with torch.device("cpu"):
+                self.position_table = self._fixed_table().to(self.position_table)
+        return self
 
     def _initialise(self) -> None:
         for module in self.modules():

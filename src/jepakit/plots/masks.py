@@ -67,7 +67,7 @@ def plot_masks(images: Float[Tensor, "b c h w"], masks: Masks, *, columns: int =
         axes[2, column].imshow(0.35 + 0.15 * picture.numpy())
         for number, block in enumerate(targets[column]):
             red, green, blue = colors.to_rgb(TARGETS[number % len(TARGETS)])
-            tint = torch.tensor([red, green, blue, 0.75]) * block[:, :, None]
+            tint = torch.tensor([red, green, blue, 0.75], device="cpu") * block[:, :, None]
             axes[2, column].imshow(tint.numpy())
     for row, label in enumerate(("image", "context", "targets")):
         axes[row, 0].set_ylabel(label)

@@ -59,5 +59,6 @@ def gumbel_like(
 ) -> Float[Tensor, "n k"]:
     """Gumbel noise, drawn on the generator's device."""
     device = logits.device if generator is None else generator.device
-    noise = torch.empty(logits.shape, device=device).exponential_(generator=generator)
+    noise = torch.empty(logits.shape, dtype=torch.float32, device=device)
+    noise.exponential_(generator=generator)
     return -noise.clamp(min=torch.finfo(noise.dtype).tiny).log().to(logits)

@@ -36,7 +36,8 @@ def draw_vectors(
     back from the device.
     """
     device = vectors.device if generator is None else generator.device
-    uniform = torch.rand(len(wanted), generator=generator, device=device).to(vectors.device)
+    uniform = torch.rand(len(wanted), generator=generator, dtype=torch.float32, device=device)
+    uniform = uniform.to(vectors.device)
     known = present.cumsum(dim=0)
     own = count = present.sum()
     before = torch.zeros_like(own)
