@@ -44,6 +44,7 @@ SAMPLERS: dict[str, Callable[[], Any]] = {
     "nested": lambda: NestedMultiBlockMask((16, 20)),
     "causal": lambda: CausalMask((12, 3), block_size="sample"),
     "published": lambda: ReferenceMultiBlockMask((14, 14)),
+    "published, but for its aspects": lambda: ReferenceMultiBlockMask((14, 14), tied_aspect=False),
 }
 
 

@@ -26,6 +26,25 @@ def test_loaded_and_saved_is_the_same_file(parts) -> None:
         assert same(saved[key], checkpoint[key])
 
 
+@torch.no_grad()
+def test_autocast_and_default_type_around_it_are_no_other_arithmetic(parts) -> None:
+    """Trap: a sound block is refused, since it was compared in a half type."""
+    for weight in parts["encoder"].parameters():
+        if weight.dim() > 1:
+            weight.mul_(4)
+    for module in parts["encoder"].modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = False  # rounds elsewhere
+    parts["teacher"] = EMATeacher(parts["encoder"], 0.5)
+    with torch.autocast("cpu", torch.bfloat16):
+        ijepa_checkpoint(**parts, epoch=0)
+    torch.set_default_dtype(torch.float64)
+    try:
+        ijepa_checkpoint(**parts, epoch=0)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 @pytest.mark.parametrize("position", ["sincos", "learned"])
 @torch.no_grad()
 def test_saved_and_loaded_computes_the_same(
