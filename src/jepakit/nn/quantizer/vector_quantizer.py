@@ -241,11 +241,7 @@ class VectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def _vote(
-        self,
-        vectors: Tensor,
-        voting: Tensor,
-        indices: Tensor,
-        process_group: ProcessGroup | None,
+        self, vectors: Tensor, voting: Tensor, indices: Tensor, process_group: ProcessGroup | None
     ) -> Tensor:
         """The number of vectors of each code; in training, they move the averages."""
         votes = voting.to(vectors.dtype).unsqueeze(1)
