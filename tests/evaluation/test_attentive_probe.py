@@ -37,7 +37,7 @@ def test_finds_what_a_mean_loses(sets):
     assert attentive_probe(nn.Identity(), *sets, **QUICK) > 0.9
 
 
-def test_default_device_and_type_do_not_matter(sets, monkeypatch):
+def test_a_default_device_changes_nothing_and_a_default_type_breaks_nothing(sets, monkeypatch):
     """As of a user who has made an accelerator the default; its loader is the caller's matter."""
 
     def whole(dataset: TensorDataset, *_: object) -> list[tuple[Tensor, ...]]:
@@ -154,8 +154,9 @@ def test_bad_sets_raise(sets, monkeypatch):
     with pytest.raises(ValueError, match="train: must hold at least 2 classes, got only 0"):
         attentive_probe(nn.Identity(), single, single, **QUICK)
     other = TensorDataset(test.tensors[0], test.tensors[1] + 1)
+    several = QUICK | {"lr": (1e-3, 3e-3)}
     with pytest.raises(ValueError, match="test: must share classes with train"):
-        attentive_probe(nn.Identity(), train, other, **QUICK)
+        attentive_probe(nn.Identity(), train, other, **several)
     with pytest.raises(
         ValueError, match=r"returned \(16, 8, 8\) for batch 12, must have 9 tokens of 8"
     ):
@@ -164,7 +165,7 @@ def test_bad_sets_raise(sets, monkeypatch):
         attentive_probe(lambda x: x[:, :0], train, test, **QUICK)
     narrow = TensorDataset(test.tensors[0][..., :6], test.tensors[1])
     with pytest.raises(ValueError, match="tokens of one width, got 8 for train and 6 for test"):
-        attentive_probe(nn.Identity(), train, narrow, **QUICK | {"epochs": 1})
+        attentive_probe(nn.Identity(), train, narrow, **several)
     few = TensorDataset(train.tensors[0][:2], torch.tensor([0, 1]))
     with pytest.raises(ValueError, match=r"too few rows to choose among lr=\(0.1, 0.2\): got 2 of"):
         attentive_probe(nn.Identity(), few, few, **QUICK | {"lr": (0.1, 0.2)})

@@ -155,6 +155,24 @@ def test_a_teacher_made_in_inference_mode_is_updated_outside():
     torch.testing.assert_close(teacher.module.weight, before + 0.5)
 
 
+def test_moving_a_predictor_leaves_the_rest_of_its_positions_alone():
+    """Memory that is shared, positions that someone else has put there, the type of a teacher."""
+    arguments: dict[str, Any] = dict(predictor_embed_dim=16, depth=1, num_heads=2)
+    predictor = MaskedPredictor((4, 6), 8, **arguments)
+    assert predictor.share_memory().position_table.is_shared()
+    teacher = EMATeacher(predictor, momentum=0.5)
+    with torch.inference_mode():
+        teacher.to("cpu")
+    teacher.update(predictor)
+    predictor = MaskedPredictor((4, 6), 8, **arguments)
+    own = torch.rand_like(predictor.position_table)
+    predictor.position_table.copy_(own)
+    assert torch.equal(predictor.double().position_table, own.double())
+    learned = MaskedPredictor((4, 6), 8, **arguments, position="learned")
+    before = learned.position_table.detach().clone()
+    assert torch.equal(learned.double().position_table, before.double())
+
+
 @pytest.mark.parametrize("position", ["sincos", "rope"])
 @pytest.mark.parametrize("num_levels", [1, 2])
 def test_fixed_positions_survive_where_modules_are_moved(position, num_levels):
@@ -174,6 +192,8 @@ def test_fixed_positions_survive_where_modules_are_moved(position, num_levels):
         later.to_empty(device="cpu")
     later.load_state_dict(expected.state_dict())
     assert torch.equal(later.position_table, expected.position_table)
+    again = build().to_empty(device="cpu")
+    assert torch.equal(again.position_table, expected.position_table)
     rounded = build().bfloat16()
     assert rounded.position_table.dtype == torch.bfloat16
     assert torch.equal(rounded.float().position_table, expected.position_table)

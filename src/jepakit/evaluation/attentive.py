@@ -77,8 +77,8 @@ def attentive_probe(
         TypeError: If a number is of a wrong type, or what `extract_features` raises.
         ValueError: If a number is out of its range, `num_heads` does not divide the width, `encode`
             does not return `[b, n, d]`, the train set holds a single class or too few images to
-            choose a rate, no test image has a class of the training images, or the head diverges
-            at every rate.
+            choose a rate, no test image has a class of the training images, or the head's answers
+            on the test set are not finite.
 
     Example:
         >>> import timm

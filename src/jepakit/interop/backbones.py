@@ -71,7 +71,7 @@ def backbone_arguments(state: Mapping[str, Any]) -> dict[str, str]:
 def check_arithmetic(name: str, encoder: MaskedViT, eps: float) -> None:
     """Raise where the same weights would give other features, as far as modules show it."""
     backbone = unwrap(encoder.backbone)
-    probe = torch.linspace(-3.0, 3.0, 25)
+    probe = torch.linspace(-3.0, 3.0, 25, dtype=torch.float32, device="cpu")
     for place, module in backbone.named_modules():
         if isinstance(module, nn.LayerNorm) and module.eps != eps:
             raise ValueError(

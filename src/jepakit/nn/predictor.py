@@ -156,12 +156,15 @@ class MaskedPredictor(nn.Module):
         return torch.cat([self._table_of(level) for level in range(len(self.grid_sizes))])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MaskedPredictor":
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         # A fixed table comes with no checkpoint: one that was left unset (as by `to_empty`, after
         # the meta device) would stay so, and one that was in a half type would stay rounded.
-        if self.position != "learned" and not self.position_table.is_meta:
-            with torch.device("cpu"):
-                self.position_table = self._fixed_table().to(self.position_table)
+        with torch.no_grad(), torch.device("cpu"):
+            was = self._buffers.get("position_table")  # None where it is learned
+            # Someone else's positions are left alone.
+            fixed = was is not None and (was.is_meta or was.equal(self._fixed_table().to(was)))
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+            if fixed and not self.position_table.is_meta:
+                self.position_table.copy_(self._fixed_table())
         return self
 
     def _initialise(self) -> None:
