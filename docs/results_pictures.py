@@ -11,16 +11,17 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 NAMES = {"cifar10_jpeg.npz": "CIFAR-10", "fashion_mnist.npz": "Fashion-MNIST"}
 
 
 def by_dataset() -> dict[str, list[dict[str, Any]]]:
     """Rows of all recipes that were run, by dataset and machine."""
     found: dict[str, list[dict[str, Any]]] = {}
-    for path in sorted(RESULTS.glob("*.json")):
-        record = json.loads(path.read_text())
-        if "benchmarks/recipes.py" in record["command"]:
+    for recipe in sorted((BENCHMARKS / "recipes").glob("*.toml")):
+        path = BENCHMARKS / "results" / f"{recipe.stem}.json"
+        if path.is_file():
+            record = json.loads(path.read_text())
             name = NAMES.get(record["dataset"], record["dataset"])
             where = "" if "CPU" in record["machine"] else f", {record['machine']}"
             found.setdefault(name + where, []).extend(record["rows"])
