@@ -17,6 +17,7 @@ from jepakit import (
     RandomMask,
 )
 from jepakit.data import EpochIndex, PixelStatistics, ResumableBatches, digit_canvases, random_crops
+from jepakit.data.sources import _shuffled
 from jepakit.losses import sigreg
 from jepakit.masking import (
     BlockMask,
@@ -31,6 +32,7 @@ from jepakit.masking import (
 )
 from jepakit.nn.quantizer.assign import gumbel_like
 from jepakit.nn.quantizer.statistics import draw_vectors
+from jepakit.plots import plot_masks
 
 SAMPLERS: dict[str, Callable[[], Any]] = {
     "multiblock": lambda: MultiBlockMask((8, 9), block_size="sample"),
@@ -123,9 +125,21 @@ def test_data(surroundings):
         floats = PixelStatistics((0.485, 0.4, 0.3), (0.229, 0.2, 0.1))(images)
         crops = random_crops(floats, (0.3, 1.0), flip=True, generator=seeded())
         order = list(ResumableBatches(10, 2, steps=7, seed=0))
-        return [*canvases.tensors, floats, crops, order]
+        return [*canvases.tensors, floats, crops, order, list(_shuffled(range(9)))]
 
     assert_unchanged(made, surroundings)
+
+
+def test_pictures_of_masks():
+    images = torch.rand(2, 3, 16, 16, generator=seeded())
+    masks = RandomMask((4, 4))(2, generator=seeded())
+    once = plot_masks(images, masks)
+    with torch.device("meta"):
+        again = plot_masks(images, masks)
+    for one, other in zip(once.axes, again.axes, strict=True):
+        assert len(one.images) == len(other.images) > 0
+        for ours, theirs in zip(other.images, one.images, strict=True):
+            assert (ours.get_array() == theirs.get_array()).all()
 
 
 @pytest.mark.parametrize("surroundings", ["float64", "bfloat16"])
@@ -156,7 +170,7 @@ def test_a_teacher_made_in_inference_mode_is_updated_outside():
 
 
 def test_moving_a_predictor_leaves_the_rest_of_its_positions_alone():
-    """Memory that is shared, positions that someone else has put there, the type of a teacher."""
+    """Memory that is shared, a teacher's that is updated later, positions of someone else's."""
     arguments: dict[str, Any] = dict(predictor_embed_dim=16, depth=1, num_heads=2)
     predictor = MaskedPredictor((4, 6), 8, **arguments)
     assert predictor.share_memory().position_table.is_shared()
