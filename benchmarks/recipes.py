@@ -81,8 +81,8 @@ def row(name: str, recipe: dict[str, Any], runs: list[dict[str, Any]]) -> dict[s
         "name": name,
         "title": recipe["title"],
         "options": words(recipe["options"]),
-        "architecture": architecture(settings),
-        "image_size": settings["image_size"],
+        "architecture": architecture(settings, runs[0]["image_shape"]),
+        "image_size": runs[0]["image_shape"][-1],
         "steps": steps,
         "images": runs[0]["images"],
         "epochs": runs[0]["images"] / runs[0]["train_images"],
@@ -93,12 +93,11 @@ def row(name: str, recipe: dict[str, Any], runs: list[dict[str, Any]]) -> dict[s
     }
 
 
-def architecture(settings: dict[str, Any]) -> str:
+def architecture(settings: dict[str, Any], image_shape: list[int]) -> str:
     """Width and patch size, depth and heads, of the encoder, and the images' size."""
-    size = f", {settings['image_size']} px" if settings["image_size"] else ""
     return (
         f"ViT {settings['width']}/{settings['patch_size']}, {settings['depth']} blocks, "
-        f"{settings['heads']} heads{size}"
+        f"{settings['heads']} heads, {image_shape[-1]} px"
     )
 
 

@@ -82,10 +82,14 @@ def run(script: str, options: Sequence[str], out: Path, threads: int) -> dict[st
         command = [sys.executable, str(ROOT / script), *options]
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MPLBACKEND": "agg"}
         environment["PYTHONPATH"] = str(ROOT / "src")  # what the commit says
-        with (out / "log.txt").open("w") as log:
-            subprocess.run(
-                [*command, "--out", str(out)], stdout=log, stderr=log, env=environment, check=True
+        told = out / "log.txt"
+        with told.open("w") as log:
+            done = subprocess.run(
+                [*command, "--out", str(out)], stdout=log, stderr=log, env=environment
             )
+        if done.returncode != 0:
+            last = "\n".join(told.read_text().splitlines()[-5:])
+            raise SystemExit(f"{script} ended with {done.returncode}; {told} ends with\n{last}")
     loaded: dict[str, Any] = json.loads(result.read_text())
     return loaded
 

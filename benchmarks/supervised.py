@@ -84,7 +84,7 @@ def main() -> None:
             right += int((model["head"](features).cpu().argmax(1) == y).sum())
     result = {"settings": vars(args), "rows": rows, "head": right / len(test)}
     result |= {"curves": curves, "steps": steps, "images": steps * args.batch_size}
-    result |= {"train_images": len(train), "seconds": seconds}
+    result |= {"train_images": len(train), "seconds": seconds, "image_shape": [channels, *size]}
     (out / "result.json").write_text(json.dumps(result, indent=1))
     for name, (knn, linear, rank) in rows.items():
         print(f"{name:18} kNN-20 {knn:.3f}  linear {linear:.3f}  rank {rank:.1f}")

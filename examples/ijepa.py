@@ -185,6 +185,7 @@ def main() -> None:
     result |= {"first_step": first, "steps": steps, "images": steps * args.batch_size}
     # The seconds are those of this call: a resumed run's are of the rest.
     result |= {"train_images": len(train), "seconds": seconds}
+    result["image_shape"] = channels, *size
     result["pixels"] = normalize.mean, normalize.std  # what images are standardised by
     (out / "result.json").write_text(json.dumps(result, indent=1))
     torch.save(timm_state_dict(teacher), out / "teacher.pth")
@@ -256,7 +257,7 @@ def parse_args() -> argparse.Namespace:
         text = help if default in (None, False) else f"{help} (default: {default})"
         parser.add_argument(name, default=default, help=text, **{**kind, **options})
 
-    add("--data", "digits", "digits, cifar10 (torchvision), an .npz file or an image folder")
+    add("--data", "digits", "digits, cifar10, fashion_mnist, an .npz file or an image folder")
     add("--image-size", None, "resize to this many pixels", type=int)
     add("--patch-size", 4, "pixels")
     add("--width", 64, "of the encoder's tokens")

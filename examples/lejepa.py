@@ -127,6 +127,7 @@ def main() -> None:
     result = {"settings": vars(args), "versions": versions, "rows": rows, "curves": curves}
     result |= {"steps": steps, "images": steps * args.batch_size, "train_images": len(train)}
     result |= {"seconds": seconds, "collapses": collapses}
+    result["image_shape"] = channels, *size
     result["pixels"] = normalize.mean, normalize.std  # what images are standardised by
     (out / "result.json").write_text(json.dumps(result, indent=1))
     torch.save(timm_state_dict(encoder), out / "encoder.pth")
@@ -232,7 +233,7 @@ def parse_args() -> argparse.Namespace:
         text = help if default in (None, False) else f"{help} (default: {default})"
         parser.add_argument(name, default=default, help=text, **{**kind, **options})
 
-    add("--data", "digits", "digits, cifar10 (torchvision), an .npz file or an image folder")
+    add("--data", "digits", "digits, cifar10, fashion_mnist, an .npz file or an image folder")
     add("--image-size", None, "resize to this many pixels", type=int)
     add("--patch-size", 4, "pixels")
     add("--width", 64, "of the encoder's tokens")

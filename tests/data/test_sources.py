@@ -1,6 +1,8 @@
 """load_images: files and folders, and what is said when something is missing."""
 
+import hashlib
 import io
+import pickle
 
 import numpy as np
 import pytest
@@ -50,6 +52,52 @@ def test_encoded_images(tmp_path):
     train, test = load_images(str(tmp_path / "a.npz"))
     assert np.array_equal(train[5][0].numpy(), given["x_train"][5].transpose(2, 0, 1))
     assert np.array_equal(test[0][0].numpy(), given["x_test"][0].transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("image_size", [None, 4])
+def test_downloaded_sets_are_those_of_their_files(image_size, tmp_path, monkeypatch):
+    """One way for all arrays: a result on a file can be repeated on what torchvision downloads."""
+    from torchvision import datasets
+
+    rng = np.random.default_rng(0)
+    monkeypatch.chdir(tmp_path)
+    sides, found = {"cifar10": (32, 32, 3), "fashion_mnist": (28, 28)}, {}
+    for name, shape in sides.items():
+        for part in ("train", "test"):
+            found[name, f"x_{part}"] = rng.integers(0, 256, (5, *shape), dtype=np.uint8)
+            found[name, f"y_{part}"] = np.array([3, 1, 4, 1, 5])
+    raw = tmp_path / "data/FashionMNIST/raw"
+    raw.mkdir(parents=True)
+    for part, theirs in (("train", "train"), ("test", "t10k")):
+        images, labels = (found["fashion_mnist", f"{each}_{part}"] for each in "xy")
+        header = np.array([0x803, *images.shape], ">i4").tobytes()
+        (raw / f"{theirs}-images-idx3-ubyte").write_bytes(header + images.tobytes())
+        header = np.array([0x801, len(labels)], ">i4").tobytes()
+        labels = labels.astype(np.uint8).tobytes()
+        (raw / f"{theirs}-labels-idx1-ubyte").write_bytes(header + labels)
+    folder = tmp_path / "data" / datasets.CIFAR10.base_folder
+    folder.mkdir(parents=True)
+
+    def stored(name: str, content: object) -> list[str]:
+        (folder / name).write_bytes(pickle.dumps(content))
+        return [name, hashlib.md5((folder / name).read_bytes()).hexdigest()]
+
+    for part in ("train", "test"):
+        images, labels = (found["cifar10", f"{each}_{part}"] for each in "xy")
+        rows = images.transpose(0, 3, 1, 2).reshape(5, -1)
+        listed = [stored(f"{part}_batch", {"data": rows, "labels": labels.tolist()})]
+        monkeypatch.setattr(datasets.CIFAR10, f"{part}_list", listed)
+    filename, md5 = stored("batches.meta", {"label_names": [*"abcdef"]})
+    meta = {"filename": filename, "key": "label_names", "md5": md5}
+    monkeypatch.setattr(datasets.CIFAR10, "meta", meta)
+
+    for name in sides:
+        arrays = {key: value for (of, key), value in found.items() if of == name}
+        np.savez(tmp_path / "a.npz", **arrays)
+        expected = load_images(str(tmp_path / "a.npz"), image_size=image_size)
+        for ours, theirs in zip(load_images(name, image_size=image_size), expected, strict=True):
+            for one, other in zip(ours.tensors, theirs.tensors, strict=True):
+                assert one.dtype == other.dtype and torch.equal(one, other)
 
 
 def test_resizing_is_the_mean_of_what_a_pixel_covers(tmp_path):

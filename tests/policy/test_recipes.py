@@ -60,8 +60,50 @@ def test_a_result_is_of_the_recipe_as_it_is(path, benchmarks) -> None:
     assert row["data"] == recipe["data"]
 
 
+def test_a_trained_encoder_is_ahead_of_an_untrained_one() -> None:
+    """Trap: a loss that falls while the features get no better. Those on the CPU gain 8 points."""
+    found = []
+    for path in RECIPES:
+        result = ROOT / "benchmarks" / "results" / f"{path.stem}.json"
+        if tomllib.loads(path.read_text())["tier"] == "cpu" and result.is_file():
+            row = json.loads(result.read_text())["rows"][0]
+            before, after = (
+                sum(knn for knn, *_ in row[key]) / len(row[key]) for key in ("untrained", "trained")
+            )
+            assert after - before >= 0.08, f"{path.stem}: {before:.3f} to {after:.3f}"
+            found.append(path.stem)
+    assert "cifar10-lejepa" in found
+
+
+def test_why_a_run_failed_is_said(benchmarks, monkeypatch, tmp_path) -> None:
+    """Trap: the reason stands in a log that no message names."""
+    recipes = load(benchmarks / "recipes.py")
+    options = ["--smoke", "--data-folder", str(tmp_path / "none"), "--runs", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["recipes.py", "fashion-supervised", *options])
+    with pytest.raises(SystemExit, match=r"(?s)log.txt ends with.*there is no such file"):
+        recipes.main()
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["imagenette-ijepa", "imagenette-supervised"])
+@pytest.mark.no_hook
+def test_throughput_runs_at_a_tiny_scale(benchmarks, monkeypatch, tmp_path) -> None:
+    """Its figures need an accelerator; that the script works does not."""
+    step = load(benchmarks / "step.py")
+    small = {"width": 32, "depth": 1, "heads": 2, "image-size": 32, "patch-size": 4}
+    small |= {"batch-size": 4, "predictor-width": 32, "predictor-depth": 1, "context": 16}
+    small |= {"steps": 1, "rounds": 1}
+    written = tmp_path / "step.json"
+    options = [word for name, value in small.items() for word in (f"--{name}", str(value))]
+    monkeypatch.setattr(sys, "argv", ["step.py", *options, "--write", str(written)])
+    step.main()
+    assert json.loads(written.read_text())["rows"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [path.stem for path in RECIPES if tomllib.loads(path.read_text())["tier"] == "accelerator"],
+)
 def test_a_recipe_runs_at_a_tiny_scale(name, benchmarks, monkeypatch, tmp_path, capsys) -> None:
     """Also what is for an accelerator, where there is none."""
     rng, arrays = np.random.default_rng(0), {}

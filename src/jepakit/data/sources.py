@@ -16,6 +16,7 @@ from jepakit.data.digits import digit_canvases
 
 __all__ = ["load_images"]
 
+_DOWNLOADED = {"cifar10": "CIFAR10", "fashion_mnist": "FashionMNIST"}  # torchvision's names
 _HELD_OUT = ("val", "validation", "test")
 _TEST_FRACTION = 5  # one image in so many, of a folder that has no test part of its own
 
@@ -26,13 +27,14 @@ def load_images(source: str, *, image_size: int | None = None) -> Pair:
     """Training and test images of a named set, of an `.npz` file, or of a folder.
 
     Args:
-        source: `"digits"` for `digit_canvases`; `"cifar10"` by torchvision, downloaded into `data`;
-            the path of an `.npz` file with the arrays `x_train, y_train, x_test, y_test` (images
-            `[n h w]` or `[n h w c]`, uint8), or with encoded images one after another as
-            `bytes_train` and where each begins and the last ends as `off_train` instead of
-            `x_train`, likewise for test; or the path of a folder with a subfolder for each class,
-            within `train` and `val`, `validation` or `test` if it has them, else a fifth is held
-            out. Arrays stay in their order: shuffle them first if they are sorted by class.
+        source: `"digits"` for `digit_canvases`; `"cifar10"` or `"fashion_mnist"`, which torchvision
+            downloads into the folder `data`; the path of an `.npz` file with the arrays `x_train,
+            y_train, x_test, y_test` (images `[n h w]` or `[n h w c]`, uint8), or with encoded
+            images one after another as `bytes_train` and where each begins and the last ends as
+            `off_train` instead of `x_train`, likewise for test; or the path of a folder with a
+            subfolder for each class, within `train` and `val`, `validation` or `test` if it has
+            them, else a fifth is held out. Arrays stay in their order: shuffle them first if they
+            are sorted by class.
         image_size: Resize to a square of this many pixels. None keeps the size of a named set or
             file; a folder needs one.
 
@@ -61,33 +63,29 @@ def load_images(source: str, *, image_size: int | None = None) -> Pair:
         return digit_canvases()
     if source.endswith(".npz"):
         return _from_arrays(source, image_size)
-    if source == "cifar10":
-        from torchvision.datasets import CIFAR10  # type: ignore[import-untyped]
+    if source in _DOWNLOADED:
+        from torchvision import datasets  # type: ignore[import-untyped]
 
-        transform = _to_uint8(image_size)
-        train, test = (CIFAR10("data", part, transform, download=True) for part in (True, False))
+        kind = getattr(datasets, _DOWNLOADED[source])
+        parts = [kind("data", train=train, download=True) for train in (True, False)]
+        train, test = (_dataset(part.data, part.targets, image_size) for part in parts)
         return train, test
     return _from_folder(Path(source), image_size)
-
-
-def _to_uint8(image_size: int | None) -> Any:
-    from torchvision.transforms import v2  # type: ignore[import-untyped]
-
-    resize = [] if image_size is None else [v2.Resize(image_size), v2.CenterCrop(image_size)]
-    return v2.Compose([*resize, v2.PILToTensor()])
 
 
 def _from_folder(root: Path, image_size: int | None) -> Pair:
     if not root.is_dir():
         raise ValueError(
-            f"source={str(root)!r}: must be 'digits', 'cifar10', an .npz file or a folder that "
-            "exists"
+            f"source={str(root)!r}: must be 'digits', {', '.join(map(repr, _DOWNLOADED))}, an .npz "
+            "file or a folder that exists"
         )
     if image_size is None:
         raise ValueError("image_size=None: images of a folder differ in size, must be a number")
     from torchvision.datasets import ImageFolder
+    from torchvision.transforms import v2  # type: ignore[import-untyped]
 
-    transform = _to_uint8(image_size)
+    square = [v2.Resize(image_size), v2.CenterCrop(image_size)]
+    transform = v2.Compose([*square, v2.PILToTensor()])
     if (root / "train").is_dir():
         held_out = next((root / name for name in _HELD_OUT if (root / name).is_dir()), None)
         if held_out is None:
@@ -134,11 +132,16 @@ def _part(path: str, arrays: Any, part: str, image_size: int | None) -> TensorDa
             f"source={path!r}: {needed[0]} must be uint8 of shape [n, h, w] or [n, h, w, c], got "
             f"{images.dtype} {images.shape}"
         )
-    tensor = torch.from_numpy(images)
+    return _dataset(images, arrays[f"y_{part}"], image_size)
+
+
+def _dataset(images: Any, labels: Any, image_size: int | None) -> TensorDataset:
+    """Of images `[n h w]` or `[n h w c]` in uint8."""
+    tensor = torch.from_numpy(np.asarray(images))
     tensor = tensor[:, None] if tensor.dim() == 3 else tensor.permute(0, 3, 1, 2)
     if image_size is not None and tensor.shape[-2:] != (image_size, image_size):
         tensor = _resized(tensor, image_size)
-    return TensorDataset(tensor, torch.from_numpy(arrays[f"y_{part}"]).long())
+    return TensorDataset(tensor, torch.from_numpy(np.asarray(labels)).long())
 
 
 def _decoded(raw: Any, offsets: Any) -> Any:
