@@ -64,9 +64,9 @@ def load_images(source: str, *, image_size: int | None = None) -> Pair:
     if source.endswith(".npz"):
         return _from_arrays(source, image_size)
     if source in _DOWNLOADED:
-        from torchvision import datasets  # type: ignore[import-untyped]
+        import torchvision.datasets  # type: ignore[import-untyped]
 
-        kind = getattr(datasets, _DOWNLOADED[source])
+        kind = getattr(torchvision.datasets, _DOWNLOADED[source])
         parts = [kind("data", train=train, download=True) for train in (True, False)]
         train, test = (_dataset(part.data, part.targets, image_size) for part in parts)
         return train, test
