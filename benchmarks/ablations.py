@@ -93,7 +93,7 @@ def main() -> None:
 def table(rows: list[dict[str, Any]]) -> str:
     """Means and ranges over the seeds, and paired differences from the group's first row."""
     lines = [
-        "| | | kNN-20 | linear probe | effective rank | kNN less the first's | linear likewise |",
+        "| | | kNN-20 | linear probe | effective rank | kNN - first row | linear - first row |",
         "|---|---|---|---|---|---|---|",
     ]
     for side, row in sorted({row["patches_per_side"]: row for row in reversed(rows)}.items()):
