@@ -58,6 +58,7 @@ def test_a_result_is_of_the_recipe_as_it_is(path, benchmarks) -> None:
     recipe = recipes.load(path.stem)
     assert row["options"] == recipes.words(recipe["options"])
     assert row["data"] == recipe["data"]
+    assert row["image_size"] and f"{row['image_size']} px" in row["architecture"]
 
 
 def test_a_trained_encoder_is_ahead_of_an_untrained_one() -> None:
@@ -96,7 +97,9 @@ def test_throughput_runs_at_a_tiny_scale(benchmarks, monkeypatch, tmp_path) -> N
     options = [word for name, value in small.items() for word in (f"--{name}", str(value))]
     monkeypatch.setattr(sys, "argv", ["step.py", *options, "--write", str(written)])
     step.main()
-    assert json.loads(written.read_text())["rows"]
+    rows = json.loads(written.read_text())["rows"]
+    assert [row["name"] for row in rows] == ["eager", "compiled"]
+    assert all(row["images_per_second"] > 0 < row["flops_per_step"] for row in rows)
 
 
 @pytest.mark.slow
@@ -116,8 +119,10 @@ def test_a_recipe_runs_at_a_tiny_scale(name, benchmarks, monkeypatch, tmp_path, 
     recipes = load(benchmarks / "recipes.py")
     before = {path: path.read_bytes() for path in recipes.RESULTS.iterdir()}
     recipes.main()
-    title = tomllib.loads((benchmarks / "recipes" / f"{name}.toml").read_text())["title"]
-    assert f"| {title} | ViT 32/" in capsys.readouterr().out
+    recipe = tomllib.loads((benchmarks / "recipes" / f"{name}.toml").read_text())
+    patch = recipe["options"]["patch-size"]
+    encoder = f"ViT 32/{patch}, 1 blocks, 2 heads, {8 * patch} px"
+    assert f"| {recipe['title']} | {encoder} |" in capsys.readouterr().out
     # A run of four steps is no result.
     assert {path: path.read_bytes() for path in recipes.RESULTS.iterdir()} == before
 
