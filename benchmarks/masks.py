@@ -34,7 +34,7 @@ COVERAGE = 0.4  # the dearer of the usual ones: the floor has something to do
 class Mode(NamedTuple):
     """What `MultiBlockMask` is asked for."""
 
-    block_size: str
+    target_size_per: str
     context_length: str | int
     overlap: bool
 
@@ -43,7 +43,7 @@ def naive_masks(
     grid_size: tuple[int, int], batch_size: int, mode: Mode
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Masks sample by sample: indices of the contexts, padded or cut, and of the targets."""
-    block_size, context_length, overlap = mode
+    target_size_per, context_length, overlap = mode
     target_scale = TARGET_SCALE if overlap else DISJOINT_SCALE
     height, width = grid_size
 
@@ -60,7 +60,7 @@ def naive_masks(
     size = draw_size(target_scale, (0.75, 1.5))
     contexts, targets = [], []
     for _ in range(batch_size):
-        if block_size == "sample":
+        if target_size_per == "sample":
             size = draw_size(target_scale, (0.75, 1.5))
         context = torch.zeros(height, width, dtype=torch.bool)
         context[draw_block(*draw_size((0.85, 1.0), (1.0, 1.0)))] = True
@@ -117,7 +117,7 @@ def of_others(grid: tuple[int, int], batch: int) -> dict[str, Callable[[], objec
 
 def modes() -> Iterator[tuple[Mode, MultiBlockMask]]:
     """Every mode with its sampler."""
-    for block_size, length, overlap in product(
+    for target_size_per, length, overlap in product(
         ("batch", "sample"), ("pad", "trim", 40), (True, False)
     ):
         scale = TARGET_SCALE if overlap else DISJOINT_SCALE
@@ -126,26 +126,26 @@ def modes() -> Iterator[tuple[Mode, MultiBlockMask]]:
             target_scale=scale,
             min_context_coverage=COVERAGE,
             allow_target_overlap=overlap,
-            block_size=block_size,
+            target_size_per=target_size_per,
             context_length=length,
         )
-        yield Mode(block_size, length, overlap), sampler
+        yield Mode(target_size_per, length, overlap), sampler
 
 
 def clips(grid: tuple[int, int, int]) -> dict[str, MultiBlockMask]:
     """V-JEPA's masks: many small targets and few large ones."""
     sets = {"short range, 8 x 15 %": (8, 0.15), "long range, 2 x 70 %": (2, 0.7)}
     return {
-        f"{name}, block_size={block_size}": MultiBlockMask(
+        f"{name}, target_size_per={target_size_per}": MultiBlockMask(
             grid,
             num_targets=count,
             target_scale=(scale, scale),
             context_scale=(1.0, 1.0),
             min_context_coverage=0.05,
-            block_size=block_size,
+            target_size_per=target_size_per,
         )
         for name, (count, scale) in sets.items()
-        for block_size in ("batch", "sample")
+        for target_size_per in ("batch", "sample")
     }
 
 
@@ -184,10 +184,17 @@ def main() -> None:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Every mode beside the loop; the paper's masks beside other libraries' samplers; clips."""
-    lines = ["| block_size | context_length | overlap | jepakit | loop | ratio |", "|---" * 6 + "|"]
+    lines = [
+        "| target_size_per | context_length | overlap | jepakit | loop | ratio |",
+        "|---" * 6 + "|",
+    ]
     for row in rows:
         if row["kind"] == "mode":
-            head = [row["block_size"], row["context_length"], "yes" if row["overlap"] else "no"]
+            head = [
+                row["target_size_per"],
+                row["context_length"],
+                "yes" if row["overlap"] else "no",
+            ]
             ratio = f"{row['jepakit'] / row['loop']:.1f}"
             numbers = [f"{row[side]:,.0f}" for side in ("jepakit", "loop")]
             lines.append(f"| {' | '.join(map(str, [*head, *numbers, ratio]))} |")

@@ -47,7 +47,7 @@ def training_step(args: argparse.Namespace, compiled: bool) -> Callable[[], None
     teacher = jepakit.EMATeacher(encoder, 0.996)
     # One length for all batches: nothing is compiled anew.
     sampler = jepakit.MultiBlockMask(
-        encoder.grid_size, block_size="sample", context_length=args.context
+        encoder.grid_size, target_size_per="sample", context_length=args.context
     )
     learned = nn.ModuleList([encoder, predictor])
     optimizer = torch.optim.AdamW(param_groups(learned, 0.05), fused=device.type == "cuda")

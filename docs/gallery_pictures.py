@@ -15,8 +15,8 @@ from jepakit.masking import (
     CausalMask,
     ComplementMask,
     InverseBlockMask,
-    MixtureMask,
-    NestedMultiBlockMask,
+    MultiContextMask,
+    NestedMask,
     ReferenceMultiBlockMask,
     TubeMask,
 )
@@ -29,27 +29,27 @@ SHORT = MultiBlockMask(
 LONG = MultiBlockMask((8, 14, 14), num_targets=2, target_scale=(0.7, 0.7), min_context_coverage=0.1)
 # What a name shows: samples side by side, or the frames of one video.
 IMAGES: dict[str, Any] = {
-    "multi-block": MultiBlockMask((14, 14), block_size="sample"),
+    "multi-block": MultiBlockMask((14, 14), target_size_per="sample"),
     "reference": ReferenceMultiBlockMask((14, 14)),
     "random": RandomMask((14, 14)),
     "block": BlockMask((14, 14)),
     "inverse-block": InverseBlockMask((14, 14)),
-    "complement": ComplementMask(MultiBlockMask((14, 14), block_size="sample")),
+    "complement": ComplementMask(MultiBlockMask((14, 14), target_size_per="sample")),
 }
 VIDEOS: dict[str, list[Any]] = {
     "tube": [TubeMask(8, RandomMask((14, 14), target_ratio=0.9))],
     "multi-block-video": [
         MultiBlockMask((8, 14, 14), temporal_scale=(0.3, 0.5), target_scale=(0.2, 0.3))
     ],
-    "mixture": [MixtureMask((SHORT, LONG))],
+    "mixture": [MultiContextMask((SHORT, LONG))],
     "causal": [CausalMask((8, 14, 14), num_context_steps=(4, 4), num_target_steps=2)],
 }
 # Videos with several targets, whose outlines tell them apart.
 BOXES = ("multi-block-video", "mixture")
 SEQUENCES = {
-    "MultiBlockMask": MultiBlockMask((64,), block_size="sample", target_scale=(0.1, 0.15)),
+    "MultiBlockMask": MultiBlockMask((64,), target_size_per="sample", target_scale=(0.1, 0.15)),
     "RandomMask": RandomMask((64,)),
-    "CausalMask": CausalMask((64,), num_targets=3, num_target_steps=6, block_size="sample"),
+    "CausalMask": CausalMask((64,), num_targets=3, num_target_steps=6, context_size_per="sample"),
 }
 
 
@@ -103,7 +103,7 @@ def video(name: str, theme: Theme) -> Figure:
 
 
 def nested(theme: Theme) -> Figure:
-    sampler = NestedMultiBlockMask((14, 14), num_levels=3, block_size="sample")
+    sampler = NestedMask((14, 14), MultiBlockMask((4, 4), target_size_per="sample"))
     masks = sampler(4, generator=torch.Generator().manual_seed(0))
     figure, axes = plt.subplots(3, 4, figsize=(6.0, 4.6))
     for level, row in enumerate(axes):

@@ -23,12 +23,12 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
 from jepakit import MultiBlockMask, RandomMask, TokenSet, plots, schedules
 from jepakit.diagnostics import effective_rank
-from jepakit.masking import MaskAudit, ReferenceMultiBlockMask, audit
+from jepakit.masking import MaskAudit, ReferenceMultiBlockMask, audit_masks
 
 
 def masks(theme: Theme) -> Figure:
     samplers = [
-        ("MultiBlockMask", MultiBlockMask((14, 14), block_size="sample")),
+        ("MultiBlockMask", MultiBlockMask((14, 14), target_size_per="sample")),
         ("RandomMask", RandomMask((14, 14), target_ratio=0.75)),
     ]
     figure, axes = plt.subplots(2, 6, figsize=(8.4, 3.3))
@@ -89,11 +89,11 @@ def frequencies(theme: Theme) -> Figure:
 
 @cache
 def audited(sampler: MultiBlockMask | ReferenceMultiBlockMask) -> MaskAudit:
-    return audit(sampler, generator=torch.Generator().manual_seed(0))
+    return audit_masks(sampler, generator=torch.Generator().manual_seed(0))
 
 
 def audits(theme: Theme) -> Figure:
-    return plots.mask_audit(
+    return plots.plot_mask_audit(
         {
             "ReferenceMultiBlockMask": audited(ReferenceMultiBlockMask((14, 14))),
             "MultiBlockMask": audited(MultiBlockMask((14, 14))),

@@ -28,7 +28,9 @@ def on_image(values: torch.Tensor, level: int) -> torch.Tensor:
 
 
 def cells(theme: Theme) -> Figure:
-    masks = MultiBlockMask(GRID, block_size="sample")(4, generator=torch.Generator().manual_seed(5))
+    masks = MultiBlockMask(GRID, target_size_per="sample")(
+        4, generator=torch.Generator().manual_seed(5)
+    )
     context = masks.context
     levels = {
         rule: HierarchicalPyramid(GRID, 1, valid_if=rule)(torch.ones(*context.shape, 1), context)

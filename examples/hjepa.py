@@ -30,10 +30,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import jepakit
+from jepakit import MultiBlockMask
 from jepakit.data import PixelStatistics, ResumableBatches, load_images, random_crops
 from jepakit.evaluation import Scores, evaluate
 from jepakit.losses import SoftOptimalWeights, UncertaintyWeights, decay_weights
-from jepakit.masking import NestedMultiBlockMask
+from jepakit.masking import NestedMask
 from jepakit.nn import Level, init_sincos_positions
 from jepakit.optim import param_groups
 from jepakit.plots import plot_curves, plot_patch_pca
@@ -98,11 +99,10 @@ def main() -> None:
         predictors = [predictor(grid) for grid in pyramid.grid_sizes]
     predictors = nn.ModuleList(predictors).to(device)
     # Blocks that are whole on every level, so that none is asked for what it sees.
-    sampler = NestedMultiBlockMask(
+    coarsest = tuple(-(-side // 2 ** (args.mask_levels - 1)) for side in encoder.grid_size)
+    sampler = NestedMask(
         encoder.grid_size,
-        num_levels=args.mask_levels,
-        num_targets=args.num_targets,
-        context_length="trim",
+        MultiBlockMask(coarsest, num_targets=args.num_targets, context_length="trim"),
     )
     weights = level_weights(args.weights, args.levels)
     learned = nn.ModuleList([student, predictors])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from jepakit import MultiBlockMask, RandomMask
-from jepakit.masking import ReferenceMultiBlockMask, audit
+from jepakit.masking import ReferenceMultiBlockMask, audit_masks
 
 matplotlib = pytest.importorskip("matplotlib")
 matplotlib.use("agg")
@@ -21,12 +21,12 @@ def _close():
 
 
 def small(sampler):
-    return audit(sampler, batches=4, batch_size=8, generator=torch.Generator().manual_seed(0))
+    return audit_masks(sampler, batches=4, batch_size=8, generator=torch.Generator().manual_seed(0))
 
 
 def test_mask_audit_shows_the_frequencies():
     audits = {"a": small(ReferenceMultiBlockMask((12, 12))), "b": small(MultiBlockMask((12, 12)))}
-    figure = plots.mask_audit(audits)
+    figure = plots.plot_mask_audit(audits)
     panels = [ax for ax in figure.axes if ax.images]
     for ax, role in zip(panels[:4], ["context"] * 2 + ["target"] * 2, strict=True):
         found = audits[ax.get_title() or "ab"[panels.index(ax) % 2]]
@@ -41,7 +41,7 @@ def test_mask_audit_shows_the_frequencies():
 def test_mask_audit_marks_what_never_has_a_role():
     never = matplotlib.colors.to_rgba("#D55E00")
     for sampler, some in ((ReferenceMultiBlockMask((12, 12)), True), (RandomMask((3, 3)), False)):
-        figure = plots.mask_audit(small(sampler))
+        figure = plots.plot_mask_audit(small(sampler))
         image = figure.axes[0].images[0]
         zero = torch.as_tensor(image.get_array().filled(1.0)) == 0
         coloured = torch.as_tensor(image.to_rgba(image.get_array()))
@@ -52,14 +52,14 @@ def test_mask_audit_marks_what_never_has_a_role():
 
 @pytest.mark.parametrize(("grid", "shape"), [((7,), (1, 7)), ((3, 4, 5), (4, 17))])
 def test_mask_audit_on_other_grids(grid, shape):
-    figure = plots.mask_audit({"one": small(RandomMask(grid, target_ratio=0.5))})
+    figure = plots.plot_mask_audit({"one": small(RandomMask(grid, target_ratio=0.5))})
     assert figure.axes[0].images[0].get_array().shape == shape
     figure.canvas.draw()
 
 
 def test_mask_audit_of_nothing():
     with pytest.raises(ValueError, match=r"^audit=\{\}: must hold at least one audit$"):
-        plots.mask_audit({})
+        plots.plot_mask_audit({})
 
 
 def test_features_stand_on_their_grid():

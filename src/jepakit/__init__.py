@@ -12,6 +12,9 @@ if _TYPECHECK:
 
     _install_import_hook("jepakit", "jepakit._typecheck.check")
 
+import importlib as _importlib
+from types import ModuleType as _ModuleType
+
 from jepakit.diagnostics import CollapseMonitor, effective_rank
 from jepakit.losses import (
     hierarchical_loss,
@@ -69,3 +72,16 @@ __all__ = [
     "take_tokens",
     "warmup_cosine",
 ]
+
+# Reachable as `jepakit.plots` and so on, and imported only then: some of them cost time to import.
+_SUBPACKAGES = frozenset({"data", "evaluation", "interop", "optim", "plots", "testing"})
+
+
+def __getattr__(name: str) -> _ModuleType:
+    if name in _SUBPACKAGES:
+        return _importlib.import_module(f"jepakit.{name}")
+    raise AttributeError(f"module 'jepakit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_SUBPACKAGES})

@@ -1,12 +1,15 @@
-"""Argument checks with one wording: the argument, the value, the rule.
+"""Argument checks in one wording: the argument, the value, the rule.
 
-The checks here are cheap and stay on always. Checks of tensor values read data back from the
-device, so callers guard them with `values_readable` or, inside a forward, `value_checks_on`.
+`as_*` functions take what configuration files and NumPy hold and return plain Python values, which
+constructors store. `check_*` functions only raise. Both are cheap and always on. Checks of tensor
+values need a host synchronisation on an accelerator, so callers guard them with `values_readable`
+or, inside a forward, `value_checks_on`.
 """
 
 import math
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping, Set, Sized
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -15,6 +18,14 @@ from torch.distributed import ProcessGroup
 
 __all__ = [
     "TYPECHECK",
+    "as_bool",
+    "as_fraction",
+    "as_grid_size",
+    "as_int",
+    "as_ints",
+    "as_number",
+    "as_numbers",
+    "as_range",
     "check_bool",
     "check_choice",
     "check_device",
@@ -30,15 +41,15 @@ __all__ = [
     "check_row_mask",
     "check_same_shape",
     "check_tensor",
-    "kind_of",
     "read_switch",
+    "type_name",
     "value_checks_on",
     "values_readable",
 ]
 
 
 def read_switch(variable: str) -> bool:
-    """Whether an environment variable is "1"; raise unless it is "0", "1", empty or not set."""
+    """Return whether an environment variable is "1"; raise unless it is "0", "1" or unset."""
     value = os.environ.get(variable, "")
     if value not in ("", "0", "1"):
         raise ValueError(f"{variable}={value!r}: must be '0' or '1', or not be set")
@@ -48,7 +59,7 @@ def read_switch(variable: str) -> bool:
 TYPECHECK = read_switch("JEPAKIT_TYPECHECK")
 
 
-def kind_of(value: object) -> str:
+def type_name(value: object) -> str:
     """Name of a value's type, with its module unless it is a builtin."""
     kind = type(value)
     if kind.__module__ == "builtins":
@@ -56,93 +67,154 @@ def kind_of(value: object) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def check_bool(name: str, value: object) -> None:
-    """Raise unless `value` is True or False; 1 and "False" are neither."""
+def _show(name: str, value: object) -> str:
+    # The pixels of a tensor in an error message help no one.
+    return name if isinstance(value, Tensor) else f"{name}={value!r}"
+
+
+# Plain Python values from what configuration files and NumPy hold
+
+
+def as_bool(name: str, value: object) -> bool:
+    """Return True or False; raise for everything else, 1 and "False" included."""
     if not isinstance(value, bool):
-        raise TypeError(f"{name}={value!r}: must be a bool, got {kind_of(value)}")
+        raise TypeError(f"{_show(name, value)}: must be a bool, got {type_name(value)}")
+    return value
+
+
+def as_int(
+    name: str, value: object, *, minimum: int | None = None, maximum: int | None = None
+) -> int:
+    """Return an integral number, NumPy's included, as an int; raise for bool and float."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{_show(name, value)}: must be an int, got {type_name(value)}")
+    number = int(value)
+    if minimum is not None and number < minimum:
+        raise ValueError(f"{name}={number}: must be at least {minimum}")
+    if maximum is not None and number > maximum:
+        raise ValueError(f"{name}={number}: must be at most {maximum}")
+    return number
+
+
+def as_number(
+    name: str, value: object, *, positive: bool = False, minimum: float | None = None
+) -> float:
+    """Return a finite real number as a float; above 0 with `positive`, at least `minimum`."""
+    number = _as_float(name, value)
+    if not math.isfinite(number):
+        raise ValueError(f"{name}={number}: must be finite")
+    if positive and number <= 0:
+        raise ValueError(f"{name}={number:g}: must be above 0")
+    if minimum is not None and number < minimum:
+        raise ValueError(f"{name}={number:g}: must be at least {minimum:g}")
+    return number
+
+
+def as_fraction(
+    name: str,
+    value: object,
+    *,
+    low: float = 0.0,
+    high: float = 1.0,
+    open_low: bool = False,
+    open_high: bool = False,
+) -> float:
+    """Return a real number in `[low, high]` as a float; `open_*` leaves an end out."""
+    number = _as_float(name, value)
+    inside = (low < number if open_low else low <= number) and (
+        number < high if open_high else number <= high
+    )
+    if not inside:  # also for NaN
+        left, right = "(" if open_low else "[", ")" if open_high else "]"
+        raise ValueError(f"{name}={number:g}: must lie in {left}{low:g}, {high:g}{right}")
+    return number
+
+
+def _as_float(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{_show(name, value)}: must be a number, got {type_name(value)}")
+    return float(value)
+
+
+def as_range(
+    name: str, value: object, *, low: float = 0.0, high: float = math.inf
+) -> tuple[float, float]:
+    """Return `(low, high)` as floats; raise unless `low < first <= second <= high`, all finite."""
+    ends = _entries(name, value, "must be a pair of numbers (low, high)", length=2)
+    first, second = (as_fraction(name, end, low=low, high=high, open_low=True) for end in ends)
+    if first > second:
+        raise ValueError(f"{name}={(first, second)}: the low end must not exceed the high end")
+    if math.isinf(second):
+        raise ValueError(f"{name}={(first, second)}: both ends must be finite")
+    return first, second
+
+
+def as_ints(
+    name: str, value: object, *, minimum: int | None = None, length: int | None = None
+) -> tuple[int, ...]:
+    """Return a sequence of integral numbers as a tuple of ints."""
+    entries = _entries(name, value, "must be a sequence of ints", length=length)
+    return tuple(as_int(f"{name}[{i}]", entry, minimum=minimum) for i, entry in enumerate(entries))
+
+
+def as_numbers(
+    name: str, value: object, *, positive: bool = False, minimum: float | None = None
+) -> tuple[float, ...]:
+    """Return a sequence of finite real numbers as a tuple of floats."""
+    entries = _entries(name, value, "must be a sequence of numbers")
+    return tuple(
+        as_number(f"{name}[{i}]", entry, positive=positive, minimum=minimum)
+        for i, entry in enumerate(entries)
+    )
+
+
+def as_grid_size(
+    name: str, value: object, *, num_axes: Collection[int] = (1, 2, 3)
+) -> tuple[int, ...]:
+    """Return a sequence of positive integral numbers as a tuple of ints, one for each axis."""
+    rule = "must be a sequence of ints, such as (14, 14)"
+    sides = _entries(name, value, rule)
+    for side in sides:
+        if isinstance(side, bool) or not isinstance(side, Integral):
+            raise TypeError(f"{_show(name, value)}: {rule}, got {type_name(side)} in it")
+    grid_size = tuple(int(side) for side in sides)
+    if len(grid_size) not in num_axes:
+        allowed = " or ".join(str(count) for count in num_axes)
+        raise ValueError(f"{name}={grid_size}: must have {allowed} axes, got {len(grid_size)}")
+    if any(side < 1 for side in grid_size):
+        raise ValueError(f"{name}={grid_size}: every side must be at least 1")
+    return grid_size
+
+
+def _entries(name: str, value: object, rule: str, *, length: int | None = None) -> list[Any]:
+    """Entries of a list, a tuple, a NumPy array or any other ordered collection."""
+    unordered = isinstance(value, str | bytes | Mapping | Set | Tensor)
+    if unordered or not (isinstance(value, Iterable) and isinstance(value, Sized)):
+        raise TypeError(f"{_show(name, value)}: {rule}, got {type_name(value)}")
+    try:
+        entries = list(value)
+    except TypeError:  # a NumPy array without an axis is iterable by its type only
+        raise TypeError(f"{name}={value!r}: {rule}, got a single {type_name(value)}") from None
+    if length is not None and len(entries) != length:
+        raise TypeError(f"{name}={value!r}: {rule}, got {len(entries)} entries")
+    return entries
+
+
+# Checks that only raise
 
 
 def check_choice(name: str, value: object, choices: Collection[object]) -> None:
     """Raise `ValueError` unless `value` is one of `choices`."""
-    if value not in choices:
+    # By type first: a tensor or an array has no single answer to `==`.
+    if not any(isinstance(value, type(choice)) and value == choice for choice in choices):
         options = ", ".join(repr(choice) for choice in choices)
-        raise ValueError(f"{name}={value!r}: must be one of {options}")
-
-
-def check_int(name: str, value: object, *, minimum: int) -> None:
-    """Raise unless `value` is an int (no bool) of at least `minimum`."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        shown = "" if isinstance(value, Tensor) else f"={value!r}"  # pixels say nothing
-        raise TypeError(f"{name}{shown}: must be an int, got {kind_of(value)}")
-    if value < minimum:
-        raise ValueError(f"{name}={value}: must be at least {minimum}")
-
-
-def check_number(
-    name: str, value: object, *, positive: bool = False, minimum: float | None = None
-) -> None:
-    """Raise unless `value` is a finite number, above 0 with `positive`, at least `minimum`."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name}={value!r}: must be a number, got {kind_of(value)}")
-    if not math.isfinite(value):
-        raise ValueError(f"{name}={value}: must be finite")
-    if positive and value <= 0:
-        raise ValueError(f"{name}={value}: must be above 0")
-    if minimum is not None and value < minimum:
-        raise ValueError(f"{name}={value}: must be at least {minimum:g}")
-
-
-def check_fraction(
-    name: str, value: object, *, low: float = 0.0, high: float = 1.0, open_low: bool = False
-) -> None:
-    """Raise unless `value` is a number in `[low, high]`, or `(low, high]` with `open_low`."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name}={value!r}: must be a number, got {kind_of(value)}")
-    inside = (low < value if open_low else low <= value) and value <= high
-    if not inside:  # NaN lands here too
-        bracket = "(" if open_low else "["
-        raise ValueError(f"{name}={value}: must lie in {bracket}{low:g}, {high:g}]")
-
-
-def check_pair(name: str, value: object, ends: str = "(low, high)") -> tuple[Any, Any]:
-    """The two ends of a tuple; raise unless `value` is one."""
-    if not isinstance(value, tuple):
-        raise TypeError(f"{name}={value!r}: must be a tuple {ends}, got {kind_of(value)}")
-    if len(value) != 2:
-        raise TypeError(f"{name}={value!r}: must be a pair {ends}, got {len(value)} entries")
-    return value
-
-
-def check_range(name: str, value: object, *, high: float = math.inf) -> None:
-    """Raise unless `value` is a pair `(low, high)` with `0 < low <= high <= high`."""
-    low_end, high_end = check_pair(name, value)
-    for end in (low_end, high_end):
-        check_fraction(name, end, high=high, open_low=True)
-    if low_end > high_end:
-        raise ValueError(f"{name}={value}: the low end must not exceed the high end")
-    if math.isinf(high_end):
-        raise ValueError(f"{name}={value}: both ends must be finite")
-
-
-def check_grid_size(name: str, value: object, *, ndims: Collection[int] = (1, 2, 3)) -> None:
-    """Raise unless `value` is a tuple of positive ints with an allowed number of axes."""
-    rule = "must be a tuple of ints, such as (14, 14)"
-    if not isinstance(value, tuple):
-        raise TypeError(f"{name}={value!r}: {rule}, got {kind_of(value)}")
-    for side in value:
-        if isinstance(side, bool) or not isinstance(side, int):
-            raise TypeError(f"{name}={value!r}: {rule}, got {kind_of(side)} in it")
-    if len(value) not in ndims:
-        allowed = " or ".join(str(ndim) for ndim in ndims)
-        raise ValueError(f"{name}={value}: must have {allowed} axes, got {len(value)}")
-    if any(side < 1 for side in value):
-        raise ValueError(f"{name}={value}: every side must be at least 1")
+        raise ValueError(f"{_show(name, value)}: must be one of {options}")
 
 
 def check_tensor(name: str, value: object, dtype: torch.dtype | None = None) -> None:
     """Raise unless `value` is a tensor, and of `dtype` if that is given."""
     if not isinstance(value, Tensor):
-        kind = kind_of(value)
+        kind = type_name(value)
         hint = "; convert it with torch.from_numpy" if kind == "numpy.ndarray" else ""
         raise TypeError(f"{name}: must be a torch.Tensor, got {kind}{hint}")
     if dtype is not None and value.dtype != dtype:
@@ -164,7 +236,7 @@ def check_floating(name: str, value: object) -> None:
 def check_device(name: str, value: object) -> None:
     """Raise unless `value` names a device for positions: `Tensor.to` would take a dtype too."""
     if isinstance(value, bool) or not isinstance(value, torch.device | str | int):
-        shown = kind_of(value) if isinstance(value, Tensor) else repr(value)
+        shown = type_name(value) if isinstance(value, Tensor) else repr(value)
         raise TypeError(f"{name}={shown}: must be a device; positions have no other dtype")
 
 
@@ -232,5 +304,84 @@ def check_process_group(process_group: object) -> None:
     if process_group is not None and not isinstance(process_group, ProcessGroup):
         raise TypeError(
             f"process_group={process_group!r}: must be a torch.distributed ProcessGroup or None, "
-            f"got {kind_of(process_group)}"
+            f"got {type_name(process_group)}"
         )
+
+
+# Being replaced by the functions above
+
+
+def check_bool(name: str, value: object) -> None:
+    """Raise unless `value` is True or False; 1 and "False" are neither."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}={value!r}: must be a bool, got {type_name(value)}")
+
+
+def check_int(name: str, value: object, *, minimum: int) -> None:
+    """Raise unless `value` is an int (no bool) of at least `minimum`."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        shown = "" if isinstance(value, Tensor) else f"={value!r}"  # pixels say nothing
+        raise TypeError(f"{name}{shown}: must be an int, got {type_name(value)}")
+    if value < minimum:
+        raise ValueError(f"{name}={value}: must be at least {minimum}")
+
+
+def check_number(
+    name: str, value: object, *, positive: bool = False, minimum: float | None = None
+) -> None:
+    """Raise unless `value` is a finite number, above 0 with `positive`, at least `minimum`."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name}={value!r}: must be a number, got {type_name(value)}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name}={value}: must be finite")
+    if positive and value <= 0:
+        raise ValueError(f"{name}={value}: must be above 0")
+    if minimum is not None and value < minimum:
+        raise ValueError(f"{name}={value}: must be at least {minimum:g}")
+
+
+def check_fraction(
+    name: str, value: object, *, low: float = 0.0, high: float = 1.0, open_low: bool = False
+) -> None:
+    """Raise unless `value` is a number in `[low, high]`, or `(low, high]` with `open_low`."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name}={value!r}: must be a number, got {type_name(value)}")
+    inside = (low < value if open_low else low <= value) and value <= high
+    if not inside:  # NaN lands here too
+        bracket = "(" if open_low else "["
+        raise ValueError(f"{name}={value}: must lie in {bracket}{low:g}, {high:g}]")
+
+
+def check_pair(name: str, value: object, ends: str = "(low, high)") -> tuple[Any, Any]:
+    """The two ends of a tuple; raise unless `value` is one."""
+    if not isinstance(value, tuple):
+        raise TypeError(f"{name}={value!r}: must be a tuple {ends}, got {type_name(value)}")
+    if len(value) != 2:
+        raise TypeError(f"{name}={value!r}: must be a pair {ends}, got {len(value)} entries")
+    return value
+
+
+def check_range(name: str, value: object, *, high: float = math.inf) -> None:
+    """Raise unless `value` is a pair `(low, high)` with `0 < low <= high <= high`."""
+    low_end, high_end = check_pair(name, value)
+    for end in (low_end, high_end):
+        check_fraction(name, end, high=high, open_low=True)
+    if low_end > high_end:
+        raise ValueError(f"{name}={value}: the low end must not exceed the high end")
+    if math.isinf(high_end):
+        raise ValueError(f"{name}={value}: both ends must be finite")
+
+
+def check_grid_size(name: str, value: object, *, ndims: Collection[int] = (1, 2, 3)) -> None:
+    """Raise unless `value` is a tuple of positive ints with an allowed number of axes."""
+    rule = "must be a tuple of ints, such as (14, 14)"
+    if not isinstance(value, tuple):
+        raise TypeError(f"{name}={value!r}: {rule}, got {type_name(value)}")
+    for side in value:
+        if isinstance(side, bool) or not isinstance(side, int):
+            raise TypeError(f"{name}={value!r}: {rule}, got {type_name(side)} in it")
+    if len(value) not in ndims:
+        allowed = " or ".join(str(ndim) for ndim in ndims)
+        raise ValueError(f"{name}={value}: must have {allowed} axes, got {len(value)}")
+    if any(side < 1 for side in value):
+        raise ValueError(f"{name}={value}: every side must be at least 1")

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 
-from jepakit._checks import check_number, kind_of
+from jepakit._checks import check_number, type_name
 
 __all__ = ["param_groups"]
 
@@ -74,7 +74,7 @@ def param_groups(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(
-            f"model: must be a torch.nn.Module, got {kind_of(model)}; put several into an "
+            f"model: must be a torch.nn.Module, got {type_name(model)}; put several into an "
             "nn.ModuleDict"
         )
     check_number("weight_decay", weight_decay, minimum=0)

@@ -37,7 +37,7 @@ def _build(kind: str = "vit", *, depth: int = 1, **predictor: Any) -> SimpleName
             encoder.grid_size,
             num_targets=2,
             target_scale=(0.05, 0.2),
-            block_size="sample",
+            target_size_per="sample",
             min_context_coverage=0.2,
         ),
     )

@@ -19,7 +19,7 @@ from jepakit import (
     normalize_targets,
     take_tokens,
 )
-from jepakit.masking import NestedMultiBlockMask
+from jepakit.masking import NestedMask
 from jepakit.nn import Level
 
 GRID, DIM, LEVELS = (7, 12), 12, 3
@@ -56,9 +56,10 @@ def parts() -> tuple[Student, MaskedPredictor]:
 def data(rank: int) -> tuple[Tensor, Tensor, Tensor]:
     """Patches and flat masks, ragged within a rank and of another size on each."""
     random = torch.Generator().manual_seed(rank)
-    sampler = NestedMultiBlockMask(
-        GRID, num_levels=LEVELS, num_targets=2, target_scale=(0.15, 0.4), block_size="sample"
+    coarsest = MultiBlockMask(
+        (2, 3), num_targets=2, target_scale=(0.15, 0.4), target_size_per="sample"
     )
+    sampler = NestedMask(GRID, coarsest)
     masks = sampler(BATCHES[rank], generator=random)
     patches = torch.randn(BATCHES[rank], 84, 5, generator=random, dtype=torch.float64)
     return (1 + 3 * rank) * patches, masks.context.to_mask(), masks.targets.to_mask()

@@ -38,12 +38,12 @@ def predictor() -> MaskedPredictor:
         (lambda: encoder()(on_meta(2, 3, 64, 64), CONTEXT), "context", "images"),
         (
             lambda: predictor()(on_meta(*CONTEXT.shape, 8), CONTEXT, TARGETS.to("meta")),
-            "context_tokens",
+            "context",
             "context",
         ),
         (
             lambda: predictor()(on_meta(*CONTEXT.shape, 8), CONTEXT.to("meta"), TARGETS),
-            "target_tokens",
+            "targets",
             "context",
         ),
         (lambda: take_tokens(on_meta(2, 16, 8), TARGETS), "tokens", "features"),

@@ -24,27 +24,27 @@ from jepakit.masking import (
     CausalMask,
     ComplementMask,
     InverseBlockMask,
-    MixtureMask,
-    NestedMultiBlockMask,
+    MultiContextMask,
+    NestedMask,
     ReferenceMultiBlockMask,
     TubeMask,
-    audit,
+    audit_masks,
 )
 from jepakit.nn.quantizer.assign import gumbel_like
 from jepakit.nn.quantizer.statistics import draw_vectors
 from jepakit.plots import plot_masks
 
 SAMPLERS: dict[str, Callable[[], Any]] = {
-    "multiblock": lambda: MultiBlockMask((8, 9), block_size="sample"),
+    "multiblock": lambda: MultiBlockMask((8, 9), target_size_per="sample"),
     "space and time": lambda: MultiBlockMask((4, 6, 6), temporal_scale=(0.5, 1.0)),
     "random": lambda: RandomMask((8, 9)),
     "block": lambda: BlockMask((8, 9)),
     "inverse block": lambda: InverseBlockMask((8, 9)),
     "tube": lambda: TubeMask(2, RandomMask((8, 9))),
     "complement": lambda: ComplementMask(MultiBlockMask((8, 9), context_length=5)),
-    "mixture": lambda: MixtureMask((RandomMask((8, 9)), BlockMask((8, 9)))),
-    "nested": lambda: NestedMultiBlockMask((16, 20)),
-    "causal": lambda: CausalMask((12, 3), block_size="sample"),
+    "mixture": lambda: MultiContextMask((RandomMask((8, 9)), BlockMask((8, 9)))),
+    "nested": lambda: NestedMask((16, 20), MultiBlockMask((4, 5))),
+    "causal": lambda: CausalMask((12, 3), context_size_per="sample"),
     "published": lambda: ReferenceMultiBlockMask((14, 14)),
     "published, but for its aspects": lambda: ReferenceMultiBlockMask((14, 14), tied_aspect=False),
 }
@@ -106,9 +106,9 @@ def test_masks_of_a_collator_and_their_audit(surroundings):
     items = [images[EpochIndex(index, 1)] for index in range(4)]
 
     def drawn() -> Iterator[Any]:
-        for sampler in (RandomMask((8, 9)), MultiBlockMask((8, 9), block_size="sample")):
+        for sampler in (RandomMask((8, 9)), MultiBlockMask((8, 9), target_size_per="sample")):
             collator = MaskCollator(sampler, seed=3)
-            found = audit(sampler, batches=2, batch_size=4, generator=seeded())
+            found = audit_masks(sampler, batches=2, batch_size=4, generator=seeded())
             yield collator(items)[1].context.idx
             yield found.context_frequency
             yield found.block_sizes

@@ -41,10 +41,10 @@ def assert_guarantee(sampler: MultiBlockMask, masks: Masks, batch_size: int) -> 
     counts = context.sum(dim=1)
     need = max(1, math.ceil(sampler.min_context_coverage * size - 1e-9))
     if isinstance(sampler.context_length, int):
-        assert sampler.need == sampler.context_length <= need
+        assert sampler.min_context_tokens == sampler.context_length <= need
         assert (counts == sampler.context_length).all()
     else:
-        assert sampler.need == need and (counts >= need).all()
+        assert sampler.min_context_tokens == need and (counts >= need).all()
     if sampler.context_length != "pad":
         assert not masks.context.padded
         assert (counts == masks.context.shape[1]).all()
@@ -54,7 +54,7 @@ def assert_guarantee(sampler: MultiBlockMask, masks: Masks, batch_size: int) -> 
 
     sides = box_sides(targets.view(*targets.shape[:2], *grid), len(grid))
     assert (sides == sides[:, :1]).all(), "one size in a sample"
-    if sampler.block_size == "batch":
+    if sampler.target_size_per == "batch":
         assert (sides == sides[0, 0]).all(), "one size in the batch"
         assert not masks.targets.padded
     if len(grid) == 1:

@@ -13,15 +13,15 @@ from jepakit.masking import (
     CausalMask,
     ComplementMask,
     InverseBlockMask,
-    MixtureMask,
-    NestedMultiBlockMask,
+    MultiContextMask,
+    NestedMask,
     TubeMask,
 )
 
 
 def assert_promise(sampler: Any, masks: Any, batch_size: int) -> None:
     """Law 1, for any sampler."""
-    if isinstance(sampler, MixtureMask):
+    if isinstance(sampler, MultiContextMask):
         assert len(masks) == len(sampler.samplers)
         for member, one in zip(sampler.samplers, masks, strict=True):
             assert_promise(member, one, batch_size)
@@ -34,7 +34,7 @@ def assert_promise(sampler: Any, masks: Any, batch_size: int) -> None:
         InverseBlockMask: inverse_block,
         TubeMask: tube,
         CausalMask: causal,
-        NestedMultiBlockMask: nested,
+        NestedMask: nested,
         ComplementMask: complement,
     }
     own[type(sampler)](sampler, masks, batch_size)
@@ -71,7 +71,7 @@ def block(sampler: BlockMask, masks: Masks, batch_size: int) -> None:
 
 def inverse_block(sampler: InverseBlockMask, masks: Masks, batch_size: int) -> None:
     size, count = math.prod(sampler.grid_size), exactly(sampler.context_ratio, sampler.grid_size)
-    assert count == sampler.need
+    assert count == sampler.min_context_tokens
     assert masks.context.shape == (batch_size, count) and not masks.context.padded
     assert masks.targets.shape == (batch_size, 1, size - count) and not masks.targets.padded
 
@@ -112,11 +112,11 @@ def causal(sampler: CausalMask, masks: Masks, batch_size: int) -> None:
         assert torch.equal(lengths[:, 0], steps - past)
     else:
         assert (lengths == sampler.num_target_steps).all()
-    if sampler.block_size == "batch":
+    if sampler.target_size_per == "batch":
         assert (past == past[0]).all() and not masks.context.padded and not masks.targets.padded
 
 
-def nested(sampler: NestedMultiBlockMask, masks: Masks, batch_size: int) -> None:
+def nested(sampler: NestedMask, masks: Masks, batch_size: int) -> None:
     """On every level whole, disjoint and not empty; and each level is the pool of the finest."""
     finest = [masks.context.to_mask(), masks.targets.to_mask()]
     for level in range(sampler.num_levels):

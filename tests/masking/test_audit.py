@@ -1,4 +1,4 @@
-"""`audit`: what it counts is what a naive loop counts, and planted faults are found."""
+"""`audit_masks`: what it counts is what a naive loop counts, and planted faults are found."""
 
 import dataclasses
 import functools
@@ -18,12 +18,12 @@ from jepakit.masking import (
     ComplementMask,
     InverseBlockMask,
     MaskAudit,
-    MixtureMask,
-    NestedMultiBlockMask,
+    MultiContextMask,
+    NestedMask,
     ReferenceMultiBlockMask,
     Spread,
     TubeMask,
-    audit,
+    audit_masks,
     masks_from_indices,
 )
 from jepakit.testing.strategies import grid_sizes
@@ -76,7 +76,7 @@ def box_of(members: list[int], grid: tuple[int, ...]) -> tuple[int, ...]:
 )
 def test_it_counts_what_a_naive_loop_counts(grid, num_targets, batches, batch, seed):
     sampler, size = Anything(grid, num_targets), math.prod(grid)
-    found = audit(sampler, batches=batches, batch_size=batch, generator=generator(seed))
+    found = audit_masks(sampler, batches=batches, batch_size=batch, generator=generator(seed))
     samples = [
         (context, list(blocks))
         for contexts, targets in sampler.drawn
@@ -117,13 +117,13 @@ def test_it_counts_what_a_naive_loop_counts(grid, num_targets, batches, batch, s
     assert found.undersized_contexts == sum(count < 1 for count in counts) / total
     assert found.block_sizes == dict(boxes)
     assert list(found.block_sizes.values()) == sorted(boxes.values(), reverse=True)
-    assert found.discarded is None and found.need == 1 and found.seconds_per_image > 0
+    assert found.discarded is None and found.min_context_tokens == 1 and found.seconds_per_image > 0
     assert str(found)
 
 
 GOOD = [
     MultiBlockMask((9, 8)),
-    MultiBlockMask((9, 8), block_size="sample", context_length="trim"),
+    MultiBlockMask((9, 8), target_size_per="sample", context_length="trim"),
     MultiBlockMask((9, 8), context_length=10),
     RandomMask((20,), context_length=3),
     RandomMask((2, 3, 4)),
@@ -132,13 +132,15 @@ GOOD = [
 
 @pytest.mark.parametrize("sampler", GOOD, ids=repr)
 def test_good_samplers_have_no_faults(sampler):
-    found = audit(sampler, batches=5, batch_size=8, generator=generator())
+    found = audit_masks(sampler, batches=5, batch_size=8, generator=generator())
     assert found.grid_size == sampler.grid_size and found.sampler == repr(sampler)
     assert found.leak_rate == found.empty_targets == found.undersized_contexts == 0
     if isinstance(sampler, MultiBlockMask):
         length = sampler.context_length
         assert found.partial_targets == 0
-        assert found.need == (length if isinstance(length, int) else sampler.need)
+        assert found.min_context_tokens == (
+            length if isinstance(length, int) else sampler.min_context_tokens
+        )
     # The masks are those that the sampler draws for the same generator.
     g = generator()
     contexts = torch.cat([sampler(8, generator=g).context.to_mask() for _ in range(5)])
@@ -150,20 +152,20 @@ def test_what_trimming_throws_away():
     whole = MultiBlockMask((12, 12))
     for length in ("trim", 20):
         sampler = dataclasses.replace(whole, context_length=length)
-        found = audit(sampler, batches=6, batch_size=16, generator=generator())
+        found = audit_masks(sampler, batches=6, batch_size=16, generator=generator())
         g, lost = generator(), 0
         for _ in range(6):
-            uniforms = torch.rand(16, sampler.num_draws, generator=g)
-            before = whole.from_uniforms(uniforms[:, : whole.num_draws]).context.counts()
+            uniforms = torch.rand(16, sampler.num_uniforms, generator=g)
+            before = whole.from_uniforms(uniforms[:, : whole.num_uniforms]).context.counts()
             lost += int((before - sampler.from_uniforms(uniforms).context.counts()).sum())
         assert found.discarded == lost / 96 > 5
-    assert audit(whole, batches=2, batch_size=4).discarded == 0
-    found = audit(RandomMask((16,), context_length=1), batches=2, batch_size=4)
+    assert audit_masks(whole, batches=2, batch_size=4).discarded == 0
+    found = audit_masks(RandomMask((16,), context_length=1), batches=2, batch_size=4)
     assert found.discarded == 3
-    found = audit(ReferenceMultiBlockMask((12, 12)), batches=6, batch_size=16)
+    found = audit_masks(ReferenceMultiBlockMask((12, 12)), batches=6, batch_size=16)
     assert found.discarded > 5
     # Under another name nothing is known of it.
-    assert audit(lambda n, **_: whole(n), batches=1, batch_size=2).discarded is None
+    assert audit_masks(lambda n, **_: whole(n), batches=1, batch_size=2).discarded is None
 
 
 TRIMMED = MultiBlockMask((12, 12), context_length=20)
@@ -174,29 +176,29 @@ TRIMMED = MultiBlockMask((12, 12), context_length=20)
     [
         (BlockMask((9, 8)), 0),
         (InverseBlockMask((9, 8)), 0),
-        (CausalMask((9,), block_size="sample"), 0),
-        (NestedMultiBlockMask((24, 24)), 0),
-        (NestedMultiBlockMask((24, 24), context_length=5), 64),
+        (CausalMask((9,), context_size_per="sample"), 0),
+        (NestedMask((24, 24), MultiBlockMask((6, 6))), 0),
+        (NestedMask((24, 24), MultiBlockMask((6, 6), context_length=5)), 64),
         (TubeMask(3, RandomMask((4, 4))), 0),
         (TubeMask(3, TRIMMED), 15),
         (ComplementMask(RandomMask((4, 4))), 0),
         (ComplementMask(TRIMMED), 5),
         (ComplementMask(ReferenceMultiBlockMask((12, 12))), 5),
-        (MixtureMask((RandomMask((12, 12)),)), 0),
-        (MixtureMask((TRIMMED,)), 5),
+        (MultiContextMask((RandomMask((12, 12)),)), 0),
+        (MultiContextMask((TRIMMED,)), 5),
     ],
     ids=repr,
 )
 def test_what_is_thrown_away_is_known_for_every_sampler(sampler, least):
-    found = audit(sampler, batches=3, batch_size=8, generator=generator())
+    found = audit_masks(sampler, batches=3, batch_size=8, generator=generator())
     (found,) = found if isinstance(found, list) else [found]
     assert found.discarded >= least and bool(found.discarded) == bool(least)
 
 
 def test_a_mixture_is_held_to_its_members():
     plain = MultiBlockMask((12, 12), min_context_coverage=0.3)
-    found = audit(MixtureMask((plain, TRIMMED)), batches=3, batch_size=8)
-    assert [one.need for one in found] == [plain.need, 20]
+    found = audit_masks(MultiContextMask((plain, TRIMMED)), batches=3, batch_size=8)
+    assert [one.min_context_tokens for one in found] == [plain.min_context_tokens, 20]
     assert found[0].discarded == 0 < found[1].discarded
 
 
@@ -210,7 +212,7 @@ def test_prefix_truncation_shows():
             masks.context.idx[:, :length], [*masks.targets.idx.unbind(1)], (12, 12)
         )
 
-    found = audit(prefix, batches=20, batch_size=32, generator=generator())
+    found = audit_masks(prefix, batches=20, batch_size=32, generator=generator())
     context = found.context_frequency.view(12, 12)
     assert context[:3].mean() > 2 * context[-3:].mean()
     assert found.leak_rate == found.partial_targets == 0 and found.sampler == "prefix"
@@ -233,7 +235,7 @@ def test_planted_faults(num_samples):
             context[3] = False
         return from_masks(context, targets, (2, 2))
 
-    found = audit(planted, batches=3, batch_size=4)
+    found = audit_masks(planted, batches=3, batch_size=4)
     assert found.leak_rate == 1 / 4 and found.partial_targets == 1 / 8
     assert found.empty_targets == (0 if num_samples == 1 else 1 / 8)
     assert found.duplicate_targets == (0 if num_samples == 1 else 2 / 8)
@@ -249,7 +251,7 @@ def test_large_targets_are_told_apart_under_autocast():
         return from_masks(~targets.any(dim=1), targets, (30, 30))
 
     with torch.autocast("cpu", torch.bfloat16):
-        assert audit(planted, batches=1, batch_size=1).duplicate_targets == 0
+        assert audit_masks(planted, batches=1, batch_size=1).duplicate_targets == 0
 
 
 def test_a_sampler_that_breaks_its_own_promise():
@@ -259,8 +261,12 @@ def test_a_sampler_that_breaks_its_own_promise():
         def __call__(self, batch_size: int, *, generator: torch.Generator | None = None) -> Masks:
             return RandomMask((16,), target_ratio=0.75)(batch_size, generator=generator)
 
-    found = audit(Boasting(), batches=2, batch_size=2)
-    assert found.undersized_contexts == 1 and found.need == 5 and found.sampler == "Boasting"
+    found = audit_masks(Boasting(), batches=2, batch_size=2)
+    assert (
+        found.undersized_contexts == 1
+        and found.min_context_tokens == 5
+        and found.sampler == "Boasting"
+    )
     assert "contexts below 5 tokens" in str(found)
 
 
@@ -269,7 +275,7 @@ def test_lists_of_masks_are_audited_one_by_one():
         samplers = RandomMask((16,)), MultiBlockMask((12, 12))
         return [sampler(batch_size, generator=generator) for sampler in samplers]
 
-    found = audit(two, batches=3, batch_size=4, generator=generator())
+    found = audit_masks(two, batches=3, batch_size=4, generator=generator())
     assert [one.sampler for one in found] == ["two[0]", "two[1]"]
     assert [one.grid_size for one in found] == [(16,), (12, 12)]
     assert found[0].context_coverage == Spread(0.25, 0.25, 0.25)
@@ -289,7 +295,7 @@ def test_a_collator_of_indices():
             contexts[0], [idx.repeat(batch_size, 1).int() for idx in targets], (2, 4)
         )
 
-    found = audit(sampler, batches=2, batch_size=3)
+    found = audit_masks(sampler, batches=2, batch_size=3)
     assert found.context_frequency.tolist() == [1, 0, 1, 1, 0, 0, 0, 0]
     assert found.target_frequency.tolist() == [0, 0, 0, 0, 0, 0.5, 0.5, 0.5]
     assert found.block_sizes == {(1, 1): 6, (1, 2): 6}
@@ -323,33 +329,33 @@ def test_indices_off_the_grid():
 def test_errors():
     good = RandomMask((4,))
     with raises(ValueError, "batches=0: must be at least 1"):
-        audit(good, batches=0)
+        audit_masks(good, batches=0)
     with raises(ValueError, "batch_size=0: must be at least 1"):
-        audit(good, batch_size=0)
+        audit_masks(good, batch_size=0)
     with raises(
         TypeError,
         "sampler returned tuple: must be Masks or a list of them; index tensors become Masks "
         "through masks_from_indices",
     ):
-        audit(lambda n, **_: (1, 2))
+        audit_masks(lambda n, **_: (1, 2))
     with raises(ValueError, "sampler returned []: must be at least one Masks"):
-        audit(lambda n, **_: [])
+        audit_masks(lambda n, **_: [])
     with raises(
         ValueError,
         "sampler returned masks for 3 samples: must be for the 4 that it was called for",
     ):
-        audit(lambda n, **_: good(3), batch_size=4)
+        audit_masks(lambda n, **_: good(3), batch_size=4)
     several = iter([1, 2])
     with raises(
         ValueError,
         "sampler returned 2 Masks, 1 before: must be as many for every batch",
     ):
-        audit(lambda n, **_: [good(n)] * next(several))
+        audit_masks(lambda n, **_: [good(n)] * next(several))
     grids = iter([(4,), (5,)])
     with raises(
         ValueError, "sampler returned masks on the grid (5,), before on (4,): must be on one grid"
     ):
-        audit(lambda n, **_: RandomMask(next(grids))(n))
+        audit_masks(lambda n, **_: RandomMask(next(grids))(n))
 
 
 def test_any_callable():
@@ -359,12 +365,12 @@ def test_any_callable():
         return RandomMask((4,))(batch_size)
 
     for sampler in (plain, lambda n: plain(n), functools.partial(plain)):
-        assert audit(sampler, batches=2, batch_size=3).context_coverage.mean == 0.25
+        assert audit_masks(sampler, batches=2, batch_size=3).context_coverage.mean == 0.25
 
     def hungry(batch_size: int, *, generator: torch.Generator) -> Masks:
         return RandomMask((16,))(batch_size, generator=generator)
 
-    one, other = (audit(hungry, batches=2, generator=generator()) for _ in range(2))
+    one, other = (audit_masks(hungry, batches=2, generator=generator()) for _ in range(2))
     assert torch.equal(one.context_frequency, other.context_frequency)
 
 
@@ -442,7 +448,7 @@ def test_what_no_indices_are(context, targets, error, text):
 @pytest.mark.no_hook
 def test_kinds():
     with raises(TypeError, "sampler=3: must be callable as sampler(batch_size)"):
-        audit(3)
+        audit_masks(3)
 
 
 @pytest.mark.parametrize(
@@ -454,7 +460,7 @@ def test_kinds():
     ],
 )
 def test_the_table(sampler, axes):
-    found = audit(sampler, batches=3, batch_size=8, generator=generator())
+    found = audit_masks(sampler, batches=3, batch_size=8, generator=generator())
     lines = str(found).splitlines()
     table = lines[lines.index("") + 1 :]
     head = next(k for k, line in enumerate(table) if line.startswith("how often"))
@@ -471,7 +477,7 @@ def test_the_table(sampler, axes):
 
 
 def test_frozen_and_told_in_short():
-    found = audit(RandomMask((4,)), batches=1, batch_size=2)
+    found = audit_masks(RandomMask((4,)), batches=1, batch_size=2)
     with pytest.raises(AttributeError):
         found.leak_rate = 1.0
     assert isinstance(found, MaskAudit) and "tensor" not in repr(found)

@@ -17,8 +17,8 @@ from jepakit.masking import (
     ComplementMask,
     Indexed,
     MaskSampler,
-    MixtureMask,
-    NestedMultiBlockMask,
+    MultiContextMask,
+    NestedMask,
 )
 
 # Python 3.12 and 3.13 fork by default, and warn of it where a library runs threads.
@@ -27,17 +27,17 @@ pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threade
 GRID = (6, 7)
 SIZE = 24
 PER_SAMPLE = [
-    MultiBlockMask(GRID, block_size="sample"),
-    MultiBlockMask(GRID, block_size="sample", context_length=6),
+    MultiBlockMask(GRID, target_size_per="sample"),
+    MultiBlockMask(GRID, target_size_per="sample", context_length=6),
     RandomMask(GRID),
     BlockMask(GRID, block_scale=(0.05, 0.1)),
-    NestedMultiBlockMask((12, 14), block_size="sample", context_length=3),
-    ComplementMask(MultiBlockMask((4, *GRID), temporal_scale=(0.5, 1.0), block_size="sample")),
+    NestedMask((12, 14), MultiBlockMask((3, 4), target_size_per="sample", context_length=3)),
+    ComplementMask(MultiBlockMask((4, *GRID), temporal_scale=(0.5, 1.0), target_size_per="sample")),
 ]
 PER_BATCH = [
     MultiBlockMask(GRID),
     MultiBlockMask(GRID, context_length="trim"),
-    MultiBlockMask(GRID, block_size="sample", context_length="trim"),
+    MultiBlockMask(GRID, target_size_per="sample", context_length="trim"),
     MultiBlockMask(GRID, context_length=6),
 ]
 Drawn = dict[int, tuple[bytes, bytes]]
@@ -92,9 +92,10 @@ def test_any_number_of_workers_draws_the_same(sampler):
 
 def test_several_contexts_for_an_image():
     """A mixture's list of masks, and each member's the same however the loading is arranged."""
-    members = (RandomMask(GRID), MultiBlockMask(GRID, block_size="sample"))
+    members = (RandomMask(GRID), MultiBlockMask(GRID, target_size_per="sample"))
     found = [
-        [masks for _, masks in loader(MixtureMask(members), batch_size=size)] for size in (4, SIZE)
+        [masks for _, masks in loader(MultiContextMask(members), batch_size=size)]
+        for size in (4, SIZE)
     ]
     for member in range(2):
         tables = [

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from jepakit import RandomMask
-from jepakit.masking import BlockMask, CausalMask, InverseBlockMask, MixtureMask
+from jepakit.masking import BlockMask, CausalMask, InverseBlockMask, MultiContextMask
 from jepakit.masking.grow import grow_blocks, num_rounds
 
 
@@ -14,7 +14,7 @@ def generator() -> torch.Generator:
 
 @pytest.mark.parametrize("steps", [(2, 5), (1, 1), (3, 4)])
 def test_past_steps_are_uniform_over_their_range(steps):
-    sampler = CausalMask((8, 2), num_context_steps=steps, block_size="sample")
+    sampler = CausalMask((8, 2), num_context_steps=steps, context_size_per="sample")
     past = sampler(4000, generator=generator()).context.counts() // 2
     shares = torch.bincount(past, minlength=9) / 4000
     expected = torch.zeros(9)
@@ -53,7 +53,7 @@ def test_shares_reach_from_the_low_to_the_high_end():
 
 def test_the_last_ring_fills_up_from_any_side():
     sampler = InverseBlockMask((9, 9), context_ratio=4 / 81, block_aspect_ratio=(1.0, 1.0))
-    assert sampler.num_draws == 4
+    assert sampler.num_uniforms == 4
     uniforms = torch.full((4, 4), 0.5)
     uniforms[:, 2], uniforms[:, 3] = 40.5 / 81, torch.arange(4) / 4
     fields = sampler.from_uniforms(uniforms).context.to_mask().view(4, 9, 9)
@@ -63,11 +63,13 @@ def test_the_last_ring_fills_up_from_any_side():
 
 
 def test_members_of_a_mixture_draw_independently():
-    first, second = MixtureMask((RandomMask((16,)), RandomMask((16,))))(64, generator=generator())
+    first, second = MultiContextMask((RandomMask((16,)), RandomMask((16,))))(
+        64, generator=generator()
+    )
     same = (first.context.idx == second.context.idx).all(dim=1)
     assert same.float().mean() < 0.1
     table = torch.rand(3, 32, generator=generator())
     apart = [RandomMask((16,)).from_uniforms(part) for part in table.split(16, dim=1)]
-    together = MixtureMask((RandomMask((16,)), RandomMask((16,)))).from_uniforms(table)
+    together = MultiContextMask((RandomMask((16,)), RandomMask((16,)))).from_uniforms(table)
     for one, other in zip(apart, together, strict=True):
         assert torch.equal(one.context.idx, other.context.idx)

@@ -14,8 +14,8 @@ from jepakit.masking import (
     CausalMask,
     ComplementMask,
     InverseBlockMask,
-    MixtureMask,
-    NestedMultiBlockMask,
+    MultiContextMask,
+    NestedMask,
     TubeMask,
 )
 
@@ -44,7 +44,7 @@ CASES: dict[type, tuple[dict[str, Any], dict[str, Any]]] = {
         {"num_frames": 2, "sampler": RandomMask((4, 4))},
         {"num_frames": 3, "sampler": RandomMask((4, 4), target_ratio=0.5)},
     ),
-    MixtureMask: (
+    MultiContextMask: (
         {"samplers": (RandomMask((4, 4)),)},
         {"samplers": (RandomMask((4, 4)), RandomMask((4, 4)))},
     ),
@@ -59,22 +59,14 @@ CASES: dict[type, tuple[dict[str, Any], dict[str, Any]]] = {
             "num_context_steps": (3, 4),
             "num_targets": 2,
             "num_target_steps": 3,
-            "block_size": "sample",
+            "context_size_per": "sample",
         },
     ),
-    NestedMultiBlockMask: (
-        {"grid_size": (24, 28)},
+    NestedMask: (
+        {"grid_size": (24, 28), "sampler": MultiBlockMask((6, 7))},
         {
-            "grid_size": (28, 24),
-            "num_levels": 2,
-            "num_targets": 3,
-            "target_scale": (0.05, 0.1),
-            "target_aspect_ratio": (0.3, 0.5),
-            "context_scale": (0.5, 0.6),
-            "min_context_coverage": 0.5,
-            "allow_target_overlap": False,
-            "block_size": "sample",
-            "context_length": "trim",
+            "grid_size": (23, 28),
+            "sampler": MultiBlockMask((12, 14)),
         },
     ),
 }
@@ -159,18 +151,18 @@ def test_no_argument_is_left_out(kind):
             "sampler on the grid (4,): must be of images, (H, W)",
         ),
         (
-            lambda: ComplementMask(MixtureMask((RandomMask((4, 4)),))),
+            lambda: ComplementMask(MultiContextMask((RandomMask((4, 4)),))),
             TypeError,
-            "sampler=MixtureMask(...): must give one context for each image; mix outside instead",
+            "sampler=MultiContextMask(...): must give one context for each image; mix outside instead",
         ),
         (
-            lambda: MixtureMask([RandomMask((4, 4))]),
+            lambda: MultiContextMask([RandomMask((4, 4))]),
             TypeError,
             "must be a tuple of samplers",
         ),
-        (lambda: MixtureMask(()), ValueError, "samplers=(): must hold at least one sampler"),
+        (lambda: MultiContextMask(()), ValueError, "samplers=(): must hold at least one sampler"),
         (
-            lambda: MixtureMask((RandomMask((4, 4)), RandomMask((4, 5)))),
+            lambda: MultiContextMask((RandomMask((4, 4)), RandomMask((4, 5)))),
             ValueError,
             "samplers on the grids (4, 4), (4, 5): must be on one grid",
         ),
@@ -206,20 +198,15 @@ def test_no_argument_is_left_out(kind):
             "num_context_steps=[2, 3]: must be a tuple (fewest, most), got list",
         ),
         (
-            lambda: NestedMultiBlockMask((24, 24), allow_target_overlap=1),
+            lambda: NestedMask((24, 24), MultiBlockMask),
             TypeError,
-            "allow_target_overlap=1: must be a bool, got int",
+            "must be one of jepakit's samplers, got",
         ),
         (
-            lambda: NestedMultiBlockMask((4, 4), num_levels=4),
+            lambda: NestedMask((4, 4), RandomMask((1, 2))),
             ValueError,
-            "num_levels=4: the grid (4, 4) is a single cell on level 2, so it has 3 levels",
-        ),
-        (
-            lambda: NestedMultiBlockMask((14, 14), min_context_coverage=0.9),
-            InfeasibleMaskError,
-            "NestedMultiBlockMask on the grid (14, 14) with num_levels=3 draws on its coarsest "
-            "level. MultiBlockMask on the grid (4, 4): min_context_coverage=0.9 needs 15",
+            "sampler on the grid (1, 2): must be on the grid of a level of (4, 4), one of (4, 4), "
+            "(2, 2), (1, 1)",
         ),
     ],
 )
@@ -231,12 +218,12 @@ def test_bad_arguments_are_named(make, kind, text):
 def test_one_block_is_no_mistake():
     """A single value at the ratio or above, and the default whatever the ratio."""
     for arguments in ({"block_scale": (1.0, 1.0)}, {"block_scale": (0.1, 0.1)}, {}):
-        assert BlockMask((8, 8), target_ratio=0.05, **arguments).num_draws == 4
+        assert BlockMask((8, 8), target_ratio=0.05, **arguments).num_uniforms == 4
 
 
 def test_one_number_of_steps_is_no_mistake():
     masks = [
-        CausalMask((8, 4), num_context_steps=(4, 4), block_size=size)(3)
+        CausalMask((8, 4), num_context_steps=(4, 4), context_size_per=size)(3)
         for size in ("batch", "sample")
     ]
     assert torch.equal(masks[0].context.idx, masks[1].context.idx)
@@ -244,8 +231,8 @@ def test_one_number_of_steps_is_no_mistake():
 
 
 def test_a_single_level_is_multi_block():
-    nested = NestedMultiBlockMask((12, 14), num_levels=1, block_size="sample")
-    plain = MultiBlockMask((12, 14), block_size="sample")
+    nested = NestedMask((12, 14), MultiBlockMask((12, 14), target_size_per="sample"))
+    plain = MultiBlockMask((12, 14), target_size_per="sample")
     one, other = (s(8, generator=torch.Generator().manual_seed(0)) for s in (nested, plain))
     assert torch.equal(one.context.to_mask(), other.context.to_mask())
     assert torch.equal(one.targets.to_mask(), other.targets.to_mask())
@@ -255,7 +242,8 @@ def test_a_single_level_is_multi_block():
 @pytest.mark.parametrize("length", ["pad", "trim", 3])
 def test_nested_levels_hold_what_they_should(grid, length):
     """Trap: levels sampled independently, or a level whose scale is infeasible."""
-    sampler = NestedMultiBlockMask(grid, num_levels=3, context_length=length)
+    coarsest = tuple(-(-side // 4) for side in grid)
+    sampler = NestedMask(grid, MultiBlockMask(coarsest, context_length=length))
     masks = sampler(64, generator=torch.Generator().manual_seed(0))
     for level in range(3):
         coarse = masks.coarsen(level)
@@ -263,7 +251,9 @@ def test_nested_levels_hold_what_they_should(grid, length):
         assert not (context[:, None] & targets).any()
         assert context.any(1).all() and targets.any(2).all()
     counts = masks.coarsen(2).context.counts()
-    assert (counts >= sampler.coarsest.need).all() if length != 3 else (counts == 3).all()
+    assert (
+        (counts >= sampler.sampler.min_context_tokens).all() if length != 3 else (counts == 3).all()
+    )
 
 
 def test_grown_blocks_are_compact():
@@ -275,7 +265,11 @@ def test_grown_blocks_are_compact():
 
 
 def test_every_position_takes_both_roles():
-    for sampler in (BlockMask((8, 9)), InverseBlockMask((8, 9)), NestedMultiBlockMask((16, 18))):
+    for sampler in (
+        BlockMask((8, 9)),
+        InverseBlockMask((8, 9)),
+        NestedMask((16, 18), MultiBlockMask((4, 5))),
+    ):
         masks = sampler(3000, generator=torch.Generator().manual_seed(0))
         assert masks.context.to_mask().any(0).all()
         assert masks.targets.to_mask().any(0).any(0).all()

@@ -87,7 +87,7 @@ def test_feasible_exactly_up_to_the_boundary(case):
     most = h * w - a  # the upper end of context_scale gives the largest block
     if most >= 1:
         sampler = MultiBlockMask(grid, **arguments | {"min_context_coverage": most / size})
-        assert sampler.need == most
+        assert sampler.min_context_tokens == most
     if 1 <= most + 1 <= size:
         with pytest.raises(InfeasibleMaskError):
             MultiBlockMask(grid, **arguments | {"min_context_coverage": (most + 1) / size})

@@ -73,7 +73,7 @@ def test_a_perfect_packing_in_space_and_time_is_found(seed):
         context_scale=(1.0, 1.0),
         min_context_coverage=0.0,
         allow_target_overlap=False,
-        block_size="sample",
+        target_size_per="sample",
     )
     masks = sampler(8, generator=torch.Generator().manual_seed(seed))
     assert_guarantee(sampler, masks, 8)
@@ -102,7 +102,7 @@ def test_the_long_and_the_short_sets_of_video():
 def test_time_positions_are_used_alike():
     """Trap: a prefix of the raster order keeps the first frames and loses the last."""
     sampler = MultiBlockMask(
-        (6, 8, 8), temporal_scale=(0.3, 0.5), context_length="trim", block_size="sample"
+        (6, 8, 8), temporal_scale=(0.3, 0.5), context_length="trim", target_size_per="sample"
     )
     masks = sampler(4000, generator=torch.Generator().manual_seed(0))
     for rows in (masks.context.to_mask(), masks.targets.to_mask().any(dim=1)):

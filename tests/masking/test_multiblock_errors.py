@@ -97,9 +97,9 @@ NUMPY_INT = f"num_targets={np.int64(4)!r}: must be an int, got numpy.int64"
             "allow_target_overlap=1: must be a bool, got int",
         ),
         (
-            {"block_size": "image"},
+            {"target_size_per": "image"},
             ValueError,
-            "block_size='image': must be one of 'batch', 'sample'",
+            "target_size_per='image': must be one of 'batch', 'sample'",
         ),
         (
             {"context_length": "cut"},
@@ -146,7 +146,7 @@ def test_generators_of_another_kind():
 @pytest.mark.parametrize("shape", [(0, 13), (2, 12)])
 def test_tables_of_uniforms(shape):
     sampler = MultiBlockMask((8, 8))
-    assert sampler.num_draws == 13
+    assert sampler.num_uniforms == 13
     with raises(ValueError, f"uniforms {shape}: must be [batch, 13], with a batch of at least 1"):
         sampler.from_uniforms(torch.rand(shape))
 
@@ -177,7 +177,7 @@ def test_ijepa_config():
         ("aspect_ratio", (1.0, 2.0), "target_aspect_ratio", (1.0, 2.0)),
         ("npred", 2, "num_targets", 2),
         ("min_keep", 49, "min_context_coverage", 0.25),
-        ("block_size", "sample", "block_size", "sample"),
+        ("target_size_per", "sample", "target_size_per", "sample"),
         ("context_length", 10, "context_length", 10),
     ],
 )
@@ -191,7 +191,7 @@ def test_every_ijepa_key_matters(key, value, field, expected):
 def test_min_keep_is_exact(min_keep):
     """A floor of min_keep / N must not lose a patch, or ask for one more, by rounding."""
     sampler = MultiBlockMask.from_ijepa_config((14, 14), min_keep=min_keep)
-    assert sampler.need == min_keep
+    assert sampler.min_context_tokens == min_keep
 
 
 @pytest.mark.parametrize(

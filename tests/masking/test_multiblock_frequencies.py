@@ -13,8 +13,8 @@ pytestmark = pytest.mark.no_hook
 # 196 positions and a few maps each: 5 standard errors is a chance of about 1e-4 in all.
 NOISE = 5.0
 MODES = [
-    {"block_size": block_size, "context_length": length, "allow_target_overlap": overlap}
-    for block_size in ("batch", "sample")
+    {"target_size_per": target_size_per, "context_length": length, "allow_target_overlap": overlap}
+    for target_size_per in ("batch", "sample")
     for length in ("pad", "trim", 40)
     for overlap in (True, False)
 ]
@@ -92,7 +92,7 @@ def test_the_map_does_not_depend_on_the_batch(mode):
 
 def test_a_batch_of_any_size_keeps_the_floor():
     """Trap, measured with a published sampler: 86 tokens at batch 1, 54 at 128, 41 at 1024."""
-    sampler = MultiBlockMask((14, 14), block_size="sample")
+    sampler = MultiBlockMask((14, 14), target_size_per="sample")
     generator = torch.Generator().manual_seed(0)
     means = [
         float(sampler(n, generator=generator).context.counts().float().mean()) for n in (512,) * 4

@@ -60,16 +60,16 @@ def test_guarantee_at_the_ends_of_the_uniforms(case, batch, extreme, seed):
     except InfeasibleMaskError:
         return
     generator = torch.Generator().manual_seed(seed)
-    uniforms = torch.rand(batch, sampler.num_draws, generator=generator)
+    uniforms = torch.rand(batch, sampler.num_uniforms, generator=generator)
     for share in (1.0, 0.5):
         fixed = torch.rand(uniforms.shape, generator=generator) < share
         table = uniforms.masked_fill(fixed, extreme)
         assert_guarantee(sampler, sampler.from_uniforms(table), batch)
 
 
-@given(seed=st.integers(0, 2**31), block_size=st.sampled_from(["batch", "sample"]))
-@example(seed=0, block_size="sample")
-def test_a_perfect_packing_is_found(seed, block_size):
+@given(seed=st.integers(0, 2**31), target_size_per=st.sampled_from(["batch", "sample"]))
+@example(seed=0, target_size_per="sample")
+def test_a_perfect_packing_is_found(seed, target_size_per):
     """Four 4x4 blocks on 8x8 fit in one way only: free placement dead-ends almost always."""
     sampler = MultiBlockMask(
         (8, 8),
@@ -79,20 +79,20 @@ def test_a_perfect_packing_is_found(seed, block_size):
         allow_target_overlap=False,
         min_context_coverage=0.0,
         num_targets=3,
-        block_size=block_size,
+        target_size_per=target_size_per,
     )
     masks = sampler(16, generator=torch.Generator().manual_seed(seed))
     assert_guarantee(sampler, masks, 16)
 
 
 def test_a_tight_budget_is_used_up():
-    """The budget is a limit, not a slack: at need + a = A contexts of exactly `need` occur."""
+    """The budget is a limit, not a slack: at need + a = A contexts of exactly `min_context_tokens` occur."""
     sampler = MultiBlockMask(
-        (14, 14), context_scale=(1.0, 1.0), min_context_coverage=154 / 196, block_size="sample"
+        (14, 14), context_scale=(1.0, 1.0), min_context_coverage=154 / 196, target_size_per="sample"
     )
     masks = sampler(256, generator=torch.Generator().manual_seed(0))
     assert_guarantee(sampler, masks, 256)
-    assert masks.context.counts().min() == sampler.need == 154
+    assert masks.context.counts().min() == sampler.min_context_tokens == 154
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from jepakit import MultiBlockMask
 
 def target_sides(sampler: MultiBlockMask, count: int, seed: int = 0) -> torch.Tensor:
     """Height and width of the target of `count` samples, drawn one by one."""
-    fresh = dataclasses.replace(sampler, block_size="sample", num_targets=1)
+    fresh = dataclasses.replace(sampler, target_size_per="sample", num_targets=1)
     masks = fresh(count, generator=torch.Generator().manual_seed(seed))
     fields = masks.targets[:, 0].to_mask().view(count, *sampler.grid_size)
     return box_sides(fields, 2).double()
@@ -28,7 +28,7 @@ def context_areas(scale: tuple[float, float], count: int = 2000) -> torch.Tensor
         target_aspect_ratio=(1.0, 1.0),
         context_scale=scale,
         min_context_coverage=0.0,
-        block_size="sample",
+        target_size_per="sample",
     )
     masks = sampler(count, generator=torch.Generator().manual_seed(0))
     fields = masks.context.to_mask().view(count, 20, 20)
@@ -104,7 +104,7 @@ def test_a_context_block_as_large_as_the_grid_is_all_of_it():
 
 def test_a_low_context_scale_is_raised_to_what_is_promised():
     sampler = MultiBlockMask(
-        (14, 14), context_scale=(0.1, 1.0), min_context_coverage=0.5, block_size="sample"
+        (14, 14), context_scale=(0.1, 1.0), min_context_coverage=0.5, target_size_per="sample"
     )
     masks = sampler(500, generator=torch.Generator().manual_seed(0))
     union = masks.context.to_mask() | masks.targets.to_mask().any(1)
@@ -121,7 +121,7 @@ CHANGES = {
     "context_scale": (0.6, 0.65),
     "min_context_coverage": 0.5,
     "allow_target_overlap": False,
-    "block_size": "sample",
+    "target_size_per": "sample",
     "context_length": "trim",
     "temporal_scale": (0.5, 0.5),
     "max_temporal_keep": 0.5,

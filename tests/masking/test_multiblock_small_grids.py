@@ -26,13 +26,14 @@ def small_sampler(rng: random.Random) -> MultiBlockMask:
         context_scale=(context * rng.uniform(0.3, 1.0), context),
         min_context_coverage=0.0,
         allow_target_overlap=overlap,
-        block_size=rng.choice(["batch", "sample"]),
+        target_size_per=rng.choice(["batch", "sample"]),
     )
     spec = loose._spec
     most = (spec.largest_context - spec.room) / spec.size
     tight = replace(loose, min_context_coverage=rng.choice([most, most, 0.0, most * rng.random()]))
     return replace(
-        tight, context_length=rng.choice(["pad", "pad", "trim", rng.randint(1, tight.need)])
+        tight,
+        context_length=rng.choice(["pad", "pad", "trim", rng.randint(1, tight.min_context_tokens)]),
     )
 
 
@@ -51,7 +52,7 @@ def legal(sampler: MultiBlockMask) -> set[tuple[int, int]]:
         box
         for size in spec._context_sizes(smallest=0).sizes.tolist()
         for box in places(grid, size)
-        if box.bit_count() >= spec.need + spec.room
+        if box.bit_count() >= spec.min_context_tokens + spec.room
     }
     found = set()
     for size in spec.target_sizes:
@@ -63,13 +64,15 @@ def legal(sampler: MultiBlockMask) -> set[tuple[int, int]]:
                 if sampler.allow_target_overlap or not union & box
             }
         pairs = ((context & ~union, union) for context, union in product(contexts, unions))
-        found |= {(left, union) for left, union in pairs if left.bit_count() >= spec.need}
+        found |= {
+            (left, union) for left, union in pairs if left.bit_count() >= spec.min_context_tokens
+        }
     return found
 
 
 def drawn(sampler: MultiBlockMask, generator: torch.Generator) -> set[tuple[int, int]]:
-    batch = 200 if sampler.block_size == "batch" else 1000
-    uniforms, push = torch.rand(2, batch, sampler.num_draws, generator=generator)
+    batch = 200 if sampler.target_size_per == "batch" else 1000
+    uniforms, push = torch.rand(2, batch, sampler.num_uniforms, generator=generator)
     # Some sizes are rare, those that take both ends of two ranges: half of all numbers move there.
     odds = (uniforms / (1 - uniforms)) ** 5
     uniforms = torch.where(push < 0.5, uniforms, (odds / (1 + odds)).clamp(max=1 - 2**-24))

@@ -14,8 +14,8 @@ from jepakit.masking import (
     CausalMask,
     ComplementMask,
     InverseBlockMask,
-    MixtureMask,
-    NestedMultiBlockMask,
+    MultiContextMask,
+    NestedMask,
     ReferenceMultiBlockMask,
     TubeMask,
 )
@@ -23,20 +23,22 @@ from jepakit.masking import (
 SMALL = {"target_scale": (0.05, 0.1), "allow_target_overlap": False}
 SAMPLERS = [
     MultiBlockMask((8, 9), context_length=5),
-    MultiBlockMask((8, 9), context_length=5, block_size="sample"),
-    MultiBlockMask((8, 9), context_length=5, block_size="sample", **SMALL),
-    MultiBlockMask((4, 6, 6), context_length=5, temporal_scale=(0.5, 1.0), block_size="sample"),
+    MultiBlockMask((8, 9), context_length=5, target_size_per="sample"),
+    MultiBlockMask((8, 9), context_length=5, target_size_per="sample", **SMALL),
+    MultiBlockMask(
+        (4, 6, 6), context_length=5, temporal_scale=(0.5, 1.0), target_size_per="sample"
+    ),
     MultiBlockMask((40,), context_length=5),
     RandomMask((8, 9)),
     RandomMask((8, 9), context_length=5),
     BlockMask((8, 9)),
     InverseBlockMask((8, 9)),
-    TubeMask(2, MultiBlockMask((8, 9), context_length=5, block_size="sample")),
+    TubeMask(2, MultiBlockMask((8, 9), context_length=5, target_size_per="sample")),
     ComplementMask(MultiBlockMask((8, 9), context_length=5)),
-    MixtureMask((RandomMask((8, 9)), MultiBlockMask((8, 9), context_length=5))),
-    CausalMask((12, 3), block_size="sample"),
-    NestedMultiBlockMask((16, 20), context_length=3),
-    NestedMultiBlockMask((17, 21), context_length=3, block_size="sample"),
+    MultiContextMask((RandomMask((8, 9)), MultiBlockMask((8, 9), context_length=5))),
+    CausalMask((12, 3), context_size_per="sample"),
+    NestedMask((16, 20), MultiBlockMask((4, 5), context_length=3)),
+    NestedMask((17, 21), MultiBlockMask((5, 6), context_length=3, target_size_per="sample")),
 ]
 
 
@@ -53,7 +55,7 @@ def test_nothing_is_read_back(sampler):
 def test_the_meta_device_tells():
     """The check can fail: padding to the longest of the batch has to know how long that is."""
     with pytest.raises((RuntimeError, NotImplementedError)):
-        MultiBlockMask((8, 9), block_size="sample")(6, device="meta")
+        MultiBlockMask((8, 9), target_size_per="sample")(6, device="meta")
     # As here, whose contexts are always cut to the shortest of the batch.
     with pytest.raises((RuntimeError, NotImplementedError)):
         ReferenceMultiBlockMask((9, 9))(6, device="meta")

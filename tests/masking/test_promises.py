@@ -15,8 +15,8 @@ from jepakit.masking import (
     CausalMask,
     ComplementMask,
     InverseBlockMask,
-    MixtureMask,
-    NestedMultiBlockMask,
+    MultiContextMask,
+    NestedMask,
     TubeMask,
 )
 from jepakit.testing.random_samplers import KINDS, LARGEST, random_sampler
@@ -38,7 +38,7 @@ def test_promise(kind, data, seed, batch):
 @given(data=st.data(), seed=st.integers(0, 2**31), extreme=st.sampled_from([0.0, 1 - 2**-24]))
 def test_promise_at_the_ends_of_the_uniforms(kind, data, seed, extreme):
     sampler = data.draw(samplers(kind))
-    uniforms = torch.rand(3, sampler.num_draws, generator=torch.Generator().manual_seed(seed))
+    uniforms = torch.rand(3, sampler.num_uniforms, generator=torch.Generator().manual_seed(seed))
     uniforms[torch.rand(uniforms.shape) < 0.5] = extreme
     assert_promise(sampler, sampler.from_uniforms(uniforms), 3)
     assert_promise(sampler, sampler.from_uniforms(torch.full_like(uniforms, extreme)), 3)
@@ -52,21 +52,21 @@ NEEDS = [
     (CausalMask((4, 5), num_context_steps=(2, 3)), 10),
     (TubeMask(3, RandomMask((4, 5), target_ratio=0.6)), 24),
     (ComplementMask(RandomMask((4, 5), context_length=3)), 3),
-    (MixtureMask((RandomMask((4, 5)), BlockMask((4, 5), target_ratio=0.6))), 5),
+    (MultiContextMask((RandomMask((4, 5)), BlockMask((4, 5), target_ratio=0.6))), 5),
     (MultiBlockMask((12, 12), min_context_coverage=0.3), 44),
     (MultiBlockMask((12, 12), context_length=20), 20),
     # Of 4 x 4 cells of 16 patches a quarter; with 14 rows and columns the last ones are cut off.
-    (NestedMultiBlockMask((16, 16)), 4 * 16),
-    (NestedMultiBlockMask((16, 16), context_length=3), 3 * 16),
-    (NestedMultiBlockMask((14, 14)), 4 + 3 * 8),
-    (NestedMultiBlockMask((14, 14), num_levels=1), 49),
+    (NestedMask((16, 16), MultiBlockMask((4, 4))), 4 * 16),
+    (NestedMask((16, 16), MultiBlockMask((4, 4), context_length=3)), 3 * 16),
+    (NestedMask((14, 14), MultiBlockMask((4, 4))), 4 + 3 * 8),
+    (NestedMask((14, 14), MultiBlockMask((14, 14))), 49),
 ]
 
 
-@pytest.mark.parametrize(("sampler", "need"), NEEDS, ids=repr)
+@pytest.mark.parametrize(("sampler", "min_context_tokens"), NEEDS, ids=repr)
 def test_need(sampler, need):
     """Every sampler states its floor in tokens of its own grid; a mixture the least of members."""
-    assert sampler.need == need
+    assert sampler.min_context_tokens == need
     drawn = sampler(500, generator=torch.Generator().manual_seed(0))
     contexts = [m.context.counts() for m in (drawn if isinstance(drawn, list) else [drawn])]
     assert min(int(counts.min()) for counts in contexts) >= need
@@ -80,7 +80,9 @@ def test_need_is_kept(kind, data, seed):
     drawn = sampler(16, generator=torch.Generator().manual_seed(seed))
     members = getattr(sampler, "samplers", (sampler,))
     for member, masks in zip(members, drawn if isinstance(drawn, list) else [drawn], strict=True):
-        assert (masks.context.counts() >= member.need).all() and member.need >= 1
+        assert (
+            masks.context.counts() >= member.min_context_tokens
+        ).all() and member.min_context_tokens >= 1
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from jepakit import InfeasibleMaskError, Masks, MultiBlockMask
-from jepakit.masking import ReferenceMultiBlockMask, audit
+from jepakit.masking import ReferenceMultiBlockMask, audit_masks
 from jepakit.masking.blocks import ScaledSizes, draw_sizes
 
 QUIRKS = (
@@ -137,7 +137,7 @@ def worst(one: dict[str, Tensor], other: dict[str, Tensor]) -> dict[str, float]:
 @pytest.mark.no_hook
 def test_the_known_defects():
     """Published settings, 14x14, batches of 64, with the numbers that were measured of it."""
-    found = audit(ReferenceMultiBlockMask((14, 14)), batches=100, generator=generator())
+    found = audit_masks(ReferenceMultiBlockMask((14, 14)), batches=100, generator=generator())
     assert abs(found.context_coverage.mean - 0.27) < 0.015
     context, target = (
         role.view(14, 14) for role in (found.context_frequency, found.target_frequency)
@@ -201,19 +201,21 @@ def off(*quirks: str, **arguments: object) -> tuple:
     """The sampler with some quirks off, and the audits with and without them."""
     base = ReferenceMultiBlockMask(**{"grid_size": (14, 14)} | arguments)
     other = dataclasses.replace(base, **dict.fromkeys(quirks, False))
-    return tuple(audit(s, batches=30, batch_size=32, generator=generator()) for s in (base, other))
+    return tuple(
+        audit_masks(s, batches=30, batch_size=32, generator=generator()) for s in (base, other)
+    )
 
 
 @pytest.mark.no_hook
 def test_prefix_truncation():
     base = ReferenceMultiBlockMask((14, 14))
     other = dataclasses.replace(base, prefix_truncation=False)
-    uniforms = torch.rand(64, other.num_draws, generator=generator())
+    uniforms = torch.rand(64, other.num_uniforms, generator=generator())
     prefix, subset = (
-        base.from_uniforms(uniforms[:, : base.num_draws]),
+        base.from_uniforms(uniforms[:, : base.num_uniforms]),
         other.from_uniforms(uniforms),
     )
-    whole = base._untrimmed(uniforms[:, : base.num_draws]).context
+    whole = base._untrimmed(uniforms[:, : base.num_uniforms]).context
     assert same_set(prefix.targets, subset.targets)
     assert prefix.context.shape == subset.context.shape
     assert prefix.context.shape[1] == int(whole.counts().min())
@@ -347,7 +349,7 @@ def test_relax_when_stuck():
 @pytest.mark.no_hook
 def test_without_relaxing_the_place_that_keeps_most_is_taken():
     sampler = ReferenceMultiBlockMask(**STUCK, relax_when_stuck=False, num_targets=2)
-    uniforms = torch.rand(64, sampler.num_draws, generator=generator())
+    uniforms = torch.rand(64, sampler.num_uniforms, generator=generator())
     contexts = sampler._untrimmed(uniforms).context.to_mask()
     hidden = sampler.from_uniforms(uniforms).targets.to_mask().any(dim=1)
     h, w = (int(side) for side in sampler._sizes.contexts(uniforms[:1, 2]))
@@ -448,7 +450,7 @@ def test_pure_function_of_the_generator(sampler, seed, batch):
     g = generator(seed)
     assert same(sampler(batch, generator=g), first)
     assert same(sampler(batch, generator=g), second)
-    uniforms = torch.rand(batch, sampler.num_draws, generator=generator(seed))
+    uniforms = torch.rand(batch, sampler.num_uniforms, generator=generator(seed))
     before = uniforms.clone()
     assert same(sampler.from_uniforms(uniforms), first) and torch.equal(uniforms, before)
 
@@ -564,7 +566,7 @@ def check_any(grid, switches, num_targets, scale, context, min_keep, seed) -> bo
     assert not masks.context.padded and not masks.targets.padded
     assert masks.targets.shape[:2] == (3, num_targets) and masks.targets.shape[2] > min_keep
     if sampler.relax_when_stuck:
-        assert masks.context.shape[1] >= sampler.need
+        assert masks.context.shape[1] >= sampler.min_context_tokens
     else:
         hidden = masks.targets.to_mask().any(dim=1)
         assert not (masks.context.to_mask() & hidden).any()

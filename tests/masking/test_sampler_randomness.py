@@ -18,33 +18,35 @@ from jepakit.masking import (
     CausalMask,
     ComplementMask,
     InverseBlockMask,
-    MixtureMask,
-    NestedMultiBlockMask,
+    MultiContextMask,
+    NestedMask,
     TubeMask,
 )
 from jepakit.testing import assert_sampler_contract
 
 SAMPLERS = [
     MultiBlockMask((8, 9)),
-    MultiBlockMask((8, 9), block_size="sample"),
+    MultiBlockMask((8, 9), target_size_per="sample"),
     MultiBlockMask((8, 9), context_length="trim"),
-    MultiBlockMask((8, 9), block_size="sample", context_length=5, num_targets=2),
+    MultiBlockMask((8, 9), target_size_per="sample", context_length=5, num_targets=2),
     MultiBlockMask(
-        (8, 9), block_size="sample", allow_target_overlap=False, target_scale=(0.05, 0.1)
+        (8, 9), target_size_per="sample", allow_target_overlap=False, target_scale=(0.05, 0.1)
     ),
-    MultiBlockMask((8, 9), min_context_coverage=0.5, context_length="trim", block_size="sample"),
+    MultiBlockMask(
+        (8, 9), min_context_coverage=0.5, context_length="trim", target_size_per="sample"
+    ),
     RandomMask((8, 9)),
     RandomMask((30,), target_ratio=0.5, context_length=7),
     RandomMask((2, 3, 4), target_ratio=0.9),
-    MultiBlockMask((30,), block_size="sample"),
+    MultiBlockMask((30,), target_size_per="sample"),
     MultiBlockMask((4, 6, 6), temporal_scale=(0.5, 1.0), max_temporal_keep=0.75),
     BlockMask((8, 9)),
     InverseBlockMask((8, 9), block_scale=(0.1, 0.1)),
-    TubeMask(2, MultiBlockMask((8, 9), block_size="sample")),
+    TubeMask(2, MultiBlockMask((8, 9), target_size_per="sample")),
     ComplementMask(MultiBlockMask((8, 9), context_length=5)),
-    MixtureMask((RandomMask((8, 9)), MultiBlockMask((8, 9)))),
-    NestedMultiBlockMask((17, 20), block_size="sample", context_length=3),
-    CausalMask((60,), block_size="sample"),
+    MultiContextMask((RandomMask((8, 9)), MultiBlockMask((8, 9)))),
+    NestedMask((17, 20), MultiBlockMask((5, 5), target_size_per="sample", context_length=3)),
+    CausalMask((60,), context_size_per="sample"),
 ]
 samplers = st.sampled_from(SAMPLERS)
 seeds = st.integers(0, 2**63 - 1)
@@ -99,7 +101,7 @@ def test_without_a_generator_the_global_one_is_used(sampler):
 
 @given(sampler=samplers, seed=seeds)
 def test_masks_are_a_function_of_the_uniforms(sampler, seed):
-    uniforms = torch.rand(4, sampler.num_draws, generator=torch.Generator().manual_seed(seed))
+    uniforms = torch.rand(4, sampler.num_uniforms, generator=torch.Generator().manual_seed(seed))
     before = uniforms.clone()
     masks = sampler.from_uniforms(uniforms)
     assert torch.equal(uniforms, before)
@@ -108,10 +110,10 @@ def test_masks_are_a_function_of_the_uniforms(sampler, seed):
 
 
 def test_per_sample_by_mode():
-    for block_size in ("batch", "sample"):
+    for target_size_per in ("batch", "sample"):
         for length in ("pad", "trim", 5):
-            sampler = MultiBlockMask((8, 8), block_size=block_size, context_length=length)
-            assert sampler.per_sample == (block_size == "sample" and length != "trim")
+            sampler = MultiBlockMask((8, 8), target_size_per=target_size_per, context_length=length)
+            assert sampler.per_sample == (target_size_per == "sample" and length != "trim")
     assert RandomMask((4,)).per_sample
 
 

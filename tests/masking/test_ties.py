@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from jepakit import MultiBlockMask, RandomMask
-from jepakit.masking import BlockMask, InverseBlockMask, NestedMultiBlockMask
+from jepakit.masking import BlockMask, InverseBlockMask, NestedMask
 
 SMALL = {"target_scale": (0.02, 0.1), "allow_target_overlap": False, "num_targets": 5}
 SAMPLERS = [
@@ -19,9 +19,9 @@ SAMPLERS = [
     RandomMask((9, 8)),
     RandomMask((9, 8), context_length=5),
     MultiBlockMask((9, 8), context_length=10),
-    MultiBlockMask((9, 8), context_length="trim", block_size="sample"),
+    MultiBlockMask((9, 8), context_length="trim", target_size_per="sample"),
     MultiBlockMask((9, 8), min_context_coverage=0.05, **SMALL),
-    NestedMultiBlockMask((24, 24), context_length=5),
+    NestedMask((24, 24), MultiBlockMask((6, 6), context_length=5)),
 ]
 
 
@@ -51,7 +51,7 @@ def other_ties(monkeypatch):
 @pytest.mark.parametrize("levels", [2**24, 64])
 def test_masks_do_not_depend_on_how_ties_are_sorted(sampler, levels, other_ties):
     """Numbers of a generator, and coarse ones, of which many are equal."""
-    uniforms = torch.rand(512, sampler.num_draws, generator=torch.Generator().manual_seed(0))
+    uniforms = torch.rand(512, sampler.num_uniforms, generator=torch.Generator().manual_seed(0))
     uniforms = (uniforms * levels).floor() / levels
     one = sampler.from_uniforms(uniforms)
     other_ties()

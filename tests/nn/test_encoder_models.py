@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from jepakit import MaskedViT, TokenSet, put_tokens, take_tokens
-from jepakit.nn.transformer import key_mask
+from jepakit.nn.blocks import key_mask
 
 
 def test_everything_visible_is_the_backbone(any_kind, build, images_for, assert_close) -> None:
@@ -190,7 +190,7 @@ def test_no_key_mask_without_padding(few_kind, build, images_for, monkeypatch) -
         built.append(tuple(mask.shape))
         return mask
 
-    monkeypatch.setattr("jepakit.nn.backbones.backbone.key_mask", counted)
+    monkeypatch.setattr("jepakit.nn._backbones.backbone.key_mask", counted)
     images = images_for(encoder, 2)
     full = TokenSet.full(encoder.grid_size, (2,))
     encoder(images)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jepakit.nn.position import grid_coordinates, rotary_table, rotate, sincos_table
+from jepakit.nn.positions import grid_coordinates, rotary_table, rotate, sincos_table
 
 grids = st.one_of(
     st.tuples(st.integers(1, 9)),

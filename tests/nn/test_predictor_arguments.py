@@ -82,7 +82,7 @@ def test_drop_path_is_for_training_only() -> None:
 
 def test_drop_path_keeps_the_mean() -> None:
     """Dropped for whole samples, the rest scaled by 1 / (1 - prob)."""
-    from jepakit.nn.transformer import DropPath
+    from jepakit.nn.blocks import DropPath
 
     dropped = DropPath(0.25)(torch.ones(4000, 2, 3))
     kept = dropped[:, 0, 0] > 0
@@ -175,37 +175,37 @@ FULL = TokenSet.full
             torch.zeros(2, 19, 10),
             FULL((4, 5), (2,)),
             FULL((4, 5), (2, 1)),
-            r"context_tokens \(2, 20\): must list the tokens of context \(2, 19, 10\)",
+            r"context \(2, 20\): must list the tokens of context \(2, 19, 10\)",
         ),
         (
             torch.zeros(2, 20, 10),
             FULL((4, 5), (1,)),
             FULL((4, 5), (2, 1)),
-            r"context_tokens \(1, 20\): must list the tokens of context",
+            r"context \(1, 20\): must list the tokens of context",
         ),
         (
             torch.zeros(2, 20, 10),
             FULL((4, 5), (2,)),
             FULL((4, 5), (2,)),
-            r"target_tokens \(2, 20\): must be \[batch, num_targets, k\]",
+            r"targets \(2, 20\): must be \[batch, num_targets, k\]",
         ),
         (
             torch.zeros(2, 20, 10),
             FULL((4, 5), (2,)),
             FULL((4, 5), (1, 1)),
-            r"target_tokens \(1, 1, 20\): must be .* the context's batch size 2",
+            r"targets \(1, 1, 20\): must be .* the context's batch size 2",
         ),
         (
             torch.zeros(2, 20, 10),
             FULL((5, 4), (2,)),
             FULL((4, 5), (2, 1)),
-            r"context_tokens is on the grid \(5, 4\): must be on the predictor's grid \(4, 5\)",
+            r"context is on the grid \(5, 4\): must be on the predictor's grid \(4, 5\)",
         ),
         (
             torch.zeros(2, 20, 10),
             FULL((4, 5), (2,)),
             FULL((20,), (2, 1)),
-            r"target_tokens is on the grid \(20,\): must be on the predictor's grid \(4, 5\)",
+            r"targets is on the grid \(20,\): must be on the predictor's grid \(4, 5\)",
         ),
     ],
 )
@@ -215,7 +215,7 @@ def test_call_errors(context, here, asked, text) -> None:
 
 
 def test_predict_grid_errors() -> None:
-    with pytest.raises(ValueError, match=r"context_tokens is on the grid \(5, 4\)"):
+    with pytest.raises(ValueError, match=r"context is on the grid \(5, 4\)"):
         build().predict_grid(torch.zeros(2, 20, 10), FULL((5, 4), (2,)))
 
 
@@ -234,9 +234,9 @@ def test_tokens_of_another_kind(kind) -> None:
     bad = Masks(here, asked) if kind == "Masks" else here.to_mask()
     got = rf"TokenSet\.from_mask\(mask, grid_size\), got .*{kind}$"
     for call in (lambda: build()(context, bad, asked), lambda: build().predict_grid(context, bad)):
-        with pytest.raises(TypeError, match=rf"^context_tokens: .* masks\.context or {got}"):
+        with pytest.raises(TypeError, match=rf"^context: .* masks\.context or {got}"):
             call()
-    with pytest.raises(TypeError, match=rf"^target_tokens: .* masks\.targets or {got}"):
+    with pytest.raises(TypeError, match=rf"^targets: .* masks\.targets or {got}"):
         build()(context, here, bad)
     with pytest.raises(TypeError, match=r"^context: must be a torch\.Tensor, got .*Masks"):
         build().predict_grid(Masks(here, asked), here)

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jepakit import HierarchicalPyramid, MaskedPredictor, TokenSet
-from jepakit.masking import NestedMultiBlockMask
-from jepakit.nn.position import grid_coordinates, rotary_table, sincos_table
+from jepakit import HierarchicalPyramid, MaskedPredictor, MultiBlockMask, TokenSet
+from jepakit.masking import NestedMask
+from jepakit.nn.positions import grid_coordinates, rotary_table, sincos_table
 from jepakit.testing import assert_predictor_contract
 
 POSITIONS = pytest.mark.parametrize("position", ["sincos", "rope", "learned"])
@@ -165,7 +165,7 @@ def test_every_parameter_learns_from_any_levels(position) -> None:
     predictor = MaskedPredictor(
         (8, 8), 10, predictor_embed_dim=48, depth=2, num_heads=4, position=position, num_levels=3
     )
-    masks = NestedMultiBlockMask((8, 8), num_levels=3)(2)
+    masks = NestedMask((8, 8), MultiBlockMask((2, 2)))(2)
     pyramid = HierarchicalPyramid((8, 8), 10)
     levels = pyramid(torch.randn(*masks.context.shape, 10), masks.context)
     for chosen in ([0], [2], [0, 1, 2]):
@@ -241,7 +241,7 @@ def test_constructor_errors(changes, text) -> None:
 def test_tokens_of_no_level() -> None:
     context, here = torch.zeros(1, 30, 10), TokenSet.full((6, 5), (1,))
     text = (
-        r"context_tokens is on the grid \(6, 5\): must be on one of the predictor's grids "
+        r"context is on the grid \(6, 5\): must be on one of the predictor's grids "
         r"\(\(5, 6\), \(3, 3\), \(2, 2\)\)"
     )
     with pytest.raises(ValueError, match=text):

@@ -14,9 +14,6 @@ ROOT = Path(__file__).resolve().parents[2]
 SRC = ROOT / "src" / "jepakit"
 FILES = [path.relative_to(SRC).as_posix() for path in sorted(SRC.rglob("*.py"))]
 
-MAX_LINES = 300
-LONGER: set[str] = set()
-
 # (file, function): why it may take **kwargs.
 KWARGS = {("teacher.py", "EMATeacher.forward"): "it is called like the student, whatever that is"}
 
@@ -64,15 +61,26 @@ def test_no_future_annotations(file):
             assert "annotations" not in {alias.name for alias in node.names}
 
 
+# Names that say nothing of what is inside, or that shadow the standard library.
+BANNED = {"utils", "util", "helpers", "common", "misc", "queue", "random", "statistics"}
+
+
 @pytest.mark.parametrize("file", FILES)
-def test_one_idea_a_file(file):
-    assert Path(file).stem not in {"utils", "util", "helpers", "common", "misc"}
-    if file not in LONGER:
-        assert len((SRC / file).read_text().splitlines()) <= MAX_LINES
+def test_file_names_say_what_is_inside(file):
+    assert Path(file).stem not in BANNED
 
 
-def test_long_files_are_still_long():
-    assert all(len((SRC / file).read_text().splitlines()) > MAX_LINES for file in LONGER)
+@pytest.mark.parametrize("file", FILES)
+def test_what_is_not_exported_has_an_underscore(file):
+    """A listing shows what is public: a name without underscore is re-exported, or holds what is."""
+    parts = Path(file).with_suffix("").parts
+    if parts[-1] == "__init__" or any(part.startswith("_") for part in parts) or file in STANDALONE:
+        return
+    assert file in exporting(), f"{file}: no __init__ re-exports from it; give it an underscore"
+
+
+# Public, and imported by their full names.
+STANDALONE = {"testing/strategies.py", "optim.py"}
 
 
 @pytest.mark.parametrize("file", FILES)

@@ -14,8 +14,8 @@ from tests.testing.breaches import breach
 from torch import Tensor
 
 from jepakit import Masks, MultiBlockMask, RandomMask, TokenSet
-from jepakit.masking import MixtureMask
-from jepakit.masking.sampler import UniformSampler
+from jepakit.masking import MultiContextMask
+from jepakit.masking.base import UniformSampler
 from jepakit.testing import assert_sampler_contract
 from jepakit.testing.breach import Law
 from jepakit.testing.strategies import samplers
@@ -71,10 +71,10 @@ def test_members_are_held_to_their_own_need():
         need = 7
 
     @dataclass(frozen=True)
-    class Both(MixtureMask):
+    class Both(MultiContextMask):
         pass
 
-    assert_sampler_contract(MixtureMask((RandomMask((4, 4)), RandomMask((4, 4)))))
+    assert_sampler_contract(MultiContextMask((RandomMask((4, 4)), RandomMask((4, 4)))))
     with breach(Law.GUARANTEE, "sample 0 has 4 tokens, must have at least 7"):
         assert_sampler_contract(Both((RandomMask((4, 4), target_ratio=0.5), Broken((4, 4)))))
 
@@ -413,7 +413,7 @@ class OwnUniform(UniformSampler[Masks]):
     """One position is context, another the target; both from two numbers."""
 
     grid_size: tuple[int, ...] = (5,)
-    num_draws = 2
+    num_uniforms = 2
     per_sample = True
 
     def positions(self, u: Tensor) -> Tensor:

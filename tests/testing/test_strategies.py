@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import jepakit
 import jepakit.masking
 from jepakit import Masks
-from jepakit.masking.sampler import UniformSampler
+from jepakit.masking.base import UniformSampler
 from jepakit.testing.random_samplers import KINDS, SMALL, random_sampler
 from jepakit.testing.strategies import (
     flat_masks,
@@ -62,7 +62,7 @@ def test_samplers(kind, data):
     sampler = data.draw(samplers(kind, largest={1: (6,), 2: (4, 5), 3: (2, 3, 4)}))
     assert type(sampler).__name__ == kind and math.prod(sampler.grid_size) <= 24
     masks = sampler(2)
-    assert isinstance(masks, list if kind == "MixtureMask" else Masks)
+    assert isinstance(masks, list if kind == "MultiContextMask" else Masks)
 
 
 @pytest.mark.parametrize("kind", KINDS)

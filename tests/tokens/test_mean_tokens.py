@@ -57,7 +57,7 @@ def test_half_types_are_summed_in_float32(dtype):
 
 def test_bad_shapes_raise():
     tokens = TokenSet.from_mask(torch.ones(2, 4, dtype=torch.bool), (2, 2))
-    with pytest.raises(ValueError, match=r"features \(2, 3, 5\): must hold one feature for each"):
+    with pytest.raises(ValueError, match=r"features \(2, 3, 5\): must hold one feature vector for"):
         mean_tokens(torch.zeros(2, 3, 5), tokens)
 
 

@@ -105,14 +105,15 @@ def test_grids(grid, text):
     ("grid", "got"),
     [
         (4, "int"),
-        ([2, 2], "list"),
+        ("22", "str"),
+        ({2, 3}, "set"),
         ((2.0, 2), "float in it"),
         ((2, True), "bool in it"),
-        ((2, np.int64(2)), "numpy.int64 in it"),
+        ((2, np.float64(2)), "numpy.float64 in it"),
     ],
 )
 def test_grids_of_another_kind(grid, got):
-    text = f"grid_size={grid!r}: must be a tuple of ints, such as (14, 14), got {got}"
+    text = f"grid_size={grid!r}: must be a sequence of ints, such as (14, 14), got {got}"
     with raises(TypeError, text):
         TokenSet.full(grid)
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jepakit._checks import check_floating, kind_of
+from jepakit._checks import check_floating, type_name
 
 __all__: list[str] = []
 
@@ -26,7 +26,9 @@ def pair(
     tensors how a part is built for them, which is what an error recommends.
     """
     if not isinstance(theirs, Mapping):
-        raise TypeError(f"{source}: must be a mapping from names to tensors, got {kind_of(theirs)}")
+        raise TypeError(
+            f"{source}: must be a mapping from names to tensors, got {type_name(theirs)}"
+        )
     _check_names(source, part, ours, theirs, arguments_of)
     other = []
     for name, mine in ours.items():

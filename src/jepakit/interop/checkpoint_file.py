@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from jepakit._checks import kind_of
+from jepakit._checks import type_name
 
 __all__: list[str] = []
 
@@ -19,7 +19,7 @@ def read(checkpoint: Mapping[str, Any] | str | os.PathLike[str]) -> Mapping[str,
     if isinstance(checkpoint, Mapping):
         return checkpoint
     if not isinstance(checkpoint, str | os.PathLike):
-        raise TypeError(f"checkpoint: must be a mapping or a path, got {kind_of(checkpoint)}")
+        raise TypeError(f"checkpoint: must be a mapping or a path, got {type_name(checkpoint)}")
     path = Path(checkpoint)
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint={str(path)!r}: must be a file, and there is none")
@@ -38,7 +38,7 @@ def read(checkpoint: Mapping[str, Any] | str | os.PathLike[str]) -> Mapping[str,
         ) from error
     if not isinstance(loaded, Mapping):
         raise TypeError(
-            f"checkpoint={str(path)!r}: must hold a dict of names, got {kind_of(loaded)}"
+            f"checkpoint={str(path)!r}: must hold a dict of names, got {type_name(loaded)}"
         )
     return loaded
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jepakit._checks import kind_of
+from jepakit._checks import type_name
 from jepakit._wrapped import clean_names, unwrap
 from jepakit.interop.assignment import assign, pair
 from jepakit.interop.backbones import backbone_arguments, check_arithmetic, num_heads
@@ -88,7 +88,7 @@ def load_hf_ijepa(model: nn.Module | Mapping[str, Any], encoder: nn.Module) -> N
         model = unwrap(model)
         state = clean_names(model.state_dict().items())
     elif not isinstance(model, Mapping):
-        raise TypeError(f"model: must be an IJepaModel or its state dict, got {kind_of(model)}")
+        raise TypeError(f"model: must be an IJepaModel or its state dict, got {type_name(model)}")
     if any(str(name).startswith("ijepa.") for name in state):
         raise ValueError(
             "model: must be the IJepaModel alone, but has names that start with 'ijepa.'; pass "
@@ -129,7 +129,7 @@ def _timm_name(name: str) -> str:
 def _check_configuration(model: nn.Module, encoder: MaskedViT) -> None:
     config: Any = getattr(model, "config", None)
     if config is None:
-        raise TypeError(f"model={kind_of(model)}: must be an IJepaModel, which has a config")
+        raise TypeError(f"model={type_name(model)}: must be an IJepaModel, which has a config")
     if config.hidden_act != "gelu":
         raise ValueError(f"model.config.hidden_act={config.hidden_act!r}: must be 'gelu'")
     check_arithmetic("encoder", encoder, config.layer_norm_eps)

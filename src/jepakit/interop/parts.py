@@ -4,7 +4,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from jepakit._checks import kind_of
+from jepakit._checks import type_name
 from jepakit._wrapped import clean_names, fsdp_parts, loaded_type, unwrap
 from jepakit.nn import MaskedPredictor, MaskedViT
 from jepakit.teacher import EMATeacher
@@ -33,7 +33,7 @@ def _within(name: str, module: nn.Module, kind: type[_Part]) -> _Part:
     inner = unwrap(module) if isinstance(module, nn.Module) else module
     if not isinstance(inner, kind):
         raise TypeError(
-            f"{name}={kind_of(inner)}: must be the {kind.__name__} that the weights belong to, "
+            f"{name}={type_name(inner)}: must be the {kind.__name__} that the weights belong to, "
             "wrapped by DDP or torch.compile or not"
         )
     return inner

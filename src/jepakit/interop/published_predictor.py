@@ -11,7 +11,7 @@ from torch import Tensor
 from jepakit.interop.backbones import depth_of, ratio, shape_of
 from jepakit.interop.parts import square_side, tensors_of
 from jepakit.nn import MaskedPredictor
-from jepakit.nn.position import sincos_table
+from jepakit.nn.positions import sincos_table
 
 __all__: list[str] = []
 

@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from jepakit._checks import check_choice, check_floating, check_process_group
-from jepakit.losses._ranks import sum_over_ranks
+from jepakit._distributed import sum_over_ranks
 
 __all__ = ["Reduction", "check_masked", "reduce_masked"]
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from jepakit._checks import check_number, kind_of
+from jepakit._checks import check_number, type_name
 from jepakit.losses.masked import masked_smooth_l1
 
 __all__ = ["hierarchical_loss"]
@@ -48,7 +48,7 @@ def hierarchical_loss(
             all of them are 0, or `loss` or `weights` gives more than a number.
 
     Returns:
-        The total, and the loss of each level, not weighted, as `"level_0"`, `"level_1"`, ...
+        The total, and the loss of each level, not weighted and detached, as `"level_0"`, `"level_1"`, ...
 
     Example:
         >>> import torch
@@ -66,7 +66,7 @@ def hierarchical_loss(
     for name, given in (("preds", preds), ("targets", targets), ("valids", valids)):
         if not isinstance(given, Sequence):
             raise TypeError(
-                f"{name}: must be a sequence with one tensor a level, got {kind_of(given)}"
+                f"{name}: must be a sequence with one tensor a level, got {type_name(given)}"
             )
     counts = {"preds": len(preds), "targets": len(targets), "valids": len(valids)}
     if counts["preds"] == 0 or len(set(counts.values())) > 1:
@@ -93,7 +93,7 @@ def hierarchical_loss(
         # A level of weight 0 is left out, not multiplied: it may be infinite.
         shares = [w * v for w, v in zip(numbers, values, strict=True) if w != 0]
         total = torch.stack(shares).sum()
-    return total, {f"level_{level}": value for level, value in enumerate(values)}
+    return total, {f"level_{level}": value.detach() for level, value in enumerate(values)}
 
 
 def _numbers(weights: object, num_levels: int) -> list[float]:
@@ -102,7 +102,7 @@ def _numbers(weights: object, num_levels: int) -> list[float]:
     if isinstance(weights, str) or not isinstance(weights, Sequence):
         raise TypeError(
             f"weights: must be a sequence of numbers, a callable such as UncertaintyWeights, or "
-            f"None, got {kind_of(weights)}"
+            f"None, got {type_name(weights)}"
         )
     if len(weights) != num_levels:
         raise ValueError(

@@ -14,9 +14,9 @@ from jepakit._checks import (
     check_tensor,
     value_checks_on,
 )
+from jepakit._distributed import gather_rows, row_counts, sum_over_ranks
 from jepakit._precision import float32_or_wider, full_precision
-from jepakit.losses._ranks import gather_rows, row_counts, sum_over_ranks
-from jepakit.losses._rows import check_rows, to_rows
+from jepakit._rows import check_rows, to_rows
 
 __all__ = ["info_nce"]
 

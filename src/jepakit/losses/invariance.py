@@ -5,10 +5,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from jepakit._checks import check_int, check_tensor, kind_of
+from jepakit._checks import check_int, check_tensor, type_name
 from jepakit._precision import float32_or_wider, full_precision
+from jepakit._rows import check_rows
 from jepakit.losses._reduction import reduce_masked
-from jepakit.losses._rows import check_rows
 
 __all__ = ["check_views", "invariance_loss"]
 
@@ -69,7 +69,7 @@ def invariance_loss(
 def check_views(views: Tensor, num_global_views: int | None) -> None:
     """Raise unless there are 2 views or more, and `num_global_views` of them."""
     if isinstance(views, list | tuple):
-        kind = kind_of(views)
+        kind = type_name(views)
         raise TypeError(f"views: must be a torch.Tensor, got {kind}; torch.stack makes one of it")
     check_tensor("views", views)
     if views.dim() < 3 or len(views) < 2:

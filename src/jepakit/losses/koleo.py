@@ -7,9 +7,9 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from jepakit._checks import check_number
+from jepakit._distributed import gather_rows, row_counts, sum_over_ranks
 from jepakit._precision import full_precision
-from jepakit.losses._ranks import gather_rows, row_counts, sum_over_ranks
-from jepakit.losses._rows import check_rows, to_rows
+from jepakit._rows import check_rows, to_rows
 
 __all__ = ["koleo"]
 

@@ -10,7 +10,7 @@ from torch.distributed import ProcessGroup
 
 from jepakit._checks import check_choice, check_fraction, check_number
 from jepakit._precision import full_precision
-from jepakit.losses._rows import to_rows
+from jepakit._rows import to_rows
 from jepakit.losses.invariance import invariance_loss
 from jepakit.losses.sigreg import check_sigreg, draw_slices, slice_statistic
 

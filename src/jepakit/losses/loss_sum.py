@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jepakit._checks import check_floating, check_number, kind_of, value_checks_on
+from jepakit._checks import check_floating, check_number, type_name, value_checks_on
 from jepakit._precision import float32_or_wider
 
 __all__ = ["LossSum"]
@@ -62,7 +62,7 @@ class LossSum:
         if not isinstance(self.weights, Mapping):
             raise TypeError(
                 f"weights={self.weights!r}: must be a mapping from names to weights, got "
-                f"{kind_of(self.weights)}"
+                f"{type_name(self.weights)}"
             )
         # A copy: what the caller does with theirs later has no effect here.
         object.__setattr__(self, "weights", dict(self.weights))
@@ -70,12 +70,12 @@ class LossSum:
             raise ValueError("weights: must hold at least one term")
         for name, weight in self.weights.items():
             if not isinstance(name, str):
-                raise TypeError(f"weights: {name!r} must be a name, got {kind_of(name)}")
+                raise TypeError(f"weights: {name!r} must be a name, got {type_name(name)}")
             # A module is callable too, and its parameters would be in no optimiser.
             if isinstance(weight, torch.nn.Module):
                 raise TypeError(
                     f"weights[{name!r}]: must be a number or a function from step to number, got "
-                    f"{kind_of(weight)}; apply a learned weight to the term"
+                    f"{type_name(weight)}; apply a learned weight to the term"
                 )
             if not callable(weight):
                 check_number(f"weights[{name!r}]", weight, minimum=0)
@@ -122,7 +122,9 @@ class LossSum:
 
     def _check(self, terms: Mapping[str, Tensor]) -> None:
         if not isinstance(terms, Mapping):
-            raise TypeError(f"terms: must be a mapping from names to values, got {kind_of(terms)}")
+            raise TypeError(
+                f"terms: must be a mapping from names to values, got {type_name(terms)}"
+            )
         missing = [name for name in self.weights if name not in terms]
         unknown = [name for name in terms if name not in self.weights]
         if missing or unknown:

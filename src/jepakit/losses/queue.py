@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from jepakit._checks import check_floating, check_int, check_process_group, value_checks_on
-from jepakit.losses._ranks import gather_rows, row_counts
+from jepakit._distributed import gather_rows, row_counts
 
 __all__ = ["FeatureQueue"]
 

@@ -6,10 +6,10 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from jepakit._checks import check_floating
+from jepakit._distributed import gather_rows, row_counts
 from jepakit._precision import float32_or_wider, full_precision
-from jepakit.losses._ranks import gather_rows, row_counts
+from jepakit._rows import check_rows
 from jepakit.losses._reduction import reduce_masked
-from jepakit.losses._rows import check_rows
 
 __all__ = ["relational_loss"]
 

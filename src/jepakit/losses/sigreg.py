@@ -6,11 +6,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from jepakit._checks import check_int, check_number, kind_of
+from jepakit._checks import check_int, check_number, type_name
+from jepakit._distributed import sum_over_ranks
 from jepakit._precision import full_precision
+from jepakit._rows import check_rows, to_rows
 from jepakit.losses._characteristic import characteristic_sums
-from jepakit.losses._ranks import sum_over_ranks
-from jepakit.losses._rows import check_rows, to_rows
 
 __all__ = ["check_sigreg", "draw_slices", "sigreg", "slice_statistic"]
 
@@ -93,7 +93,7 @@ def check_sigreg(num_slices: int, num_points: int, t_max: float, generator: obje
     check_number("t_max", t_max, positive=True)
     if generator is not None and not isinstance(generator, torch.Generator):
         raise TypeError(
-            f"generator={generator!r}: must be a torch.Generator or None, got {kind_of(generator)}"
+            f"generator={generator!r}: must be a torch.Generator or None, got {type_name(generator)}"
         )
 
 

@@ -7,9 +7,9 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from jepakit._checks import check_number, check_same_shape
+from jepakit._distributed import sum_over_ranks
 from jepakit._precision import full_precision
-from jepakit.losses._ranks import sum_over_ranks
-from jepakit.losses._rows import centre, check_rows, to_rows
+from jepakit._rows import centre, check_rows, to_rows
 from jepakit.losses.masked import masked_mse
 
 __all__ = ["covariance_loss", "variance_loss", "vicreg"]

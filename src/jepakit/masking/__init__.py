@@ -1,6 +1,6 @@
 """Mask samplers with a guaranteed context, and their place in a `DataLoader`."""
 
-from jepakit.masking.audit import audit
+from jepakit.masking.audit import audit_masks
 from jepakit.masking.block import BlockMask
 from jepakit.masking.causal import CausalMask
 from jepakit.masking.collate import Indexed, IndexedDataset, MaskCollator
@@ -8,13 +8,13 @@ from jepakit.masking.complement import ComplementMask
 from jepakit.masking.feasibility import InfeasibleMaskError
 from jepakit.masking.indices import masks_from_indices
 from jepakit.masking.inverse_block import InverseBlockMask
-from jepakit.masking.mixture import MixtureMask
+from jepakit.masking.mixture import MultiContextMask
 from jepakit.masking.multiblock import MultiBlockMask
-from jepakit.masking.nested import NestedMultiBlockMask
+from jepakit.masking.nested import NestedMask
 from jepakit.masking.random import RandomMask
 from jepakit.masking.reference import ReferenceMultiBlockMask
 from jepakit.masking.report import MaskAudit, Spread
-from jepakit.masking.sampler import MaskSampler
+from jepakit.masking.base import MaskSampler
 from jepakit.masking.tube import TubeMask
 
 __all__ = [
@@ -28,13 +28,13 @@ __all__ = [
     "MaskAudit",
     "MaskCollator",
     "MaskSampler",
-    "MixtureMask",
     "MultiBlockMask",
-    "NestedMultiBlockMask",
+    "MultiContextMask",
+    "NestedMask",
     "RandomMask",
     "ReferenceMultiBlockMask",
     "Spread",
     "TubeMask",
-    "audit",
+    "audit_masks",
     "masks_from_indices",
 ]

@@ -1,4 +1,4 @@
-"""`audit`: what any sampler's masks really look like, in numbers."""
+"""`audit_masks`: what any sampler's masks really look like, in numbers."""
 
 import inspect
 import time
@@ -11,16 +11,16 @@ import torch
 
 from jepakit._checks import check_int
 from jepakit.masking.report import MaskAudit
-from jepakit.masking.sampler import UniformSampler, promised_tokens
+from jepakit.masking.base import UniformSampler, promised_tokens
 from jepakit.masking.tally import Tally
 from jepakit.masking.uniforms import draw_uniforms
 from jepakit.tokens import Masks
 
-__all__ = ["audit"]
+__all__ = ["audit_masks"]
 
 
 @overload
-def audit(
+def audit_masks(
     sampler: Callable[..., Masks],
     *,
     batches: int = 100,
@@ -30,7 +30,7 @@ def audit(
 
 
 @overload
-def audit(
+def audit_masks(
     sampler: Callable[..., list[Masks]],
     *,
     batches: int = 100,
@@ -39,7 +39,7 @@ def audit(
 ) -> list[MaskAudit]: ...
 
 
-def audit(
+def audit_masks(
     sampler: Callable[..., Masks | list[Masks]],
     *,
     batches: int = 100,
@@ -71,8 +71,8 @@ def audit(
 
     Example:
         >>> import torch
-        >>> from jepakit.masking import MultiBlockMask, audit
-        >>> found = audit(MultiBlockMask((14, 14)), generator=torch.Generator().manual_seed(0))
+        >>> from jepakit.masking import MultiBlockMask, audit_masks
+        >>> found = audit_masks(MultiBlockMask((14, 14)), generator=torch.Generator().manual_seed(0))
         >>> found.leak_rate, found.context_coverage.min >= 0.25
         (0.0, True)
 
@@ -90,7 +90,7 @@ def audit(
         start = time.perf_counter()
         if isinstance(sampler, UniformSampler):
             # As the sampler does itself; kept, to see the same draw before it is trimmed.
-            uniforms = draw_uniforms(batch_size, sampler.num_draws, generator=generator)
+            uniforms = draw_uniforms(batch_size, sampler.num_uniforms, generator=generator)
             drawn = sampler.from_uniforms(uniforms)
         else:
             uniforms, drawn = None, draw(batch_size)
@@ -99,8 +99,10 @@ def audit(
         members = _members(drawn, batch_size)
         if not tallies:
             tallies = [
-                Tally(masks, need)
-                for masks, need in zip(members, promised_tokens(sampler, len(members)), strict=True)
+                Tally(masks, promised)
+                for masks, promised in zip(
+                    members, promised_tokens(sampler, len(members)), strict=True
+                )
             ]
         if len(members) != len(tallies):
             raise ValueError(

@@ -15,7 +15,7 @@ from jepakit.masking.grow import (
     grow_blocks,
     num_rounds,
 )
-from jepakit.masking.sampler import UniformSampler
+from jepakit.masking.base import UniformSampler
 from jepakit.tokens import Masks, TokenSet
 
 __all__ = ["BlockMask"]
@@ -76,13 +76,13 @@ class BlockMask(UniformSampler[Masks]):
         return exact_count("target_ratio", self.target_ratio, self.grid_size)
 
     @property
-    def need(self) -> int:
+    def min_context_tokens(self) -> int:
         """Context tokens of every sample."""
         height, width = self.grid_size
         return height * width - self.num_target_tokens
 
     @cached_property
-    def num_draws(self) -> int:
+    def num_uniforms(self) -> int:
         """Random numbers that one sample takes."""
         rounds = num_rounds(self.grid_size, self.num_target_tokens, self.block_scale)
         return DRAWS_PER_BLOCK * rounds

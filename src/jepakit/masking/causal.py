@@ -11,7 +11,7 @@ from torch import Tensor
 
 from jepakit._checks import check_choice, check_grid_size, check_int, check_pair
 from jepakit.masking.feasibility import InfeasibleMaskError
-from jepakit.masking.sampler import UniformSampler
+from jepakit.masking.base import UniformSampler
 from jepakit.masking.uniforms import copy_to
 from jepakit.tokens import Masks, TokenSet
 
@@ -33,7 +33,7 @@ class CausalMask(UniformSampler[Masks]):
             the targets if None.
         num_targets: Targets that follow one another.
         num_target_steps: Steps of each target; the whole future if None.
-        block_size: Draw the number of past steps once for a `"batch"` (nothing is padded then) or
+        context_size_per: Draw the number of past steps once for a `"batch"` (nothing is padded then) or
             for each `"sample"`. Where there is one number of steps to draw, as with
             `num_context_steps=(4, 4)`, both give the same masks.
 
@@ -58,12 +58,12 @@ class CausalMask(UniformSampler[Masks]):
     num_context_steps: tuple[int, int] | None = None
     num_targets: int = 1
     num_target_steps: int | None = None
-    block_size: Literal["batch", "sample"] = "batch"
+    context_size_per: Literal["batch", "sample"] = "batch"
 
     def __post_init__(self) -> None:
         check_grid_size("grid_size", self.grid_size)
         check_int("num_targets", self.num_targets, minimum=1)
-        check_choice("block_size", self.block_size, ("batch", "sample"))
+        check_choice("context_size_per", self.context_size_per, ("batch", "sample"))
         if self.num_target_steps is not None:
             check_int("num_target_steps", self.num_target_steps, minimum=1)
         elif self.num_targets > 1:
@@ -113,23 +113,27 @@ class CausalMask(UniformSampler[Masks]):
         return self.num_context_steps or (1, self.grid_size[0] - self._future)
 
     @cached_property
-    def need(self) -> int:
+    def min_context_tokens(self) -> int:
         """Context tokens that every sample has at least."""
         return self._past[0] * math.prod(self.grid_size[1:])
 
     @property
-    def num_draws(self) -> int:
+    def num_uniforms(self) -> int:
         """Random numbers that one sample takes."""
         return 1
 
     @property
     def per_sample(self) -> bool:
         """Whether a sample's masks depend on its own random numbers alone."""
-        return self.block_size == "sample"
+        return self.context_size_per == "sample"
 
     def _draw(self, uniforms: Float[Tensor, "b k"], device: torch.device | str | None) -> Masks:
         step, (fewest, most) = math.prod(self.grid_size[1:]), self._past
-        u = uniforms[:, 0] if self.block_size == "sample" else uniforms[:1, 0].expand(len(uniforms))
+        u = (
+            uniforms[:, 0]
+            if self.context_size_per == "sample"
+            else uniforms[:1, 0].expand(len(uniforms))
+        )
         past = fewest + (u.double() * (most - fewest + 1)).long()
         if self.num_target_steps is None:
             future = self.grid_size[0] - past

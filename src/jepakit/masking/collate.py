@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils.data import Dataset, default_collate
 
-from jepakit._checks import check_images_finite, check_int, kind_of
-from jepakit.masking.sampler import MaskSampler, UniformSampler
+from jepakit._checks import check_images_finite, check_int, type_name
+from jepakit.masking.base import MaskSampler, UniformSampler
 from jepakit.masking.uniforms import derive_seed, keyed_uniforms
 
 __all__ = ["Indexed", "IndexedDataset", "MaskCollator"]
@@ -86,7 +86,7 @@ class MaskCollator(Generic[M]):
     Where a sampler's `per_sample` is True, the masks of sample $i$ depend on
     $(\mathrm{seed}, \mathrm{epoch}, i)$ alone: the same for any number of workers or ranks, any
     batch size, and after a resume. So it is wherever samples share neither a size nor a length:
-    without `block_size="batch"` and `context_length="trim"`, where a sampler has these arguments;
+    without `target_size_per="batch"` and `context_length="trim"`, where a sampler has these arguments;
     always for `RandomMask`, `BlockMask` and `InverseBlockMask`; for samplers made of others if it
     is so for all of them; never for `ReferenceMultiBlockMask`. Otherwise, and for any other
     callable, a batch's masks depend on $(\mathrm{seed}, \mathrm{epoch}, i_1, \dots, i_b)$, the
@@ -112,7 +112,7 @@ class MaskCollator(Generic[M]):
         >>> from torch.utils.data import DataLoader, TensorDataset
         >>> from jepakit import IndexedDataset, MaskCollator, MultiBlockMask
         >>> dataset = IndexedDataset(TensorDataset(torch.zeros(8, 3, 64, 64), torch.arange(8)))
-        >>> collate = MaskCollator(MultiBlockMask((16, 16), block_size="sample"), seed=1)
+        >>> collate = MaskCollator(MultiBlockMask((16, 16), target_size_per="sample"), seed=1)
         >>> loader = DataLoader(dataset, batch_size=4, collate_fn=collate)
         >>> for epoch in range(2):
         ...     collate.set_epoch(epoch)
@@ -166,7 +166,7 @@ class MaskCollator(Generic[M]):
         """
         if not isinstance(samples, Sequence):
             raise TypeError(
-                f"samples: must be a list of samples, got a single {kind_of(samples)}; give the "
+                f"samples: must be a list of samples, got a single {type_name(samples)}; give the "
                 "DataLoader a batch_size, since batch_size=None collates one sample at a time"
             )
         if len(samples) == 0:
@@ -188,7 +188,7 @@ class MaskCollator(Generic[M]):
         indices = [sample.index for sample in samples]
         if isinstance(sampler, UniformSampler) and sampler.per_sample:
             keys = [derive_seed(seed, epoch, index) for index in indices]
-            masks: M = sampler.from_uniforms(keyed_uniforms(keys, sampler.num_draws))
+            masks: M = sampler.from_uniforms(keyed_uniforms(keys, sampler.num_uniforms))
             return masks
         generator = torch.Generator().manual_seed(derive_seed(seed, epoch, *indices))
         return sampler(len(indices), generator=generator)

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jepakit.masking.mixture import check_member
-from jepakit.masking.sampler import UniformSampler
+from jepakit.masking.base import UniformSampler
 from jepakit.tokens import Masks
 
 __all__ = ["ComplementMask"]
@@ -49,14 +49,14 @@ class ComplementMask(UniformSampler[Masks]):
         return self.sampler.grid_size
 
     @property
-    def need(self) -> int:
+    def min_context_tokens(self) -> int:
         """Context tokens that every sample has at least: the sampler's."""
-        return self.sampler.need
+        return self.sampler.min_context_tokens
 
     @property
-    def num_draws(self) -> int:
+    def num_uniforms(self) -> int:
         """Random numbers that one sample takes."""
-        return self.sampler.num_draws
+        return self.sampler.num_uniforms
 
     @property
     def per_sample(self) -> bool:

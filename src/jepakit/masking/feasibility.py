@@ -54,7 +54,7 @@ class MultiBlockSpec:
         return math.prod(self.grid_size)
 
     @cached_property
-    def need(self) -> int:
+    def min_context_tokens(self) -> int:
         """Context tokens that every sample has at least."""
         return needed_tokens(self.min_context_coverage, self.size)
 
@@ -88,7 +88,7 @@ class MultiBlockSpec:
 
     @cached_property
     def room(self) -> int:
-        """Cells that a context block must have beyond `need`."""
+        """Cells that a context block must have beyond `min_context_tokens`."""
         return self.dearest_target[0] * (1 if self.allow_target_overlap else self.num_targets)
 
     @cached_property
@@ -98,8 +98,8 @@ class MultiBlockSpec:
 
     @cached_property
     def context_sizes(self) -> ScaledSizes:
-        """Sizes of context blocks that leave `need` whatever the targets are."""
-        return self._context_sizes(smallest=self.need + self.room)
+        """Sizes of context blocks that leave `min_context_tokens` whatever the targets are."""
+        return self._context_sizes(smallest=self.min_context_tokens + self.room)
 
     def _context_sizes(self, *, smallest: int) -> ScaledSizes:
         return ScaledSizes.from_range(
@@ -145,7 +145,7 @@ class MultiBlockSpec:
                     f"num_targets={self.num_targets} blocks of {_product(size)} cannot be "
                     f"disjoint, only {' * '.join(map(str, along))} = {capacity} always fit"
                 )
-        if self.need + self.room > self.largest_context:
+        if self.min_context_tokens + self.room > self.largest_context:
             cost, size = self.dearest_target
             kept = f", {self.context_frames} frames of it" if cost < math.prod(size) else ""
             term = (
@@ -155,13 +155,13 @@ class MultiBlockSpec:
                 f"up to {_product(size)}{kept})"
             )
             return (
-                f"min_context_coverage={self.min_context_coverage:g} needs {self.need} context "
-                f"tokens, and {self.need} + {term} = {self.need + self.room} exceeds "
+                f"min_context_coverage={self.min_context_coverage:g} needs {self.min_context_tokens} context "
+                f"tokens, and {self.min_context_tokens} + {term} = {self.min_context_tokens + self.room} exceeds "
                 f"{self.largest_context} (largest context block)"
             )
-        if isinstance(self.context_length, int) and self.context_length > self.need:
+        if isinstance(self.context_length, int) and self.context_length > self.min_context_tokens:
             return (
-                f"context_length={self.context_length} exceeds the {self.need} tokens that "
+                f"context_length={self.context_length} exceeds the {self.min_context_tokens} tokens that "
                 f"min_context_coverage={self.min_context_coverage:g} promises, so it could not "
                 "always be met"
             )
@@ -175,13 +175,15 @@ class MultiBlockSpec:
         """Single changes of an argument, each enough, written as the argument."""
         scale = self._largest_scale()
         most = self.largest_context - self.room
-        need = most if self.need > most else self.context_length
+        length = most if self.min_context_tokens > most else self.context_length
         tried = [
             self._with_scale(scale) if scale > 0 else self,
-            self._with_need(need) if isinstance(need, int) and 1 <= need <= self.size else self,
+            self._with_min_context(length)
+            if isinstance(length, int) and 1 <= length <= self.size
+            else self,
             replace(self, context_scale=(self.context_scale[0], 1.0)),
             replace(self, max_temporal_keep=1.0),
-            replace(self, context_length=self.need),
+            replace(self, context_length=self.min_context_tokens),
         ]
         if not self.allow_target_overlap:
             counts = range(self.num_targets - 1, 0, -1)
@@ -210,11 +212,11 @@ class MultiBlockSpec:
         high = round(steps * _STEP, 4)
         return replace(self, target_scale=(min(self.target_scale[0], high), high))
 
-    def _with_need(self, need: int) -> "MultiBlockSpec":
-        """With a coverage of exactly `need` tokens, in as few digits as tell it."""
+    def _with_min_context(self, count: int) -> "MultiBlockSpec":
+        """With a coverage of exactly `count` tokens, in as few digits as tell it."""
         # Rounding down loses no token while the grid has fewer positions than the last digit tells.
-        floors = (math.floor(need / self.size * 10**d) / 10**d for d in range(4, 17))
-        coverage = next(c for c in floors if needed_tokens(c, self.size) == need)
+        floors = (math.floor(count / self.size * 10**d) / 10**d for d in range(4, 17))
+        coverage = next(c for c in floors if needed_tokens(c, self.size) == count)
         return replace(self, min_context_coverage=coverage)
 
 

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from jepakit._checks import check_grid_size, check_tensor, kind_of
+from jepakit._checks import check_grid_size, check_tensor, type_name
 from jepakit.tokens import Masks, TokenSet
 
 __all__ = ["masks_from_indices"]
@@ -38,7 +38,7 @@ def masks_from_indices(
         for each target:
 
         >>> import torch
-        >>> from jepakit.masking import audit, masks_from_indices
+        >>> from jepakit.masking import audit_masks, masks_from_indices
         >>> def collate(samples):
         ...     n = len(samples)
         ...     seen, hidden = torch.arange(6).expand(n, -1), torch.tensor([8, 9]).expand(n, -1)
@@ -46,7 +46,7 @@ def masks_from_indices(
         >>> def sampler(batch_size, *, generator=None):
         ...     _, contexts, targets = collate([torch.zeros(1)] * batch_size)
         ...     return masks_from_indices(contexts[0], targets, (4, 4))
-        >>> audit(sampler, batches=2).context_frequency.view(4, 4)
+        >>> audit_masks(sampler, batches=2).context_frequency.view(4, 4)
         tensor([[1., 1., 1., 1.],
                 [1., 1., 0., 0.],
                 [0., 0., 0., 0.],
@@ -59,7 +59,7 @@ def masks_from_indices(
     if not isinstance(targets, list | tuple):
         hint = "; for [b, m, n], [*targets.unbind(1)]" if isinstance(targets, Tensor) else ""
         raise TypeError(
-            f"targets: must be a list or tuple of index tensors, got {kind_of(targets)}{hint}"
+            f"targets: must be a list or tuple of index tensors, got {type_name(targets)}{hint}"
         )
     if len(targets) == 0:
         raise ValueError("targets=[]: must hold at least one index tensor")

@@ -15,7 +15,7 @@ from jepakit.masking.grow import (
     grow_blocks,
     num_rounds,
 )
-from jepakit.masking.sampler import UniformSampler
+from jepakit.masking.base import UniformSampler
 from jepakit.tokens import Masks, TokenSet
 
 __all__ = ["InverseBlockMask"]
@@ -72,14 +72,16 @@ class InverseBlockMask(UniformSampler[Masks]):
         )
 
     @cached_property
-    def need(self) -> int:
+    def min_context_tokens(self) -> int:
         """Context tokens of every sample."""
         return exact_count("context_ratio", self.context_ratio, self.grid_size)
 
     @cached_property
-    def num_draws(self) -> int:
+    def num_uniforms(self) -> int:
         """Random numbers that one sample takes."""
-        return DRAWS_PER_BLOCK * num_rounds(self.grid_size, self.need, self.block_scale)
+        return DRAWS_PER_BLOCK * num_rounds(
+            self.grid_size, self.min_context_tokens, self.block_scale
+        )
 
     @property
     def per_sample(self) -> bool:
@@ -87,7 +89,7 @@ class InverseBlockMask(UniformSampler[Masks]):
         return True
 
     def _draw(self, uniforms: Float[Tensor, "b k"], device: torch.device | str | None) -> Masks:
-        grid_size, count = self.grid_size, self.need
+        grid_size, count = self.grid_size, self.min_context_tokens
         visible = grow_blocks(
             grid_size, count, self.block_scale, self.block_aspect_ratio, uniforms, device
         )

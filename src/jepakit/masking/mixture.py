@@ -1,4 +1,4 @@
-"""`MixtureMask`: several samplers for the same images, each with a context of its own."""
+"""`MultiContextMask`: several samplers for the same images, each with a context of its own."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jepakit.masking.sampler import UniformSampler
+from jepakit.masking.base import UniformSampler
 from jepakit.tokens import Masks
 
-__all__ = ["MixtureMask"]
+__all__ = ["MultiContextMask"]
 
 
 @dataclass(frozen=True)
-class MixtureMask(UniformSampler[list[Masks]]):
+class MultiContextMask(UniformSampler[list[Masks]]):
     """Several samplers at once: a list of `Masks`, one for each member.
 
     Several contexts for an image are several `Masks`: run student and predictor on each and add
@@ -31,14 +31,14 @@ class MixtureMask(UniformSampler[list[Masks]]):
 
     Example:
         >>> from jepakit import MultiBlockMask
-        >>> from jepakit.masking import MixtureMask
+        >>> from jepakit.masking import MultiContextMask
         >>> short = MultiBlockMask(
         ...     (8, 14, 14), num_targets=8, target_scale=(0.15, 0.15), min_context_coverage=0.05
         ... )
         >>> long = MultiBlockMask(
         ...     (8, 14, 14), num_targets=2, target_scale=(0.7, 0.7), min_context_coverage=0.05
         ... )
-        >>> [masks.targets.shape[1] for masks in MixtureMask((short, long))(2)]
+        >>> [masks.targets.shape[1] for masks in MultiContextMask((short, long))(2)]
         [8, 2]
 
     Source:
@@ -65,14 +65,14 @@ class MixtureMask(UniformSampler[list[Masks]]):
         return self.samplers[0].grid_size
 
     @property
-    def need(self) -> int:
+    def min_context_tokens(self) -> int:
         """Context tokens that every sample has at least with any member; each has its own."""
-        return min(sampler.need for sampler in self.samplers)
+        return min(sampler.min_context_tokens for sampler in self.samplers)
 
     @cached_property
-    def num_draws(self) -> int:
+    def num_uniforms(self) -> int:
         """Random numbers that one sample takes."""
-        return sum(sampler.num_draws for sampler in self.samplers)
+        return sum(sampler.num_uniforms for sampler in self.samplers)
 
     @property
     def per_sample(self) -> bool:
@@ -93,7 +93,7 @@ class MixtureMask(UniformSampler[list[Masks]]):
         self, uniforms: Float[Tensor, "b k"]
     ) -> Iterator[tuple[UniformSampler[Masks], Float[Tensor, "b _"]]]:
         """Members, each with random numbers of its own."""
-        ends = list(accumulate(sampler.num_draws for sampler in self.samplers))
+        ends = list(accumulate(sampler.num_uniforms for sampler in self.samplers))
         return zip(self.samplers, uniforms.tensor_split(ends[:-1], dim=1), strict=True)
 
 
@@ -103,8 +103,8 @@ def check_member(name: str, value: object) -> None:
         raise TypeError(
             f"{name}={value!r}: must be one of jepakit's samplers, got {type(value).__name__}"
         )
-    if isinstance(value, MixtureMask):
+    if isinstance(value, MultiContextMask):
         raise TypeError(
-            f"{name}=MixtureMask(...): must give one context for each image; mix outside instead, "
-            "as MixtureMask((Outer(a), Outer(b)))"
+            f"{name}=MultiContextMask(...): must give one context for each image; mix outside instead, "
+            "as MultiContextMask((Outer(a), Outer(b)))"
         )

@@ -18,14 +18,14 @@ from jepakit._checks import (
     check_grid_size,
     check_int,
     check_range,
-    kind_of,
+    type_name,
 )
 from jepakit.masking.blocks import draw_sizes
 from jepakit.masking.context import check_context_length, fit_context
 from jepakit.masking.feasibility import MultiBlockSpec
 from jepakit.masking.placement import num_packing_draws, place_disjoint, place_within_budget
 from jepakit.masking.places import Blocks, to_mask
-from jepakit.masking.sampler import UniformSampler
+from jepakit.masking.base import UniformSampler
 from jepakit.masking.uniforms import copy_to
 from jepakit.tokens import Masks
 
@@ -59,7 +59,7 @@ class MultiBlockMask(UniformSampler[Masks]):
             `(T, H, W)`, of 2 frames or more.
         context_scale: Range of the context block's area before targets are removed, as a fraction
             of the grid (of a frame), uniform; the block has the grid's own aspect. The low end is
-            raised to `need` + the largest target where it lies below (plus all targets if they
+            raised to `min_context_tokens` + the largest target where it lies below (plus all targets if they
             must not overlap), since no smaller block could keep the promise.
         max_temporal_keep: Fraction of the frames, from the first, that the context lies in; at
             least one frame. Only on `(T, H, W)`, of 2 frames or more.
@@ -67,16 +67,16 @@ class MultiBlockMask(UniformSampler[Masks]):
             are removed, after trimming and batching.
         allow_target_overlap: Whether targets of one sample may share patches. A single target
             keeps the promise anyway.
-        block_size: Draw sizes once for a `"batch"` (as I-JEPA; targets then need no padding) or for
+        target_size_per: Draw sizes once for a `"batch"` (as I-JEPA; targets then need no padding) or for
             each `"sample"`.
         context_length: `"pad"` contexts to the longest of the batch; `"trim"` each to the shortest
-            of the batch, or to an int of at most `need`, by a random subset (never a prefix). With
+            of the batch, or to an int of at most `min_context_tokens`, by a random subset (never a prefix). With
             an int the promise is that number, and nothing is ever read back from the device.
 
     Raises:
-        InfeasibleMaskError: At construction, if `need` + what the largest target can take exceeds
+        InfeasibleMaskError: At construction, if `min_context_tokens` + what the largest target can take exceeds
             the largest context block (all targets if they must not overlap), if the targets
-            cannot be disjoint, or if an int `context_length` exceeds `need`.
+            cannot be disjoint, or if an int `context_length` exceeds `min_context_tokens`.
         ValueError: If an argument is out of its range or has no effect on this grid; `TypeError`
             if it is of another kind.
 
@@ -115,7 +115,7 @@ class MultiBlockMask(UniformSampler[Masks]):
     max_temporal_keep: float = 1.0
     min_context_coverage: float = 0.25
     allow_target_overlap: bool = True
-    block_size: Literal["batch", "sample"] = "batch"
+    target_size_per: Literal["batch", "sample"] = "batch"
     context_length: Literal["pad", "trim"] | int = "pad"
 
     def __post_init__(self) -> None:
@@ -128,7 +128,7 @@ class MultiBlockMask(UniformSampler[Masks]):
         check_fraction("max_temporal_keep", self.max_temporal_keep, open_low=True)
         check_fraction("min_context_coverage", self.min_context_coverage)
         check_bool("allow_target_overlap", self.allow_target_overlap)
-        check_choice("block_size", self.block_size, ("batch", "sample"))
+        check_choice("target_size_per", self.target_size_per, ("batch", "sample"))
         check_context_length(self.context_length)
         idle: tuple[str, ...] = ("target_aspect_ratio",) if len(self.grid_size) == 1 else ()
         if len(self.grid_size) < 3 or self.grid_size[0] == 1:
@@ -153,7 +153,7 @@ class MultiBlockMask(UniformSampler[Masks]):
         npred: int = 4,
         min_keep: int = 10,
         allow_overlap: bool = False,
-        block_size: Literal["batch", "sample"] = "batch",
+        target_size_per: Literal["batch", "sample"] = "batch",
         context_length: Literal["pad", "trim"] | int = "pad",
     ) -> "MultiBlockMask":
         """A sampler from the key names of I-JEPA's published configuration files.
@@ -168,7 +168,7 @@ class MultiBlockMask(UniformSampler[Masks]):
             min_keep: Patches that a context keeps; becomes a floor of `min_keep` / N that holds
                 after batching (the published code checks it before).
             allow_overlap: Of context with targets; only False. Targets may overlap each other.
-            block_size: As in the constructor.
+            target_size_per: As in the constructor.
             context_length: As in the constructor.
 
         Raises:
@@ -202,7 +202,7 @@ class MultiBlockMask(UniformSampler[Masks]):
             target_aspect_ratio=_as_pair("aspect_ratio", aspect_ratio),
             context_scale=_as_pair("enc_mask_scale", enc_mask_scale),
             min_context_coverage=min_keep / size,
-            block_size=block_size,
+            target_size_per=target_size_per,
             context_length=context_length,
         )
 
@@ -222,12 +222,16 @@ class MultiBlockMask(UniformSampler[Masks]):
         )
 
     @cached_property
-    def need(self) -> int:
+    def min_context_tokens(self) -> int:
         """Context tokens that every sample has at least; exactly so many with an int length."""
-        return self.context_length if isinstance(self.context_length, int) else self._spec.need
+        return (
+            self.context_length
+            if isinstance(self.context_length, int)
+            else self._spec.min_context_tokens
+        )
 
     @cached_property
-    def num_draws(self) -> int:
+    def num_uniforms(self) -> int:
         """Random numbers that one sample takes."""
         trim = 0 if self.context_length == "pad" else self._spec.size
         return _SIZES + 1 + 2 * self.num_targets + num_packing_draws(self._spec.packing) + trim
@@ -235,13 +239,13 @@ class MultiBlockMask(UniformSampler[Masks]):
     @property
     def per_sample(self) -> bool:
         """Whether a sample's masks depend on its own random numbers alone."""
-        return self.block_size == "sample" and self.context_length != "trim"
+        return self.target_size_per == "sample" and self.context_length != "trim"
 
     # Sampling
 
     def _draw(self, uniforms: Float[Tensor, "b k"], device: torch.device | str | None) -> Masks:
         grid_size, spec = self.grid_size, self._spec
-        rows = uniforms[:1] if self.block_size == "batch" else uniforms
+        rows = uniforms[:1] if self.target_size_per == "batch" else uniforms
         sizes = draw_sizes(
             grid_size,
             self.target_scale,
@@ -260,7 +264,9 @@ class MultiBlockMask(UniformSampler[Masks]):
         )
         context = context_block.field(context_block.anywhere(u_context[:, 0], within=room))
         if self.allow_target_overlap:
-            places = place_within_budget(blocks, context, u_target, need=spec.need)
+            places = place_within_budget(
+                blocks, context, u_target, min_context_tokens=spec.min_context_tokens
+            )
         else:
             places = place_disjoint(blocks, context, u_target, u_packing, packing=spec.packing)
         # Later targets had less choice; in random order none of the m places knows which it was.
@@ -275,7 +281,7 @@ class MultiBlockMask(UniformSampler[Masks]):
 def _as_pair(name: str, value: Sequence[float]) -> tuple[float, float]:
     # Configuration files hold lists, the constructor takes tuples.
     if not isinstance(value, Sequence) or isinstance(value, str):
-        raise TypeError(f"{name}={value!r}: must be a pair (low, high), got {kind_of(value)}")
+        raise TypeError(f"{name}={value!r}: must be a pair (low, high), got {type_name(value)}")
     if len(value) != 2:
         raise TypeError(f"{name}={value!r}: must be a pair (low, high), got {len(value)} entries")
     return value[0], value[1]

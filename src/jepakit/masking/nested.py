@@ -1,135 +1,117 @@
-"""`NestedMultiBlockMask`: one draw whose blocks are whole on every level of a pyramid."""
+"""`NestedMask`: masks of a coarse grid, whole on every level of a pyramid."""
 
 import math
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jepakit._checks import check_grid_size
-from jepakit.masking.feasibility import InfeasibleMaskError
-from jepakit.masking.multiblock import MultiBlockMask
-from jepakit.masking.sampler import UniformSampler
+from jepakit._checks import as_grid_size
+from jepakit.masking.mixture import check_member
+from jepakit.masking.base import UniformSampler
 from jepakit.tokens import Masks, TokenSet
-from jepakit.tokens.levels import level_grids
+from jepakit.tokens._grid import level_grids, num_halvings
 
-__all__ = ["NestedMultiBlockMask"]
+__all__ = ["NestedMask"]
 
 
 @dataclass(frozen=True)
-class NestedMultiBlockMask(UniformSampler[Masks]):
-    r"""`MultiBlockMask` on the coarsest level of a pyramid, in patches of the finest.
+class NestedMask(UniformSampler[Masks]):
+    r"""The masks of a sampler on a pyramid's coarsest level, in patches of the finest.
 
-    Level $l$ halves the grid $l$ times, upwards. Blocks are drawn on the coarsest level, whose
+    Level $l$ halves the grid $l$ times, upwards. `sampler` draws on the coarsest level, whose
     cells are $2^{L - 1}$ patches wide (cut off by the border), so a cell of any level lies inside a
     block or outside it, never across. On every level context and targets are whole, disjoint and
     not empty, and `masks.coarsen(level)` gives them: one draw serves all levels.
 
-    A small coarsest grid has few places for a block, so targets of a sample repeat: with the
-    defaults about 27 % of them equal another one on 14x14 and 16x16 (4x4 cells on the coarsest
-    level), 12 % on 28x28. Fewer levels or targets, or `allow_target_overlap=False` with smaller
-    ones, avoid it.
+    A small coarsest grid has few places for a block, so targets of a sample repeat: with
+    `MultiBlockMask`'s defaults about 27 % of them equal another one on 14x14 and 16x16 with three
+    levels (4x4 cells on the coarsest), 12 % on 28x28. Fewer levels or targets, or
+    `allow_target_overlap=False` with smaller ones, avoid it.
 
     Args:
         grid_size: `(L,)`, `(H, W)` or `(T, H, W)` in patches, of the finest level.
-        num_levels: Levels of the pyramid, the finest included; 1 is `MultiBlockMask`.
-        num_targets: Target blocks for each sample.
-        target_scale: Range of a target's area as a fraction of the coarsest grid, uniform.
-        target_aspect_ratio: Range of a target's height / width.
-        context_scale: Range of the context block's area, as a fraction of the coarsest grid.
-        min_context_coverage: Fraction of the coarsest grid's cells that the context has at least.
-        allow_target_overlap: Whether targets of one sample may share cells.
-        block_size: As in `MultiBlockMask`.
-        context_length: As in `MultiBlockMask`; an int counts cells of the coarsest level, and
-            `"trim"` drops whole ones. Where the border cuts cells off, contexts of equally many
-            cells still differ in patches and are padded.
+        sampler: One of jepakit's samplers on the coarsest level's grid; its arguments count cells
+            of that grid. An int `context_length` is a number of cells, and `"trim"` drops whole
+            ones. Where the border cuts cells off, contexts of equally many cells still differ in
+            patches and are padded.
 
     Raises:
-        InfeasibleMaskError: As `MultiBlockMask` on the coarsest grid.
-        ValueError: If the grid is a single cell before the last level.
+        TypeError: If `sampler` is not one of jepakit's, or gives several contexts.
+        ValueError: If its grid is not that of a level.
 
     Example:
-        >>> from jepakit.masking import NestedMultiBlockMask
-        >>> masks = NestedMultiBlockMask((14, 14), num_levels=3)(2)
-        >>> [masks.coarsen(level).context.grid_size for level in range(3)]
+        >>> from jepakit import MultiBlockMask
+        >>> from jepakit.masking import NestedMask
+        >>> sampler = NestedMask((14, 14), MultiBlockMask((4, 4)))
+        >>> sampler.num_levels
+        3
+        >>> masks = sampler(2)
+        >>> [masks.coarsen(level).grid_size for level in range(3)]
         [(14, 14), (7, 7), (4, 4)]
         >>> coarse = masks.coarsen(2)
         >>> bool((coarse.context.to_mask() & coarse.targets.to_mask().any(1)).any())
         False
-
-    Source:
-        jepakit's own. Samplers elsewhere draw every level independently while claiming to nest.
     """
 
     grid_size: tuple[int, ...]
-    _: KW_ONLY
-    num_levels: int = 3
-    num_targets: int = 4
-    target_scale: tuple[float, float] = (0.15, 0.2)
-    target_aspect_ratio: tuple[float, float] = (0.75, 1.5)
-    context_scale: tuple[float, float] = (0.85, 1.0)
-    min_context_coverage: float = 0.25
-    allow_target_overlap: bool = True
-    block_size: Literal["batch", "sample"] = "batch"
-    context_length: Literal["pad", "trim"] | int = "pad"
+    sampler: UniformSampler[Masks]
 
     def __post_init__(self) -> None:
-        check_grid_size("grid_size", self.grid_size)
-        level_grids(self.grid_size, self.num_levels)  # raises where there are not that many
-        try:
-            self.coarsest  # noqa: B018  (raises what is infeasible)
-        except InfeasibleMaskError as error:
-            raise InfeasibleMaskError(
-                f"NestedMultiBlockMask on the grid {self.grid_size} with num_levels="
-                f"{self.num_levels} draws on its coarsest level. {error}"
-            ) from None
+        object.__setattr__(self, "grid_size", as_grid_size("grid_size", self.grid_size))
+        check_member("sampler", self.sampler)
+        if self.sampler.grid_size not in self._grids:
+            raise ValueError(
+                f"sampler on the grid {self.sampler.grid_size}: must be on the grid of a level of "
+                f"{self.grid_size}, one of {', '.join(map(str, self._grids))}"
+            )
 
     @cached_property
-    def coarsest(self) -> MultiBlockMask:
-        """The sampler of the coarsest level."""
-        return MultiBlockMask(
-            level_grids(self.grid_size, self.num_levels)[-1],
-            num_targets=self.num_targets,
-            target_scale=self.target_scale,
-            target_aspect_ratio=self.target_aspect_ratio,
-            context_scale=self.context_scale,
-            min_context_coverage=self.min_context_coverage,
-            allow_target_overlap=self.allow_target_overlap,
-            block_size=self.block_size,
-            context_length=self.context_length,
-        )
+    def _grids(self) -> tuple[tuple[int, ...], ...]:
+        """Grids of all levels that there can be, from the finest up."""
+        return level_grids(self.grid_size, num_halvings(self.grid_size) + 1)
+
+    @cached_property
+    def num_levels(self) -> int:
+        """Levels of the pyramid, the finest included; 1 where `sampler` is on the finest grid."""
+        return self._grids.index(self.sampler.grid_size) + 1
 
     @property
     def _cell(self) -> int:
+        """Patches along one side of a cell of the coarsest level."""
         return 1 << (self.num_levels - 1)
 
     @cached_property
-    def need(self) -> int:
+    def min_context_tokens(self) -> int:
         """Context patches of the finest level that every sample has at least.
 
-        As many as the smallest cells have: those at the border may be cut off.
+        The patches of the smallest cells: those at the border may be cut off.
         """
         volumes = [1]
         for side in self.grid_size:
             widths = [min(self._cell, side - begin) for begin in range(0, side, self._cell)]
             volumes = [volume * width for volume in volumes for width in widths]
-        return sum(sorted(volumes)[: self.coarsest.need])
+        return sum(sorted(volumes)[: self.sampler.min_context_tokens])
 
     @property
-    def num_draws(self) -> int:
+    def num_uniforms(self) -> int:
         """Random numbers that one sample takes."""
-        return self.coarsest.num_draws
+        return self.sampler.num_uniforms
 
     @property
     def per_sample(self) -> bool:
         """Whether a sample's masks depend on its own random numbers alone."""
-        return self.coarsest.per_sample
+        return self.sampler.per_sample
 
     def _draw(self, uniforms: Float[Tensor, "b k"], device: torch.device | str | None) -> Masks:
-        masks = self.coarsest.from_uniforms(uniforms, device=device)
+        return self._refine_masks(self.sampler.from_uniforms(uniforms, device=device))
+
+    def _untrimmed(self, uniforms: Float[Tensor, "b k"]) -> Masks:
+        return self._refine_masks(self.sampler._untrimmed(uniforms))
+
+    def _refine_masks(self, masks: Masks) -> Masks:
         return Masks(self._refine(masks.context), self._refine(masks.targets))
 
     def _refine(self, coarse: TokenSet) -> TokenSet:
@@ -142,6 +124,7 @@ class NestedMultiBlockMask(UniformSampler[Masks]):
         length = coarse.shape[-1] * self._cell ** len(self.grid_size)
         if whole and not coarse.padded:
             return TokenSet._of_length(mask, length, self.grid_size)
-        if isinstance(self.context_length, str):
+        if isinstance(getattr(self.sampler, "context_length", "pad"), str):
             return TokenSet.from_mask(mask, self.grid_size)
-        return TokenSet._within(mask, min(length, mask.shape[-1]), self.grid_size)
+        # With an int length nothing is synchronised, so the set has the length of whole cells.
+        return TokenSet._up_to_length(mask, min(length, mask.shape[-1]), self.grid_size)

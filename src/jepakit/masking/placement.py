@@ -21,20 +21,20 @@ def place_within_budget(
     context: Int[Tensor, "b t"],
     uniforms: Float[Tensor, "b m"],
     *,
-    need: int,
+    min_context_tokens: int,
 ) -> Int[Tensor, "b m"]:
-    """Places of blocks that together leave `need` cells of the context; removed from it in place.
+    """Places of blocks that together leave `min_context_tokens` cells of the context; removed from it in place.
 
     A block costs the context cells that no earlier block took. Its place is drawn among those whose
     cost the rest of the budget covers; the place of an earlier block costs nothing, so there is
-    always one. The context must have `need` cells more than one block, so the first goes anywhere.
+    always one. The context must have `min_context_tokens` cells more than one block, so the first goes anywhere.
     """
     first, *later = uniforms.unbind(1)
     places = [blocks.anywhere(first)]
     for column in later:
         blocks.paint(context, places[-1], 0)
         table = summed_area(context, blocks.grid_size)
-        budget = table[:, -1:] - need
+        budget = table[:, -1:] - min_context_tokens
         place, _ = blocks.among(blocks.sums(table) <= budget, column)
         places.append(place)
     blocks.paint(context, places[-1], 0)

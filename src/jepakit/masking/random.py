@@ -11,7 +11,7 @@ from torch import Tensor
 
 from jepakit._checks import check_fraction, check_grid_size, check_int
 from jepakit.masking.feasibility import InfeasibleMaskError
-from jepakit.masking.sampler import UniformSampler
+from jepakit.masking.base import UniformSampler
 from jepakit.masking.uniforms import copy_to
 from jepakit.tokens import Masks, TokenSet
 
@@ -92,14 +92,14 @@ class RandomMask(UniformSampler[Masks]):
         return min(max(1, nearest), self._num_positions - 1)
 
     @property
-    def need(self) -> int:
+    def min_context_tokens(self) -> int:
         """Context tokens of every sample."""
         if self.context_length == "pad":
             return self._num_positions - self.num_target_tokens
         return self.context_length
 
     @property
-    def num_draws(self) -> int:
+    def num_uniforms(self) -> int:
         """Random numbers that one sample takes."""
         return self._num_positions
 

@@ -14,7 +14,7 @@ from jepakit._checks import check_choice, check_grid_size, check_int, check_rang
 from jepakit.masking.context import fit_context
 from jepakit.masking.feasibility import InfeasibleMaskError
 from jepakit.masking.reference_sizes import ReferenceSizes
-from jepakit.masking.sampler import UniformSampler
+from jepakit.masking.base import UniformSampler
 from jepakit.masking.uniforms import copy_to
 from jepakit.tokens import Masks, TokenSet
 
@@ -127,12 +127,12 @@ class ReferenceMultiBlockMask(UniformSampler[Masks]):
         self._check_ends()
 
     @property
-    def need(self) -> int:
+    def min_context_tokens(self) -> int:
         """Context tokens that a place has to keep to be accepted, `min_keep` + 1."""
         return self.min_keep + 1
 
     @cached_property
-    def num_draws(self) -> int:
+    def num_uniforms(self) -> int:
         """Random numbers that one sample takes."""
         trim = 0 if self.prefix_truncation else math.prod(self.grid_size)
         return 3 + self.num_targets + self._num_places + trim
@@ -200,7 +200,7 @@ class ReferenceMultiBlockMask(UniformSampler[Masks]):
         return Masks(TokenSet._of_length(kept, length, self.grid_size), targets)
 
     def _untrimmed(self, uniforms: Float[Tensor, "b k"]) -> Masks:
-        """The masks as they are before a batch gets one length; `audit` compares with them."""
+        """The masks as they are before a batch gets one length; `audit_masks` compares with them."""
         visible, targets, _ = self._place_all(uniforms, None)
         return Masks(TokenSet.from_mask(visible, self.grid_size), targets)
 

@@ -33,7 +33,7 @@ class Spread(NamedTuple):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class MaskAudit:
-    """What `audit` found; `print` it for a table, or read the fields.
+    """What `audit_masks` found; `print` it for a table, or read the fields.
 
     Shares are fractions. Everything is as a training step gets it: after trimming and batching.
 
@@ -45,8 +45,9 @@ class MaskAudit:
         context_frequency: For each position, the share of samples in which it is context.
         target_frequency: For each position, the share of targets that hold it.
         context_coverage: Fraction of the grid that a context covers.
-        need: Context tokens that the sampler says it has at least (its attribute `need`), else 1.
-        undersized_contexts: Share of contexts with fewer than `need` tokens.
+        min_context_tokens: Context tokens that the sampler promises (its attribute of this name),
+            else 1.
+        undersized_contexts: Share of contexts with fewer than `min_context_tokens`.
         leak_rate: Share of samples whose context meets one of their targets.
         discarded: Mean number of context tokens that a batch's common length, or an int one, cost
             a sample; 0 where nothing is ever trimmed. Found by drawing the same masks once more
@@ -62,8 +63,8 @@ class MaskAudit:
 
     Example:
         >>> import torch
-        >>> from jepakit.masking import RandomMask, audit
-        >>> print(audit(RandomMask((4, 4)), batches=10))
+        >>> from jepakit.masking import RandomMask, audit_masks
+        >>> print(audit_masks(RandomMask((4, 4)), batches=10))
         RandomMask(grid_size=(4, 4), target_ratio=0.75, context_length='pad')
         640 samples, in batches of 64, on the grid (4, 4)
         ...
@@ -79,7 +80,7 @@ class MaskAudit:
     context_frequency: Float[Tensor, " N"] = field(repr=False)
     target_frequency: Float[Tensor, " N"] = field(repr=False)
     context_coverage: Spread
-    need: int
+    min_context_tokens: int
     undersized_contexts: float
     leak_rate: float
     discarded: float | None
@@ -102,7 +103,11 @@ class MaskAudit:
         tokens = mean * self.context_frequency.numel()
         dropped = "not known" if self.discarded is None else f"{self.discarded:.1f}"
         before = "" if self.discarded is None else f"of {tokens + self.discarded:.1f}"
-        short = "empty contexts" if self.need == 1 else f"contexts below {self.need} tokens"
+        short = (
+            "empty contexts"
+            if self.min_context_tokens == 1
+            else f"contexts below {self.min_context_tokens} tokens"
+        )
         rows = [
             ("context, mean", _percent(mean), f"{tokens:.1f} tokens"),
             ("context, least", _percent(low), ""),

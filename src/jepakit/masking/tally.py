@@ -15,9 +15,9 @@ __all__: list[str] = []
 class Tally:
     """What has been counted so far; the first masks only say what the grid is."""
 
-    def __init__(self, masks: Masks, need: int) -> None:
+    def __init__(self, masks: Masks, min_context_tokens: int) -> None:
         self.grid_size = masks.context.grid_size
-        self.need = need
+        self.min_context_tokens = min_context_tokens
         size = masks.context.num_positions
         self.context = torch.zeros(size, dtype=torch.int64, device="cpu")
         self.target = torch.zeros(size, dtype=torch.int64, device="cpu")
@@ -75,8 +75,8 @@ class Tally:
                 int(counts.sum()) / (samples * size),
                 int(counts.max()) / size,
             ),
-            need=self.need,
-            undersized_contexts=int((counts < self.need).sum()) / samples,
+            min_context_tokens=self.min_context_tokens,
+            undersized_contexts=int((counts < self.min_context_tokens).sum()) / samples,
             leak_rate=self.leaks / samples,
             discarded=None if self.discarded is None else self.discarded / samples,
             empty_targets=self.empty / targets,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from jepakit._checks import check_int
 from jepakit.masking.mixture import check_member
-from jepakit.masking.sampler import UniformSampler
+from jepakit.masking.base import UniformSampler
 from jepakit.tokens import Masks, TokenSet
 
 __all__ = ["TubeMask"]
@@ -18,8 +18,8 @@ __all__ = ["TubeMask"]
 class TubeMask(UniformSampler[Masks]):
     """The masks of a sampler of images, the same in every frame, as in VideoMAE.
 
-    The promises of `sampler` hold for every frame: with its floor of `need` context patches a video
-    has at least `num_frames * need`.
+    The promises of `sampler` hold for every frame: with its floor of `min_context_tokens` context patches a video
+    has at least `num_frames * min_context_tokens`.
 
     Args:
         num_frames: Frames (tubelets) of the grid `(T, H, W)`.
@@ -59,14 +59,14 @@ class TubeMask(UniformSampler[Masks]):
         return self.num_frames, height, width
 
     @property
-    def need(self) -> int:
+    def min_context_tokens(self) -> int:
         """Context tokens that every sample has at least: the sampler's, in every frame."""
-        return self.num_frames * self.sampler.need
+        return self.num_frames * self.sampler.min_context_tokens
 
     @property
-    def num_draws(self) -> int:
+    def num_uniforms(self) -> int:
         """Random numbers that one sample takes."""
-        return self.sampler.num_draws
+        return self.sampler.num_uniforms
 
     @property
     def per_sample(self) -> bool:

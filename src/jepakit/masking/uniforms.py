@@ -12,14 +12,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jepakit._checks import check_int, kind_of
+from jepakit._checks import check_int, type_name
 
 __all__ = ["derive_seed", "draw_uniforms", "keyed_uniforms"]
 
 
 def draw_uniforms(
     batch_size: int,
-    num_draws: int,
+    num_uniforms: int,
     *,
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
@@ -28,7 +28,7 @@ def draw_uniforms(
 
     Args:
         batch_size: Number of rows.
-        num_draws: Numbers for each sample.
+        num_uniforms: Numbers for each sample.
         generator: A CPU generator, so that masks are the same whatever `device` is.
         device: Where the numbers go; copied without waiting for the device.
     """
@@ -36,7 +36,7 @@ def draw_uniforms(
     if generator is not None and not isinstance(generator, torch.Generator):
         raise TypeError(
             f"generator={generator!r}: must be a torch.Generator or None, got "
-            f"{kind_of(generator)}; for a seed, torch.Generator().manual_seed(seed)"
+            f"{type_name(generator)}; for a seed, torch.Generator().manual_seed(seed)"
         )
     if generator is not None and generator.device.type != "cpu":
         raise ValueError(
@@ -45,7 +45,7 @@ def draw_uniforms(
         )
     # The same whatever the default type and device are.
     drawn = torch.rand(
-        batch_size, num_draws, generator=generator, dtype=torch.float32, device="cpu"
+        batch_size, num_uniforms, generator=generator, dtype=torch.float32, device="cpu"
     )
     return copy_to(drawn, device)
 
@@ -68,7 +68,7 @@ def derive_seed(*parts: int) -> int:
     return int.from_bytes(digest, "little", signed=True)
 
 
-def keyed_uniforms(keys: Sequence[int], num_draws: int) -> Float[Tensor, "b k"]:
+def keyed_uniforms(keys: Sequence[int], num_uniforms: int) -> Float[Tensor, "b k"]:
     """Rows of uniforms in [0, 1) that depend on their own 64-bit key alone.
 
     Number $j$ of the row with key $s$ is the mixed counter $s + (j + 1)\\gamma$ of SplitMix64
@@ -76,10 +76,10 @@ def keyed_uniforms(keys: Sequence[int], num_draws: int) -> Float[Tensor, "b k"]:
 
     Args:
         keys: One signed 64-bit key for each row; see `derive_seed`.
-        num_draws: Numbers for each row.
+        num_uniforms: Numbers for each row.
     """
     key = torch.tensor(keys, dtype=torch.int64, device="cpu").view(-1, 1)
-    counter = torch.arange(1, num_draws + 1, dtype=torch.int64, device="cpu")
+    counter = torch.arange(1, num_uniforms + 1, dtype=torch.int64, device="cpu")
     x = key + counter * _signed(0x9E3779B97F4A7C15)
     x = (x ^ _shift_right(x, 30)) * _signed(0xBF58476D1CE4E5B9)
     x = (x ^ _shift_right(x, 27)) * _signed(0x94D049BB133111EB)

@@ -1,7 +1,7 @@
 """Modules with a forward: the encoder around a timm backbone, pyramid, predictor, quantizer."""
 
-from jepakit.nn.backbones import UnsupportedBackboneError
-from jepakit.nn.encoder import MaskedViT
+from jepakit.nn._backbones import UnsupportedBackboneError
+from jepakit.nn.masked_vit import MaskedViT
 from jepakit.nn.predictor import MaskedPredictor
 from jepakit.nn.pyramid import HierarchicalPyramid, Level
 from jepakit.nn.quantizer import Quantized, VectorQuantizer

@@ -19,11 +19,11 @@ from jepakit._checks import (
     check_int,
     check_number,
 )
-from jepakit.nn.position import rotary_table, sincos_table
-from jepakit.nn.transformer import Block, key_mask
+from jepakit.nn.positions import rotary_table, sincos_table
+from jepakit.nn.blocks import Block, key_mask
 from jepakit.tokens import TokenSet
-from jepakit.tokens.kind import check_same_device, check_token_set
-from jepakit.tokens.levels import level_grids
+from jepakit.tokens._arguments import check_same_device, check_token_set
+from jepakit.tokens._grid import level_grids
 
 __all__ = ["MaskedPredictor"]
 
@@ -185,26 +185,26 @@ class MaskedPredictor(nn.Module):
 
     def forward(
         self,
-        context: Float[Tensor, "b n d"],
-        context_tokens: TokenSet,
-        target_tokens: TokenSet,
+        features: Float[Tensor, "b n d"],
+        context: TokenSet,
+        targets: TokenSet,
     ) -> Float[Tensor, "b m k out"]:
         """Predictions at every target, exact zeros where not valid.
 
         Args:
-            context: The encoder's tokens of the context.
-            context_tokens: Where they are, `[batch, n]`.
-            target_tokens: What to predict, `[batch, num_targets, k]`.
+            features: The encoder's features of the context.
+            context: Where they are, `[batch, n]`.
+            targets: What to predict, `[batch, num_targets, k]`.
         """
-        self._check(context, context_tokens, target_tokens)
-        seen_at = self._level("context_tokens", context_tokens)
-        asked_at = self._level("target_tokens", target_tokens)
-        batch, blocks, length = target_tokens.shape
-        known = self.embed(_absent_as_zero(context, context_tokens))
+        self._check(features, context, targets)
+        seen_at = self._level("context", context)
+        asked_at = self._level("targets", targets)
+        batch, blocks, length = targets.shape
+        known = self.embed(_absent_as_zero(features, context))
         # One sequence for each block, or one for all of them.
         groups = 1 if self.joint else blocks
-        asked = target_tokens.idx.flatten(1) if self.joint else target_tokens.idx.flatten(0, 1)
-        here = context_tokens.idx.repeat_interleave(groups, dim=0)
+        asked = targets.idx.flatten(1) if self.joint else targets.idx.flatten(0, 1)
+        here = context.idx.repeat_interleave(groups, dim=0)
         unknown = self.mask_token.expand(*asked.shape, -1)
         if len(self.grid_sizes) > 1:
             known = known + self.level_embedding[seen_at]
@@ -217,31 +217,31 @@ class MaskedPredictor(nn.Module):
         if rotary is None:
             x = x + place
         mask = None
-        if context_tokens.padded or target_tokens.padded:
-            seen = context_tokens.valid.repeat_interleave(groups, dim=0)
-            mask = key_mask(torch.cat([seen, target_tokens.valid.reshape(asked.shape)], dim=1))
+        if context.padded or targets.padded:
+            seen = context.valid.repeat_interleave(groups, dim=0)
+            mask = key_mask(torch.cat([seen, targets.valid.reshape(asked.shape)], dim=1))
         for block in self.blocks:
             x = block(x, mask, rotary)
         out = self.proj(self.norm(x[:, here.shape[1] :]))
         out = out.view(
             batch, blocks, length, self.proj.out_features
         )  # -1 fails where nothing is asked
-        return _absent_as_zero(out, target_tokens)
+        return _absent_as_zero(out, targets)
 
     def predict_grid(
-        self, context: Float[Tensor, "b n d"], context_tokens: TokenSet
+        self, features: Float[Tensor, "b n d"], context: TokenSet
     ) -> Float[Tensor, "b N out"]:
         """Predictions at every position of the context's grid, visible ones included.
 
         Args:
-            context: The encoder's tokens of the context.
-            context_tokens: Where they are, `[batch, n]`.
+            features: The encoder's features of the context.
+            context: Where they are, `[batch, n]`.
         """
-        check_floating("context", context)
-        check_token_set("context_tokens", context_tokens, like="masks.context")
-        grid = context_tokens.grid_size
-        everything = TokenSet.full(grid, (len(context), 1), device=context.device)
-        return cast(Tensor, self(context, context_tokens, everything)).squeeze(1)
+        check_floating("features", features)
+        check_token_set("context", context, like="masks.context")
+        grid = context.grid_size
+        everything = TokenSet.full(grid, (len(features), 1), device=features.device)
+        return cast(Tensor, self(features, context, everything)).squeeze(1)
 
     def _level(self, name: str, tokens: TokenSet) -> int:
         # No `in` and no `index`: to a tracer for which sides are symbols, each is one condition on
@@ -258,30 +258,30 @@ class MaskedPredictor(nn.Module):
         """Where the positions of a level begin in the table."""
         return sum(map(math.prod, self.grid_sizes[:level]))
 
-    def _check(self, context: Tensor, context_tokens: TokenSet, target_tokens: TokenSet) -> None:
-        check_floating("context", context)
-        check_token_set("context_tokens", context_tokens, like="masks.context")
-        check_token_set("target_tokens", target_tokens, like="masks.targets")
+    def _check(self, features: Tensor, context: TokenSet, targets: TokenSet) -> None:
+        check_floating("features", features)
+        check_token_set("context", context, like="masks.context")
+        check_token_set("targets", targets, like="masks.targets")
         width = self.embed.in_features
-        if context.dim() != 3 or context.shape[-1] != width:
+        if features.dim() != 3 or features.shape[-1] != width:
             raise ValueError(
-                f"context {tuple(context.shape)}: must be [batch, n, {width}], the encoder_dim "
+                f"features {tuple(features.shape)}: must be [batch, n, {width}], the encoder_dim "
                 "that the predictor was built with"
             )
-        if len(context) == 0:
-            raise ValueError(f"context {tuple(context.shape)}: the batch must not be empty")
-        if context_tokens.shape != context.shape[:2]:
+        if len(features) == 0:
+            raise ValueError(f"features {tuple(features.shape)}: the batch must not be empty")
+        if context.shape != features.shape[:2]:
             raise ValueError(
-                f"context_tokens {tuple(context_tokens.shape)}: must list the tokens of context "
-                f"{tuple(context.shape)}, so be {tuple(context.shape[:2])}"
+                f"context {tuple(context.shape)}: must list the positions of features "
+                f"{tuple(features.shape)}, so be {tuple(features.shape[:2])}"
             )
-        if target_tokens.idx.dim() != 3 or len(target_tokens.idx) != len(context):
+        if targets.idx.dim() != 3 or len(targets.idx) != len(features):
             raise ValueError(
-                f"target_tokens {tuple(target_tokens.shape)}: must be [batch, num_targets, k] with "
-                f"the context's batch size {len(context)}"
+                f"targets {tuple(targets.shape)}: must be [batch, num_targets, k] with "
+                f"the batch size of features, {len(features)}"
             )
-        check_same_device("context_tokens", context_tokens, "context", context)
-        check_same_device("target_tokens", target_tokens, "context", context)
+        check_same_device("context", context, "features", features)
+        check_same_device("targets", targets, "features", features)
 
     def extra_repr(self) -> str:
         """Arguments that the submodules do not show."""

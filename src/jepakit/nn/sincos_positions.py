@@ -3,9 +3,9 @@
 import torch
 from torch import nn
 
-from jepakit.nn.backbones import UnsupportedBackboneError
-from jepakit.nn.encoder import MaskedViT
-from jepakit.nn.position import sincos_table
+from jepakit.nn._backbones import UnsupportedBackboneError
+from jepakit.nn.masked_vit import MaskedViT
+from jepakit.nn.positions import sincos_table
 
 __all__ = ["init_sincos_positions"]
 

@@ -1,4 +1,4 @@
-"""`mask_audit`: how often each position is context and target."""
+"""`plot_mask_audit`: how often each position is context and target."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -13,26 +13,26 @@ from jepakit.plots._figures import TARGETS, matplotlib
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["mask_audit"]
+__all__ = ["plot_mask_audit"]
 
 
-def mask_audit(audit: MaskAudit | Mapping[str, MaskAudit]) -> "Figure":
+def plot_mask_audit(audit: MaskAudit | Mapping[str, MaskAudit]) -> "Figure":
     """How often each position is context and target, with the figures that matter most.
 
     One column for each audit; the colours of a row mean the same in all of them. Positions that
     never have the role stand out in orange. A three-dimensional grid is shown frame by frame.
 
     Args:
-        audit: What `jepakit.masking.audit` found, or several of them by name.
+        audit: What `jepakit.masking.audit_masks` found, or several of them by name.
 
     Raises:
         ValueError: If the mapping is empty.
 
     Example:
         >>> from jepakit import MultiBlockMask
-        >>> from jepakit.masking import audit
-        >>> from jepakit.plots import mask_audit
-        >>> figure = mask_audit({"MultiBlockMask": audit(MultiBlockMask((12, 12)), batches=5)})
+        >>> from jepakit.masking import audit_masks
+        >>> from jepakit.plots import plot_mask_audit
+        >>> figure = plot_mask_audit({"MultiBlockMask": audit_masks(MultiBlockMask((12, 12)), batches=5)})
         >>> [ax.get_title() for ax in figure.axes[:1]]
         ['MultiBlockMask']
 

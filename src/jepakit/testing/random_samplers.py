@@ -11,9 +11,9 @@ from jepakit.masking import (
     ComplementMask,
     InfeasibleMaskError,
     InverseBlockMask,
-    MixtureMask,
     MultiBlockMask,
-    NestedMultiBlockMask,
+    MultiContextMask,
+    NestedMask,
     RandomMask,
     TubeMask,
 )
@@ -67,7 +67,7 @@ def multiblock_arguments(rng: random.Random, grid_size: Grid) -> dict[str, Any]:
         "context_scale": (c0, c1),
         "min_context_coverage": coverage,
         "allow_target_overlap": overlap,
-        "block_size": choose(["batch", "sample"]),
+        "target_size_per": choose(["batch", "sample"]),
     }
     if len(grid_size) == 1:
         del arguments["target_aspect_ratio"]
@@ -132,24 +132,24 @@ def causal(rng: random.Random, axes: int, largest: dict[int, Grid]) -> CausalMas
         num_context_steps=rng.choice([None, (fewest, rng.randint(fewest, most))]),
         num_targets=count,
         num_target_steps=steps,
-        block_size=rng.choice(["batch", "sample"]),
+        context_size_per=rng.choice(["batch", "sample"]),
     )
 
 
-def nested(rng: random.Random, axes: int, largest: dict[int, Grid]) -> NestedMultiBlockMask:
+def nested(rng: random.Random, axes: int, largest: dict[int, Grid]) -> NestedMask:
     grid = random_grid(rng, axes, largest)
-    arguments = multiblock_arguments(rng, grid)
+    levels = rng.randint(1, min(3, max(grid).bit_length()))
+    coarsest = tuple(-(-side // (1 << (levels - 1))) for side in grid)
+    arguments = multiblock_arguments(rng, coarsest)
     for name in ("temporal_scale", "max_temporal_keep"):
         arguments.pop(name, None)
     arguments["target_scale"] = between(rng, 0.05, 0.4)
     arguments["num_targets"] = rng.randint(1, 4)
     arguments["min_context_coverage"] = rng.uniform(0.0, 0.5)
-    levels = rng.randint(1, min(3, max(grid).bit_length()))
-    cells = math.prod(-(-side // (1 << (levels - 1))) for side in grid)
     if isinstance(arguments["context_length"], int):
-        need = needed_tokens(arguments["min_context_coverage"], cells)
+        need = needed_tokens(arguments["min_context_coverage"], math.prod(coarsest))
         arguments["context_length"] = rng.randint(1, need)
-    return NestedMultiBlockMask(grid, num_levels=levels, **arguments)
+    return NestedMask(grid, MultiBlockMask(coarsest, **arguments))
 
 
 def tube(rng: random.Random, axes: int, largest: dict[int, Grid]) -> TubeMask:
@@ -163,7 +163,7 @@ def complement(rng: random.Random, axes: int, largest: dict[int, Grid]) -> Compl
     return ComplementMask(make(rng, axes, largest))
 
 
-def mixture(rng: random.Random, axes: int, largest: dict[int, Grid]) -> MixtureMask:
+def mixture(rng: random.Random, axes: int, largest: dict[int, Grid]) -> MultiContextMask:
     grid = random_grid(rng, axes, largest)
     exact = {axes: grid}
     members: list[Any] = []
@@ -174,7 +174,7 @@ def mixture(rng: random.Random, axes: int, largest: dict[int, Grid]) -> MixtureM
             members.append(found)
         else:
             members.append(RandomMask(grid, target_ratio=rng.uniform(0.1, 0.9)))
-    return MixtureMask(tuple(members))
+    return MultiContextMask(tuple(members))
 
 
 # For each sampler, what draws one and on grids of how many axes.
@@ -184,9 +184,9 @@ KINDS: dict[str, tuple[Callable[..., Any], tuple[int, ...]]] = {
     "BlockMask": (block, (2,)),
     "InverseBlockMask": (inverse_block, (2,)),
     "TubeMask": (tube, (3,)),
-    "MixtureMask": (mixture, (1, 2, 3)),
+    "MultiContextMask": (mixture, (1, 2, 3)),
     "CausalMask": (causal, (1, 2, 3)),
-    "NestedMultiBlockMask": (nested, (1, 2, 3)),
+    "NestedMask": (nested, (1, 2, 3)),
     "ComplementMask": (complement, (1, 2, 3)),
 }
 

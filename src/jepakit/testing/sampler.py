@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from jepakit._checks import check_bool, check_int
-from jepakit.masking import MaskSampler, NestedMultiBlockMask
-from jepakit.masking.sampler import promised_tokens
+from jepakit.masking import MaskSampler, NestedMask
+from jepakit.masking.base import promised_tokens
 from jepakit.testing.breach import Law, fail, first_of
 from jepakit.testing.copies import check_copies
 from jepakit.testing.draws import drawn_by, generator_of, members_of, same_masks
@@ -34,8 +34,8 @@ def assert_sampler_contract(
     device, and no global random state is read or moved. Law 13: `deepcopy`, `pickle` and, where
     `repr` is an expression, what it builds draw the same.
 
-    A sampler with `grid_size`, `num_targets`, `need` or an int `context_length` (the number of
-    tokens of every context) is held to them. One with `num_draws` and
+    A sampler with `grid_size`, `num_targets`, `min_context_tokens` or an int `context_length` (the number of
+    tokens of every context) is held to them. One with `num_uniforms` and
     `from_uniforms(table)`, as jepakit's own, must be a function of that table, the ends of the
     uniforms included, and with `per_sample` of each row by itself.
 
@@ -48,7 +48,7 @@ def assert_sampler_contract(
         num_samples: Samples that law 1 is looked at in besides, all in one batch; what goes wrong
             in a share $p$ of samples is missed with a chance of $(1 - p)^n$.
         seed: Of the generators that the sampler is given.
-        min_context: Tokens that every context has at least. None for the sampler's own `need` (or
+        min_context: Tokens that every context has at least. None for the sampler's own `min_context_tokens` (or
             its int `context_length`, where that is less; its members' in `samplers`, where it gives
             a list), and 1 where it has none.
         varies: Expect batches, and the targets in a batch, to differ. False for a sampler without
@@ -79,7 +79,7 @@ def assert_sampler_contract(
     if varies:
         _check_varies(sampler, batch_size, seed)
     check_copies(sampler, batch_size, seed)
-    if hasattr(sampler, "from_uniforms") and hasattr(sampler, "num_draws"):
+    if hasattr(sampler, "from_uniforms") and hasattr(sampler, "num_uniforms"):
         _check_uniforms(sampler, batch_size, seed, min_context)
 
 
@@ -135,7 +135,7 @@ def _check_sets(context: Tensor, targets: Tensor, floor: int) -> None:
 
 def _check_length(sampler: Any, counts: Tensor) -> None:
     length = getattr(sampler, "context_length", None)
-    if not isinstance(length, int) or isinstance(sampler, NestedMultiBlockMask):
+    if not isinstance(length, int) or isinstance(sampler, NestedMask):
         return  # nested blocks count cells of their coarsest level
     if (counts != length).any():
         (sample,) = first_of(counts != length)
@@ -224,7 +224,7 @@ def _check_varies(sampler: Any, batch_size: int, seed: int) -> None:
 
 def _check_uniforms(sampler: Any, batch_size: int, seed: int, floor: int | None) -> None:
     generator = generator_of(seed)
-    table = torch.rand(batch_size, sampler.num_draws, generator=generator)
+    table = torch.rand(batch_size, sampler.num_uniforms, generator=generator)
     given = table.clone()
     drawn = sampler.from_uniforms(given)
     if not torch.equal(given, table):

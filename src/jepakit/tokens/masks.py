@@ -1,24 +1,24 @@
 """`Masks`: what a sampler returns, one context and some targets for every sample."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch.fx._pytree import register_pytree_flatten_spec
 from torch.utils import _pytree as pytree
 
-from jepakit.tokens.kind import check_token_set
+from jepakit._checks import type_name
+from jepakit.tokens._arguments import check_token_set
 from jepakit.tokens.token_set import TokenSet
 
 __all__ = ["Masks"]
 
 
-@dataclass(frozen=True, eq=False)
 class Masks:
-    """The context and the targets of a batch, on one grid.
+    r"""The context and the targets of a batch, on one grid.
 
-    For sample $b$ the student sees $C_b$ and predicts $T_{b,1}, \\dots, T_{b,m}$; samplers promise
-    $C_b \\cap T_{b,j} = \\emptyset$.
+    For sample $b$ the student sees $C_b$ and predicts $T_{b,1}, \dots, T_{b,m}$; samplers promise
+    $C_b \cap T_{b,j} = \emptyset$. Immutable and a pytree, as `TokenSet` is.
 
     Args:
         context: What the student sees, `[batch, n]`.
@@ -33,37 +33,66 @@ class Masks:
         >>> masks = jepakit.RandomMask((4, 4), target_ratio=0.75)(2)
         >>> masks.context.shape, masks.targets.shape
         (torch.Size([2, 4]), torch.Size([2, 1, 12]))
-
-    Source:
-        jepakit's own.
+        >>> len(masks), masks[:1].grid_size
+        (2, (4, 4))
     """
 
     context: TokenSet
     targets: TokenSet
 
-    def __post_init__(self) -> None:
-        check_token_set("context", self.context)
-        check_token_set("targets", self.targets)
-        if self.context.idx.dim() != 2 or self.targets.idx.dim() != 3:
+    def __init__(self, context: TokenSet, targets: TokenSet) -> None:
+        check_token_set("context", context)
+        check_token_set("targets", targets)
+        # Without a batch axis after `masks[i]`.
+        if context.idx.dim() not in (1, 2) or targets.idx.dim() != context.idx.dim() + 1:
             raise ValueError(
-                f"context {tuple(self.context.shape)} and targets {tuple(self.targets.shape)}: "
+                f"context {tuple(context.shape)} and targets {tuple(targets.shape)}: "
                 "must be [batch, n] and [batch, num_targets, n]"
             )
-        if self.context.grid_size != self.targets.grid_size:
+        if context.grid_size != targets.grid_size:
             raise ValueError(
-                f"context is on the grid {self.context.grid_size}, targets on "
-                f"{self.targets.grid_size}: must be on one grid"
+                f"context is on the grid {context.grid_size}, targets on "
+                f"{targets.grid_size}: must be on one grid"
             )
-        if self.context.shape[0] != self.targets.shape[0]:
+        if context.shape[:-1] != targets.shape[:-2]:
             raise ValueError(
-                f"context has batch size {self.context.shape[0]}, targets {self.targets.shape[0]}: "
+                f"context has batch size {context.shape[0]}, targets {targets.shape[0]}: "
                 "must be equal"
             )
+        _set_fields(self, context, targets)
+
+    @classmethod
+    def cat(cls, parts: Sequence["Masks"]) -> "Masks":
+        """Join masks along the batch; contexts and targets are padded to the longest.
+
+        Args:
+            parts: On one grid, with equally many targets.
+
+        Raises:
+            TypeError: If a member is not `Masks`.
+            ValueError: If there is none, or grids or numbers of targets differ.
+        """
+        if not isinstance(parts, Sequence):
+            raise TypeError(f"parts: must be a sequence of Masks, got {type_name(parts)}")
+        for number, part in enumerate(parts):
+            if not isinstance(part, Masks):
+                raise TypeError(f"parts[{number}]: must be Masks, got {type_name(part)}")
+        if len(parts) == 0:
+            raise ValueError("parts=[]: must hold at least one Masks")
+        return cls(
+            TokenSet.cat([part.context for part in parts]),
+            TokenSet.cat([part.targets for part in parts]),
+        )
+
+    @property
+    def grid_size(self) -> tuple[int, ...]:
+        """The grid of context and targets."""
+        return self.context.grid_size
 
     def coarsen(self, levels: int = 1) -> "Masks":
         """Context and targets on a coarser grid; see `TokenSet.coarsen`.
 
-        Unless blocks are aligned to the coarse cells, as `NestedMultiBlockMask` draws them, a cell
+        Unless blocks are aligned to the coarse cells, as `NestedMask` draws them, a cell
         on a border is of context and target at once.
 
         Args:
@@ -90,6 +119,36 @@ class Masks:
         """The same masks in page-locked memory; `DataLoader(pin_memory=True)` calls this."""
         return Masks(self.context.pin_memory(), self.targets.pin_memory())
 
+    def __len__(self) -> int:
+        """Batch size."""
+        return len(self.context)
+
+    def __getitem__(self, index: Any) -> "Masks":
+        """Index the batch: `masks[i:j]` for some samples, `masks[i]` for one without batch axis.
+
+        Args:
+            index: An int, a slice, or a vector of indices or bools.
+        """
+        if isinstance(index, tuple):
+            raise TypeError(
+                f"masks[{index!r}]: must be one index, of the batch; index masks.targets for more"
+            )
+        return Masks(self.context[index], self.targets[index])
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"{name}: Masks are immutable; build others")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"{name}: Masks are immutable")
+
+    def __repr__(self) -> str:
+        return f"Masks(context={self.context!r}, targets={self.targets!r})"
+
+
+def _set_fields(masks: Masks, context: Any, targets: Any) -> None:
+    object.__setattr__(masks, "context", context)
+    object.__setattr__(masks, "targets", targets)
+
 
 def _flatten(masks: Masks) -> tuple[list[Any], None]:
     return [masks.context, masks.targets], None
@@ -97,9 +156,7 @@ def _flatten(masks: Masks) -> tuple[list[Any], None]:
 
 def _unflatten(children: Any, _: None) -> Masks:
     masks = object.__new__(Masks)
-    context, targets = children
-    object.__setattr__(masks, "context", context)
-    object.__setattr__(masks, "targets", targets)
+    _set_fields(masks, *children)
     return masks
 
 

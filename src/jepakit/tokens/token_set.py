@@ -1,8 +1,7 @@
-"""`TokenSet`: positions on a grid that never travel without their validity."""
+"""`TokenSet`: positions on a grid together with their validity."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,14 +10,21 @@ from torch import Tensor
 from torch.fx._pytree import register_pytree_flatten_spec
 from torch.utils import _pytree as pytree
 
-from jepakit._checks import TYPECHECK, check_bool, check_device, check_grid_size, check_int
-from jepakit.tokens.flat_masks import check_mask, coarsen, list_members
-from jepakit.tokens.set_rules import check_set
+from jepakit._checks import (
+    TYPECHECK,
+    as_bool,
+    as_grid_size,
+    as_int,
+    check_device,
+    check_tensor,
+    type_name,
+    values_readable,
+)
+from jepakit.tokens._grid import check_mask, coarsen_mask, member_positions, num_halvings
 
 __all__ = ["TokenSet"]
 
 
-@dataclass(frozen=True, eq=False, repr=False)
 class TokenSet:
     r"""A batch of ragged sets of grid positions, padded to one length.
 
@@ -27,15 +33,15 @@ class TokenSet:
     $\mathrm{idx} = (p_1 < \dots < p_k, 0, \dots, 0)$ and
     $\mathrm{valid} = (1, \dots, 1, 0, \dots, 0)$.
 
-    A token set is a pytree whose leaves are `idx` and `valid`, so it passes through
+    A token set is immutable and a pytree whose leaves are `idx` and `valid`, so it passes through
     `torch.compile` and `torch.utils._pytree`. On the CPU its values are checked when it is built.
 
     Args:
         idx: Positions on the grid, int64, ascending; 0 where not valid.
-        valid: True where an entry is a token, False where it only pads.
+        valid: True where an entry is a token, False where it is padding.
         grid_size: `(L,)`, `(H, W)` or `(T, H, W)` in patches.
-        padded: False promises that every entry is valid, so that no key mask is ever built.
-            Known on the host, so that nobody has to read `valid` back.
+        padded: False promises that every entry is valid, so that no key mask is ever built. It is
+            a plain bool, so that code can branch on it without a host synchronisation.
 
     Raises:
         TypeError: If `idx` is not an int64 tensor, `valid` not a bool one, or `padded` not a bool.
@@ -55,27 +61,50 @@ class TokenSet:
                 [ True, False, False]])
         >>> tokens.coverage()
         tensor([0.7500, 0.2500])
+        >>> len(tokens), tokens[1:].valid.shape
+        (2, torch.Size([1, 3]))
 
     Source:
-        jepakit's own. I-JEPA (arXiv:2301.08243) and V-JEPA (arXiv:2404.08471) carry bare indices
-        and cut every batch to its shortest set; here nothing is cut and padding is marked.
+        I-JEPA (arXiv:2301.08243) and V-JEPA (arXiv:2404.08471) carry bare indices and cut every
+        batch to its shortest set. Difference: nothing is cut, and padding is marked.
     """
 
     idx: Int[Tensor, "*batch n"]
     valid: Bool[Tensor, "*batch n"]
     grid_size: tuple[int, ...]
-    padded: bool = True
+    padded: bool
 
-    def __post_init__(self) -> None:
-        check_set(self.idx, self.valid, self.grid_size, self.padded)
+    def __init__(
+        self,
+        idx: Int[Tensor, "*batch n"],
+        valid: Bool[Tensor, "*batch n"],
+        grid_size: Sequence[int],
+        padded: bool = True,
+    ) -> None:
+        grid = as_grid_size("grid_size", grid_size)
+        check_tensor("idx", idx, torch.int64)
+        check_tensor("valid", valid, torch.bool)
+        as_bool("padded", padded)
+        if idx.shape != valid.shape or idx.dim() < 1:
+            raise ValueError(
+                f"idx {tuple(idx.shape)} and valid {tuple(valid.shape)}: "
+                "must have one shape, [*batch, n]"
+            )
+        if idx.device != valid.device:
+            raise ValueError(
+                f"idx is on {idx.device}, valid on {valid.device}: must be on one device"
+            )
+        if values_readable(idx, valid):
+            _check_values(idx, valid, grid, padded)
+        _set_fields(self, idx, valid, grid, padded)
 
     # Building
 
     @classmethod
-    def from_mask(cls, mask: Bool[Tensor, "*batch N"], grid_size: tuple[int, ...]) -> "TokenSet":
+    def from_mask(cls, mask: Bool[Tensor, "*batch N"], grid_size: Sequence[int]) -> "TokenSet":
         """List the True positions of flat masks, padded to the largest count in the batch.
 
-        Reads the largest and the smallest count back from the mask's device.
+        Needs one host synchronisation, for the largest and the smallest count.
 
         Args:
             mask: True marks a member; flat over the grid, `N = prod(grid_size)`.
@@ -85,47 +114,77 @@ class TokenSet:
             TypeError: If `mask` is not bool.
             ValueError: If its last axis is not the grid's number of positions.
         """
-        check_mask(mask, grid_size)
+        grid = as_grid_size("grid_size", grid_size)
+        check_mask(mask, grid)
         rank = mask.cumsum(dim=-1)
         counts = rank[..., -1]
         if counts.numel() == 0:
             longest = shortest = 0
         else:
             shortest, longest = torch.stack(torch.aminmax(counts)).tolist()
-        idx = list_members(mask, rank, longest)
+        idx = member_positions(mask, rank, longest)
         valid = torch.arange(longest, device=mask.device) < counts.unsqueeze(-1)
-        return cls._trusted(idx, valid, grid_size, padded=shortest < longest)
+        return cls._trusted(idx, valid, grid, padded=shortest < longest)
 
     @classmethod
-    def _of_length(
-        cls, mask: Bool[Tensor, "*batch N"], length: int, grid_size: tuple[int, ...]
+    def from_indices(
+        cls,
+        indices: Int[Tensor, "*batch n"] | Sequence[Int[Tensor, " _"]],
+        grid_size: Sequence[int],
     ) -> "TokenSet":
-        """`from_mask` for masks known to have `length` members each; reads nothing back."""
-        idx = list_members(mask, mask.cumsum(dim=-1), length)
-        return cls._trusted(idx, torch.ones_like(idx, dtype=torch.bool), grid_size, padded=False)
+        """Sets from bare index tensors, as other samplers and collators return them.
 
-    @classmethod
-    def _within(
-        cls, mask: Bool[Tensor, "*batch N"], length: int, grid_size: tuple[int, ...]
-    ) -> "TokenSet":
-        """`from_mask` for masks known to have at most `length` members; reads nothing back."""
-        rank = mask.cumsum(dim=-1)
-        valid = torch.arange(length, device=mask.device) < rank[..., -1:]
-        return cls._trusted(list_members(mask, rank, length), valid, grid_size, padded=True)
+        Padding cannot be recognised among bare indices: where a sampler pads, build the set from
+        masks, or with `TokenSet(idx, valid, grid_size)`.
 
-    @classmethod
-    def _trusted(
-        cls, idx: Tensor, valid: Tensor, grid_size: tuple[int, ...], *, padded: bool
-    ) -> "TokenSet":
-        """For sets that are right by construction: values are looked at in tests only."""
-        if TYPECHECK:
-            return cls(idx, valid, grid_size, padded)
-        return _unflatten((idx, valid), (grid_size, padded))
+        Args:
+            indices: Positions on the grid in any order, signed integers; an index that is listed
+                twice counts once. A tensor `[*batch, n]`, or a sequence of vectors of any lengths,
+                one for each set.
+            grid_size: The grid in patches.
+
+        Raises:
+            TypeError: If `indices` does not hold signed integers.
+            ValueError: If an index is off the grid, or a vector of a sequence has another shape.
+
+        Example:
+            >>> import torch
+            >>> TokenSet.from_indices([torch.tensor([3, 1]), torch.tensor([2])], (2, 2)).idx
+            tensor([[1, 3],
+                    [2, 0]])
+        """
+        grid = as_grid_size("grid_size", grid_size)
+        size = math.prod(grid)
+        if isinstance(indices, Tensor):
+            _check_indices("indices", indices, grid)
+            if indices.dim() < 1:
+                raise ValueError("indices (): must be [*batch, n]")
+            mask = torch.zeros(
+                *indices.shape[:-1], size, dtype=torch.bool, device=indices.device
+            ).scatter_(-1, indices.long(), True)
+            return cls.from_mask(mask, grid)
+        if isinstance(indices, str) or not isinstance(indices, Sequence):
+            raise TypeError(
+                "indices: must be a tensor of positions or a sequence of them, got "
+                f"{type_name(indices)}"
+            )
+        if len(indices) == 0:
+            raise ValueError("indices=[]: must hold at least one vector of positions")
+        for number, vector in enumerate(indices):
+            _check_indices(f"indices[{number}]", vector, grid)
+            if vector.dim() != 1:
+                raise ValueError(
+                    f"indices[{number}] {tuple(vector.shape)}: must be a vector of positions, [n]"
+                )
+        mask = torch.zeros(len(indices), size, dtype=torch.bool, device=indices[0].device)
+        for row, vector in zip(mask, indices, strict=True):
+            row[vector.long()] = True
+        return cls.from_mask(mask, grid)
 
     @classmethod
     def full(
         cls,
-        grid_size: tuple[int, ...],
+        grid_size: Sequence[int],
         batch_shape: Sequence[int] = (),
         *,
         device: torch.device | str | None = None,
@@ -137,10 +196,80 @@ class TokenSet:
             batch_shape: Leading axes.
             device: Where the tensors live.
         """
-        check_grid_size("grid_size", grid_size)
-        idx = torch.arange(math.prod(grid_size), device=device).expand(*batch_shape, -1)
+        grid = as_grid_size("grid_size", grid_size)
+        idx = torch.arange(math.prod(grid), device=device).expand(*batch_shape, -1)
         valid = torch.ones_like(idx, dtype=torch.bool)
-        return cls._trusted(idx, valid, grid_size, padded=False)
+        return cls._trusted(idx, valid, grid, padded=False)
+
+    @classmethod
+    def cat(cls, sets: Sequence["TokenSet"]) -> "TokenSet":
+        """Join sets along their first batch axis, padded to the longest.
+
+        Args:
+            sets: On one grid, with equal batch axes after the first.
+
+        Raises:
+            TypeError: If a member is not a `TokenSet`.
+            ValueError: If there is none, or grids or batch axes differ.
+        """
+        if isinstance(sets, TokenSet) or not isinstance(sets, Sequence):
+            raise TypeError(f"sets: must be a sequence of TokenSets, got {type_name(sets)}")
+        if len(sets) == 0:
+            raise ValueError("sets=[]: must hold at least one TokenSet")
+        for number, tokens in enumerate(sets):
+            if not isinstance(tokens, TokenSet):
+                raise TypeError(f"sets[{number}]: must be a TokenSet, got {type_name(tokens)}")
+            if tokens.idx.dim() < 2:
+                raise ValueError(f"sets[{number}] {tuple(tokens.shape)}: must have a batch axis")
+            if tokens.grid_size != sets[0].grid_size:
+                raise ValueError(
+                    f"sets[{number}] is on the grid {tokens.grid_size}, sets[0] on "
+                    f"{sets[0].grid_size}: must be on one grid"
+                )
+            if tokens.shape[1:-1] != sets[0].shape[1:-1]:
+                raise ValueError(
+                    f"sets[{number}] {tuple(tokens.shape)}: must have the batch axes of sets[0] "
+                    f"{tuple(sets[0].shape)} after the first"
+                )
+        lengths = [tokens.shape[-1] for tokens in sets]
+        longest = max(lengths)
+        padded = any(tokens.padded for tokens in sets) or min(lengths) < longest
+        idx, valid = (
+            torch.cat(
+                [
+                    torch.nn.functional.pad(tensor, (0, longest - tensor.shape[-1]))
+                    for tensor in tensors
+                ]
+            )
+            for tensors in ([s.idx for s in sets], [s.valid for s in sets])
+        )
+        return cls._trusted(idx, valid, sets[0].grid_size, padded=padded)
+
+    @classmethod
+    def _of_length(
+        cls, mask: Bool[Tensor, "*batch N"], length: int, grid_size: tuple[int, ...]
+    ) -> "TokenSet":
+        """`from_mask` for masks known to have `length` members each; no synchronisation."""
+        idx = member_positions(mask, mask.cumsum(dim=-1), length)
+        return cls._trusted(idx, torch.ones_like(idx, dtype=torch.bool), grid_size, padded=False)
+
+    @classmethod
+    def _up_to_length(
+        cls, mask: Bool[Tensor, "*batch N"], length: int, grid_size: tuple[int, ...]
+    ) -> "TokenSet":
+        """`from_mask` for masks known to have at most `length` members; no synchronisation."""
+        rank = mask.cumsum(dim=-1)
+        valid = torch.arange(length, device=mask.device) < rank[..., -1:]
+        return cls._trusted(member_positions(mask, rank, length), valid, grid_size, padded=True)
+
+    @classmethod
+    def _trusted(
+        cls, idx: Tensor, valid: Tensor, grid_size: tuple[int, ...], *, padded: bool
+    ) -> "TokenSet":
+        """For sets that are right by construction: values are checked in tests only."""
+        if TYPECHECK:
+            return cls(idx, valid, grid_size, padded)
+        return _unflatten((idx, valid), (grid_size, padded))
 
     # Looking
 
@@ -162,7 +291,7 @@ class TokenSet:
     def to_mask(self) -> Bool[Tensor, "*batch N"]:
         """Flat masks over the grid: True at members."""
         size = self.num_positions
-        # Padding is sent past the end, so that it cannot erase a member at position 0.
+        # Padding goes to one slot past the end, so that it cannot erase a member at position 0.
         slot = torch.where(self.valid, self.idx, size)
         mask = self.valid.new_zeros((*self.shape[:-1], size + 1)).scatter(-1, slot, True)
         return mask[..., :size]
@@ -176,14 +305,14 @@ class TokenSet:
         return self.counts() / self.num_positions
 
     def complement(self) -> "TokenSet":
-        """The positions that are not members; of padded sets, reads counts back as `from_mask`."""
+        """The positions that are not members; padded sets need a host synchronisation."""
         mask = ~self.to_mask()
         if self.padded:
             return TokenSet.from_mask(mask, self.grid_size)
         return TokenSet._of_length(mask, mask.shape[-1] - self.shape[-1], self.grid_size)
 
     def coarsen(self, levels: int = 1) -> "TokenSet":
-        """The cells of a coarser grid that hold a member; reads counts back, as `from_mask` does.
+        """The cells of a coarser grid that hold a member; needs a host synchronisation.
 
         Every side of the grid is halved `levels` times, upwards: a cell is a window of
         `2**levels` positions along each axis, cut off by the border.
@@ -194,16 +323,16 @@ class TokenSet:
         Raises:
             ValueError: If there are more halvings than it takes to a single cell.
         """
-        check_int("levels", levels, minimum=0)
-        most = max(side - 1 for side in self.grid_size).bit_length()
-        if levels > most:
+        halvings = as_int("levels", levels, minimum=0)
+        most = num_halvings(self.grid_size)
+        if halvings > most:
             raise ValueError(
-                f"levels={levels}: the grid {self.grid_size} is a single cell after {most}"
+                f"levels={halvings}: the grid {self.grid_size} is a single cell after {most}"
             )
-        mask, coarse = coarsen(self.to_mask(), self.grid_size, 2**levels)
+        mask, coarse = coarsen_mask(self.to_mask(), self.grid_size, 2**halvings)
         return TokenSet.from_mask(mask, coarse)
 
-    # Moving
+    # Moving and indexing
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "TokenSet":
         """The same set on another device.
@@ -216,16 +345,22 @@ class TokenSet:
             TypeError: If `device` is something else, such as a dtype.
         """
         check_device("device", device)
-        check_bool("non_blocking", non_blocking)
+        as_bool("non_blocking", non_blocking)
         idx = self.idx.to(device, non_blocking=non_blocking)
-        return self._moved(idx, self.valid.to(device, non_blocking=non_blocking))
+        return self._with_tensors(idx, self.valid.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "TokenSet":
         """The same set in page-locked memory; `DataLoader(pin_memory=True)` calls this."""
-        return self._moved(self.idx.pin_memory(), self.valid.pin_memory())
+        return self._with_tensors(self.idx.pin_memory(), self.valid.pin_memory())
 
-    def _moved(self, idx: Tensor, valid: Tensor) -> "TokenSet":
+    def _with_tensors(self, idx: Tensor, valid: Tensor) -> "TokenSet":
         return _unflatten((idx, valid), (self.grid_size, self.padded))
+
+    def __len__(self) -> int:
+        """Size of the first batch axis."""
+        if self.idx.dim() == 1:
+            raise TypeError("this TokenSet has no batch axis, so no length; counts() has its size")
+        return self.idx.shape[0]
 
     def __getitem__(self, index: Any) -> "TokenSet":
         """Index the batch axes; the set itself stays whole.
@@ -234,12 +369,17 @@ class TokenSet:
             index: Anything that indexes a tensor of shape `[*batch]`.
         """
         if self.idx.dim() == 1:
-            # No IndexError: iteration would take that for its end and see nothing.
+            # Not an IndexError, which would end an iteration silently.
             raise TypeError("this TokenSet has no batch axis to index; its entries are one set")
-        # The slots of a set are no axis to index: a slice would drop tokens in raster order.
+        # The entries of a set are no axis to index: a slice would drop tokens in raster order.
         at = (*index, slice(None)) if isinstance(index, tuple) else (index, slice(None))
-        idx, valid = self.idx[at], self.valid[at]
-        return self._moved(idx, valid)
+        return self._with_tensors(self.idx[at], self.valid[at])
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"{name}: a TokenSet is immutable; build another one")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"{name}: a TokenSet is immutable")
 
     def __repr__(self) -> str:
         where = "" if self.device.type == "cpu" else f", device='{self.device}'"
@@ -249,17 +389,62 @@ class TokenSet:
         )
 
 
+def _check_values(idx: Tensor, valid: Tensor, grid_size: tuple[int, ...], padded: bool) -> None:
+    if idx.numel() == 0:
+        return
+    if not padded and not valid.all():
+        raise ValueError("padded=False: promises that every entry is valid, but some are not")
+    size = math.prod(grid_size)
+    low, high = int(idx.min()), int(idx.max())
+    if low < 0 or high >= size:
+        raise ValueError(
+            f"idx: must lie on the grid {grid_size}, in [0, {size - 1}], "
+            f"got values from {low} to {high}"
+        )
+    both = valid[..., 1:]
+    if (both & ~valid[..., :-1]).any():
+        raise ValueError("valid: valid entries must come first in every set")
+    if ((idx[..., 1:] <= idx[..., :-1]) & both).any():
+        raise ValueError("idx: must ascend within every set, without repeats")
+    if padded and idx.masked_fill(valid, 0).any():
+        raise ValueError("idx: must be 0 where not valid")
+
+
+def _check_indices(name: str, idx: Tensor, grid_size: tuple[int, ...]) -> None:
+    check_tensor(name, idx)
+    if idx.dtype in (torch.bool, torch.uint8):
+        raise TypeError(
+            f"{name}: must be positions, as signed integers, got {idx.dtype}; for a mask, True "
+            "at members, use TokenSet.from_mask"
+        )
+    if idx.is_floating_point() or idx.is_complex():
+        raise TypeError(f"{name}: must be positions, as signed integers, got {idx.dtype}")
+    size = math.prod(grid_size)
+    if idx.numel() and not 0 <= int(idx.min()) <= int(idx.max()) < size:
+        raise ValueError(
+            f"{name}: must lie on the grid {grid_size}, in [0, {size - 1}], got values from "
+            f"{int(idx.min())} to {int(idx.max())}"
+        )
+
+
+def _set_fields(
+    tokens: TokenSet, idx: Any, valid: Any, grid_size: tuple[int, ...], padded: bool
+) -> None:
+    object.__setattr__(tokens, "idx", idx)
+    object.__setattr__(tokens, "valid", valid)
+    object.__setattr__(tokens, "grid_size", grid_size)
+    object.__setattr__(tokens, "padded", padded)
+
+
 def _flatten(tokens: TokenSet) -> tuple[list[Any], Any]:
     return [tokens.idx, tokens.valid], (tokens.grid_size, tokens.padded)
 
 
 def _unflatten(leaves: Any, static: Any) -> TokenSet:
-    # Values were checked when the set was built, and a pytree's leaves may be anything.
+    # Without checks: values were checked when the set was built, and the leaves of a pytree may be
+    # anything.
     tokens = object.__new__(TokenSet)
-    for name, value in zip(
-        ("idx", "valid", "grid_size", "padded"), (*leaves, *static), strict=True
-    ):
-        object.__setattr__(tokens, name, value)
+    _set_fields(tokens, *leaves, *static)
     return tokens
 
 
@@ -269,7 +454,7 @@ def _flatten_with_keys(tokens: TokenSet) -> tuple[list[tuple[Any, Any]], Any]:
     return list(zip(keys, leaves, strict=True)), static
 
 
-# The last three are what `torch.export` needs; JSON would make a list of the grid's size.
+# `torch.export` needs the last three arguments; JSON turns the grid's size into a list.
 pytree.register_pytree_node(
     TokenSet,
     _flatten,

@@ -21,7 +21,7 @@ from jepakit import (
     take_tokens,
 )
 from jepakit.diagnostics import Collapse
-from jepakit.masking import NestedMultiBlockMask
+from jepakit.masking import NestedMask
 from jepakit.nn import Level
 from jepakit.testing import assert_teacher_contract
 
@@ -108,7 +108,7 @@ def losses(student, goals, predict, patches, masks) -> tuple[Tensor, dict[str, T
 def drawn(seed: int, batch: int = 16):
     """Patches of a sample have something in common, so that a context tells of its targets."""
     generator = torch.Generator().manual_seed(seed)
-    sampler = NestedMultiBlockMask(GRID, num_levels=3, num_targets=2)
+    sampler = NestedMask(GRID, MultiBlockMask((2, 2), num_targets=2))
     patches = torch.randn(batch, 64, 5, generator=generator) * 0.5
     common = torch.randn(batch, 1, 5, generator=generator)
     return patches + common, sampler(batch, generator=generator)

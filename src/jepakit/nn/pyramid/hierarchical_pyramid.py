@@ -12,8 +12,8 @@ from jepakit.nn.pyramid.level import Level
 from jepakit.nn.pyramid.pools import Attention, Convolution, Pool, average, maximum
 from jepakit.nn.pyramid.windows import window_sum
 from jepakit.tokens import TokenSet
-from jepakit.tokens.kind import check_same_device, check_token_set
-from jepakit.tokens.levels import level_grids
+from jepakit.tokens._arguments import check_same_device, check_token_set
+from jepakit.tokens._grid import level_grids
 
 __all__ = ["HierarchicalPyramid"]
 
@@ -191,7 +191,7 @@ class HierarchicalPyramid(nn.Module):
         self, valid: Bool[Tensor, "b M"], tokens: TokenSet, grid: tuple[int, ...]
     ) -> TokenSet:
         # Every valid cell holds a token, so there are no more of them than tokens.
-        return TokenSet._within(valid, min(tokens.shape[-1], valid.shape[-1]), grid)
+        return TokenSet._up_to_length(valid, min(tokens.shape[-1], valid.shape[-1]), grid)
 
     def _check(self, features: Tensor, tokens: TokenSet | None) -> None:
         check_floating("features", features)

@@ -43,9 +43,9 @@ class Level(NamedTuple):
 
         Example:
             >>> import torch
-            >>> from jepakit import HierarchicalPyramid
-            >>> from jepakit.masking import NestedMultiBlockMask
-            >>> sampler = NestedMultiBlockMask((8, 8), num_levels=2, context_length="trim")
+            >>> from jepakit import HierarchicalPyramid, MultiBlockMask
+            >>> from jepakit.masking import NestedMask
+            >>> sampler = NestedMask((8, 8), MultiBlockMask((4, 4), context_length="trim"))
             >>> context = sampler(2, generator=torch.Generator().manual_seed(0)).context
             >>> pyramid = HierarchicalPyramid((8, 8), 4, num_levels=2)
             >>> coarse = pyramid(torch.randn(*context.shape, 4), context)[1]

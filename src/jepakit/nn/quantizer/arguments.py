@@ -2,7 +2,7 @@
 
 import torch
 
-from jepakit._checks import check_bool, check_fraction, check_int, check_number, kind_of
+from jepakit._checks import check_bool, check_fraction, check_int, check_number, type_name
 
 __all__: list[str] = []
 
@@ -39,5 +39,5 @@ def check_generator(generator: object) -> None:
     """Raise unless it is a generator or None."""
     if generator is not None and not isinstance(generator, torch.Generator):
         raise TypeError(
-            f"generator={generator!r}: must be a torch.Generator or None, got {kind_of(generator)}"
+            f"generator={generator!r}: must be a torch.Generator or None, got {type_name(generator)}"
         )

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from jepakit._checks import check_floating, check_number, check_tensor
+from jepakit._distributed import sum_over_ranks
 from jepakit._precision import full_precision
-from jepakit.losses._ranks import sum_over_ranks
-from jepakit.losses._rows import check_rows, to_rows
+from jepakit._rows import check_rows, to_rows
 from jepakit.nn.quantizer.arguments import check_arguments, check_generator
 from jepakit.nn.quantizer.assign import drawn, nearest, not_faded, unit
 from jepakit.nn.quantizer.quantized import Quantized

@@ -49,11 +49,11 @@ class UniformSampler(ABC, Generic[M_co]):
 
     @property
     @abstractmethod
-    def num_draws(self) -> int:
+    def num_uniforms(self) -> int:
         """Random numbers that one sample takes."""
 
     @property
-    def need(self) -> int:
+    def min_context_tokens(self) -> int:
         """Context tokens that every sample has at least."""
         return 1
 
@@ -80,33 +80,33 @@ class UniformSampler(ABC, Generic[M_co]):
             generator: A CPU generator; torch's global one if None.
             device: Where the masks are computed; they do not depend on it.
         """
-        return self._draw(draw_uniforms(batch_size, self.num_draws, generator=generator), device)
+        return self._draw(draw_uniforms(batch_size, self.num_uniforms, generator=generator), device)
 
     def from_uniforms(
         self, uniforms: Float[Tensor, "b k"], *, device: torch.device | str | None = None
     ) -> M_co:
-        """Masks as a pure function of `num_draws` numbers in [0, 1) for each sample.
+        """Masks as a pure function of `num_uniforms` numbers in [0, 1) for each sample.
 
         Args:
             uniforms: On the CPU; one row for each sample.
             device: Where the masks are computed.
         """
-        if uniforms.dim() != 2 or uniforms.shape[1] != self.num_draws or len(uniforms) == 0:
+        if uniforms.dim() != 2 or uniforms.shape[1] != self.num_uniforms or len(uniforms) == 0:
             raise ValueError(
-                f"uniforms {tuple(uniforms.shape)}: must be [batch, {self.num_draws}], "
+                f"uniforms {tuple(uniforms.shape)}: must be [batch, {self.num_uniforms}], "
                 "with a batch of at least 1"
             )
         return self._draw(uniforms, device)
 
     def _untrimmed(self, uniforms: Float[Tensor, "b k"]) -> M_co:
-        """The masks as they are before contexts get a common length; `audit` compares with them.
+        """The masks as they are before contexts get a common length; `audit_masks` compares with them.
 
         A sampler whose contexts are cut by something else than `context_length` overrides it.
         """
         if not is_dataclass(self) or getattr(self, "context_length", "pad") == "pad":
             return self.from_uniforms(uniforms)
         twin: Any = replace(self, context_length="pad")
-        masks: M_co = twin.from_uniforms(uniforms[:, : twin.num_draws])
+        masks: M_co = twin.from_uniforms(uniforms[:, : twin.num_uniforms])
         return masks
 
 
@@ -119,10 +119,10 @@ def promised_tokens(sampler: object, num_members: int) -> list[int]:
 
 
 def _promised(sampler: object) -> int:
-    need = getattr(sampler, "need", 1)
+    promised = getattr(sampler, "min_context_tokens", 1)
     length = getattr(sampler, "context_length", None)
-    if not isinstance(need, int):
+    if not isinstance(promised, int):
         return 1
-    # An int length is the promise then; jepakit's samplers count that into their `need`.
+    # An int length is the promise then; jepakit's samplers count that into their `min_context_tokens`.
     foreign = not isinstance(sampler, UniformSampler)
-    return min(need, length) if foreign and isinstance(length, int) else need
+    return min(promised, length) if foreign and isinstance(length, int) else promised

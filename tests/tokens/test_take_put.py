@@ -127,7 +127,7 @@ def test_batch_sizes_agree():
 
 
 def test_put_wants_one_feature_for_each_entry():
-    text = "features (2, 5, 4): must hold one feature for each entry of tokens (2, 6)"
+    text = "features (2, 5, 4): must hold one feature vector for each entry of tokens (2, 6)"
     with raises(ValueError, text):
         put_tokens(torch.zeros(2, 5, 4), TOKENS)
 

@@ -4,9 +4,9 @@ from typing import Any
 
 from torch import nn
 
-from jepakit._checks import kind_of
-from jepakit.nn.backbones.backbone import Backbone, DroppingBackbone
-from jepakit.nn.backbones.errors import UnsupportedBackboneError
+from jepakit._checks import type_name
+from jepakit.nn._backbones.backbone import Backbone, DroppingBackbone
+from jepakit.nn._backbones.errors import UnsupportedBackboneError
 
 __all__ = ["Backbone", "UnsupportedBackboneError", "adapt"]
 
@@ -17,13 +17,13 @@ def adapt(model: Any, mask_mode: str) -> Backbone:
         hint = (
             f"timm.create_model({model!r}, num_classes=0)" if isinstance(model, str) else "timm's"
         )
-        raise TypeError(f"backbone: must be a model, such as {hint}, got {kind_of(model)}")
+        raise TypeError(f"backbone: must be a model, such as {hint}, got {type_name(model)}")
     # timm costs seconds to import, and whoever has a backbone has paid for it already.
-    from jepakit.nn.backbones.layout import Layout, layout_of
-    from jepakit.nn.backbones.naflex import NaFlexBackbone
-    from jepakit.nn.backbones.patch_drop import PatchDropBackbone
-    from jepakit.nn.backbones.relative import RelativeBackbone
-    from jepakit.nn.backbones.replace import ReplacingBackbone
+    from jepakit.nn._backbones.layout import Layout, layout_of
+    from jepakit.nn._backbones.naflex import NaFlexBackbone
+    from jepakit.nn._backbones.patch_drop import PatchDropBackbone
+    from jepakit.nn._backbones.relative import RelativeBackbone
+    from jepakit.nn._backbones.replace import ReplacingBackbone
 
     name = type(model).__name__
     families: list[type[DroppingBackbone]] = [PatchDropBackbone, RelativeBackbone, NaFlexBackbone]

@@ -1,4 +1,4 @@
-"""Flat masks over a grid: their members as a list, and what they are on a coarser grid."""
+"""Flat masks over a grid, and the coarser grids of a pyramid."""
 
 import math
 
@@ -6,14 +6,13 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from jepakit._checks import check_grid_size, check_tensor
+from jepakit._checks import as_int, check_tensor
 
-__all__: list[str] = []
+__all__ = ["check_mask", "coarsen_mask", "level_grids", "member_positions", "num_halvings"]
 
 
 def check_mask(mask: Tensor, grid_size: tuple[int, ...]) -> None:
     """Raise unless a mask is bool and flat over the grid."""
-    check_grid_size("grid_size", grid_size)
     check_tensor("mask", mask)
     if mask.dtype != torch.bool:
         raise TypeError(f"mask: must be bool (True marks a member), got {mask.dtype}")
@@ -25,20 +24,26 @@ def check_mask(mask: Tensor, grid_size: tuple[int, ...]) -> None:
         )
 
 
-def list_members(
+def member_positions(
     mask: Bool[Tensor, "*batch N"], rank: Int[Tensor, "*batch N"], length: int
 ) -> Int[Tensor, "*batch length"]:
-    """Positions of the members, ascending; `rank` is the mask's cumulative sum."""
-    # A member goes to the slot of its rank from 1; all others share slot 0, which is dropped.
+    """Positions of the members of a mask, ascending; `rank` is the mask's cumulative sum.
+
+    For the mask 0 1 0 1 with ranks 0 1 1 2 and length 2: position 1 goes to slot 1, position 3 to
+    slot 2, and positions 0 and 2, which are no members, to slot 0. Dropping slot 0 leaves (1, 3).
+    """
     position = torch.arange(mask.shape[-1], device=mask.device).expand_as(rank)
     slots = rank.new_zeros((*mask.shape[:-1], length + 1))
     return slots.scatter_(-1, rank.masked_fill(~mask, 0), position)[..., 1:].contiguous()
 
 
-def coarsen(
+def coarsen_mask(
     mask: Bool[Tensor, "*batch N"], grid_size: tuple[int, ...], window: int
 ) -> tuple[Bool[Tensor, "*batch M"], tuple[int, ...]]:
-    """Which windows of the grid hold a member, and the grid of windows; the last may be partial."""
+    """Return which windows of the grid hold a member, and the grid of windows.
+
+    The last window along an axis may be partial.
+    """
     batch = mask.shape[:-1]
     cells = mask.reshape(math.prod(batch), *grid_size)
     for axis, side in enumerate(grid_size, start=1):
@@ -49,3 +54,23 @@ def coarsen(
         cells = whole.view(*before, count, window, *after).any(dim=axis + 1)
     coarse = tuple(cells.shape[1:])
     return cells.reshape(*batch, math.prod(coarse)), coarse
+
+
+def num_halvings(grid_size: tuple[int, ...]) -> int:
+    """Return how often a grid can be halved, upwards, until it is a single cell."""
+    return max(side - 1 for side in grid_size).bit_length()
+
+
+def level_grids(grid_size: tuple[int, ...], num_levels: object) -> tuple[tuple[int, ...], ...]:
+    """Grids of a pyramid from the finest up; raise where there are not that many levels.
+
+    Sides are halved upwards: 14 x 14, 7 x 7, 4 x 4, 2 x 2, 1 x 1.
+    """
+    levels = as_int("num_levels", num_levels, minimum=1)
+    most = num_halvings(grid_size)
+    if levels - 1 > most:
+        raise ValueError(
+            f"num_levels={levels}: the grid {grid_size} is a single cell on level {most}, so "
+            f"it has {most + 1} levels"
+        )
+    return tuple(tuple(-(-side // 2**level) for side in grid_size) for level in range(levels))

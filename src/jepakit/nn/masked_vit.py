@@ -13,9 +13,9 @@ from jepakit._checks import (
     check_images_finite,
     value_checks_on,
 )
-from jepakit.nn.backbones import adapt
+from jepakit.nn._backbones import adapt
 from jepakit.tokens import TokenSet
-from jepakit.tokens.kind import check_same_device, check_token_set
+from jepakit.tokens._arguments import check_same_device, check_token_set
 
 __all__ = ["MaskedViT"]
 

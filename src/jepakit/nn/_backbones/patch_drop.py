@@ -7,8 +7,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from jepakit.nn.backbones.backbone import DroppingBackbone, KeepTokens, missing, seen_keys
-from jepakit.nn.backbones.embedding import built_grid, embedded_grid
+from jepakit.nn._backbones.backbone import DroppingBackbone, KeepTokens, missing, seen_keys
+from jepakit.nn._backbones.embedding import built_grid, embedded_grid
 from jepakit.tokens import TokenSet
 
 __all__: list[str] = []

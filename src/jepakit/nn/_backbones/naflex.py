@@ -5,7 +5,7 @@ from typing import Any, cast
 from jaxtyping import Float
 from torch import Tensor
 
-from jepakit.nn.backbones.backbone import DroppingBackbone, KeepAfter, missing, seen_keys
+from jepakit.nn._backbones.backbone import DroppingBackbone, KeepAfter, missing, seen_keys
 from jepakit.tokens import TokenSet
 
 __all__: list[str] = []

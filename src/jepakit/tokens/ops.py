@@ -1,14 +1,14 @@
-"""`take_tokens` and `put_tokens`: between a grid of features and token sets."""
+"""Operations between features and token sets: take, put and mean."""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from jepakit._checks import check_floating
-from jepakit.tokens.kind import check_entries, check_same_device, check_token_set
+from jepakit.tokens._arguments import check_entries, check_same_device, check_token_set
 from jepakit.tokens.token_set import TokenSet
 
-__all__ = ["put_tokens", "take_tokens"]
+__all__ = ["mean_tokens", "put_tokens", "take_tokens"]
 
 
 def take_tokens(features: Float[Tensor, "b N d"], tokens: TokenSet) -> Float[Tensor, "b *m n d"]:
@@ -17,7 +17,7 @@ def take_tokens(features: Float[Tensor, "b N d"], tokens: TokenSet) -> Float[Ten
     $$y_{b,\dots,k} = \mathrm{valid}_{b,\dots,k}\; x_{b,\;\mathrm{idx}_{b,\dots,k}}$$
 
     Args:
-        features: One feature for every position of the grid, row-major.
+        features: One feature vector for every position of the grid, row-major.
         tokens: Which to take; any number of axes between batch and set.
 
     Raises:
@@ -32,7 +32,7 @@ def take_tokens(features: Float[Tensor, "b N d"], tokens: TokenSet) -> Float[Ten
         tensor([[11., 13.]])
 
     Source:
-        jepakit's own. Unlike the gather of published codes, padding gathers zeros, not patch 0.
+        The gather of the published JEPA codes. Difference: padding gathers zeros, not patch 0.
     """
     batch, size, dim = _check(features, tokens)
     if features.dim() != 3 or size != tokens.num_positions:
@@ -41,7 +41,7 @@ def take_tokens(features: Float[Tensor, "b N d"], tokens: TokenSet) -> Float[Ten
             f"{tokens.grid_size}, so be [batch, {tokens.num_positions}, dim]; "
             "strip class and register tokens first, and gather from the full grid only"
         )
-    # Rows of one long list: several times faster than `gather` with an expanded index.
+    # Rows of one long matrix: several times faster than `gather` with an expanded index.
     rows = _rows(tokens.idx, batch, size)
     taken = features.reshape(batch * size, dim).index_select(0, rows.reshape(-1))
     taken = taken.view(*tokens.shape, dim)
@@ -55,7 +55,7 @@ def put_tokens(features: Float[Tensor, "b *m n d"], tokens: TokenSet) -> Float[T
         [\mathrm{idx}_{b,\dots,k} = p]\; x_{b,\dots,k}$$
 
     Args:
-        features: One feature for every entry of `tokens`; what stands at not-valid ones is dropped.
+        features: One feature vector for every entry of `tokens`; padding is dropped.
         tokens: Where to put them.
 
     Raises:
@@ -68,9 +68,6 @@ def put_tokens(features: Float[Tensor, "b *m n d"], tokens: TokenSet) -> Float[T
         >>> tokens = TokenSet.from_mask(torch.tensor([[False, True, False, True]]), (2, 2))
         >>> put_tokens(torch.tensor([[[5.0], [7.0]]]), tokens).squeeze(-1)
         tensor([[0., 5., 0., 7.]])
-
-    Source:
-        jepakit's own.
     """
     _check(features, tokens)
     check_entries(features, tokens)
@@ -103,3 +100,33 @@ def _check(features: Tensor, tokens: TokenSet) -> tuple[int, int, int]:
         )
     check_same_device("tokens", tokens, "features", features)
     return features.shape[0], features.shape[1], features.shape[-1]
+
+
+def mean_tokens(features: Float[Tensor, "b *m n d"], tokens: TokenSet) -> Float[Tensor, "b *m d"]:
+    r"""Mean over the valid tokens of each set.
+
+    $$y = \frac{\sum_k \mathrm{valid}_k\, x_k}{\max(1, \sum_k \mathrm{valid}_k)}$$
+
+    Args:
+        features: One feature vector for every entry of `tokens`; padding is ignored.
+        tokens: Which entries count. A set without a valid one has the mean 0, without gradient.
+
+    Raises:
+        TypeError: If `features` is not floating point or `tokens` not a `TokenSet`.
+        ValueError: If `features` does not have the shape of `tokens`, or is on another device.
+
+    Example:
+        >>> import torch
+        >>> from jepakit import TokenSet, mean_tokens
+        >>> tokens = TokenSet.from_mask(torch.tensor([[True, True], [True, False]]), (1, 2))
+        >>> mean_tokens(torch.tensor([[[1.0], [3.0]], [[1.0], [0.0]]]), tokens).squeeze(-1)
+        tensor([2., 1.])
+    """
+    check_token_set("tokens", tokens, like="masks.context")
+    check_floating("features", features)
+    check_entries(features, tokens)
+    check_same_device("tokens", tokens, "features", features)
+    present = torch.where(tokens.valid.unsqueeze(-1), features, 0) if tokens.padded else features
+    # In float32 at least, as `mean` does it: a sum in float16 overflows.
+    total = present.sum(dim=-2, dtype=torch.promote_types(features.dtype, torch.float32))
+    return (total / tokens.counts().clamp(min=1).unsqueeze(-1)).to(features.dtype)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from jepakit.nn.backbones.backbone import missing
+from jepakit.nn._backbones.backbone import missing
 
 __all__: list[str] = []
 

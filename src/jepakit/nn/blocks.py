@@ -6,7 +6,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jepakit.nn.position import rotate
+from jepakit.nn.positions import rotate
 
 __all__: list[str] = []
 

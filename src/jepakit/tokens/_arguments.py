@@ -1,31 +1,31 @@
-"""The checks that an argument is a `TokenSet`, and fits its features."""
+"""Checks that an argument is a `TokenSet` and fits its features."""
 
 from torch import Tensor
 
-from jepakit._checks import kind_of
+from jepakit._checks import type_name
 from jepakit.tokens.token_set import TokenSet
 
 __all__ = ["check_entries", "check_same_device", "check_token_set"]
 
 
 def check_token_set(name: str, value: object, *, like: str = "") -> None:
-    """Raise unless `value` is a `TokenSet`; `like` is where a caller most likely has one."""
+    """Raise unless `value` is a `TokenSet`; `like` names one that the caller is likely to have."""
     if not isinstance(value, TokenSet):
         examples = " or ".join(filter(None, [like, "TokenSet.from_mask(mask, grid_size)"]))
-        raise TypeError(f"{name}: must be a TokenSet, such as {examples}, got {kind_of(value)}")
+        raise TypeError(f"{name}: must be a TokenSet, such as {examples}, got {type_name(value)}")
 
 
 def check_entries(features: Tensor, tokens: TokenSet) -> None:
-    """Raise unless there is one feature for each entry of a set."""
+    """Raise unless there is one feature vector for each entry of a set."""
     if features.shape[:-1] != tokens.shape:
         raise ValueError(
-            f"features {tuple(features.shape)}: must hold one feature for each entry of tokens "
-            f"{tuple(tokens.shape)}"
+            f"features {tuple(features.shape)}: must hold one feature vector for each entry of "
+            f"tokens {tuple(tokens.shape)}"
         )
 
 
 def check_same_device(name: str, tokens: TokenSet, other: str, tensor: Tensor) -> None:
-    """Raise unless a set is on the device of the tensor that it speaks of."""
+    """Raise unless a set is on the device of its features."""
     if tokens.idx.device != tensor.device:
         raise ValueError(
             f"{name} is on {tokens.idx.device}, {other} on {tensor.device}: must be on one device; "

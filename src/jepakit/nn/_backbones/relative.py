@@ -15,14 +15,14 @@ from timm.models import beit
 from timm.models.vision_transformer_relpos import RelPosAttention
 from torch import Tensor, nn
 
-from jepakit.nn.backbones.backbone import (
+from jepakit.nn._backbones.backbone import (
     DroppingBackbone,
     KeepAfter,
     kept_positions,
     missing,
     seen_keys,
 )
-from jepakit.nn.backbones.embedding import built_grid, embedded_grid
+from jepakit.nn._backbones.embedding import built_grid, embedded_grid
 from jepakit.tokens import TokenSet
 
 __all__: list[str] = []

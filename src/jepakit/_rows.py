@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from jepakit._checks import check_floating, check_process_group, check_row_mask
+from jepakit._distributed import sum_over_ranks
 from jepakit._precision import float32_or_wider
-from jepakit.losses._ranks import sum_over_ranks
 
 __all__ = ["Rows", "centre", "check_rows", "to_rows"]
 

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from jepakit.nn.backbones.backbone import Backbone
-from jepakit.nn.backbones.layout import Layout, flat_tokens, image_size_of
+from jepakit.nn._backbones.backbone import Backbone
+from jepakit.nn._backbones.layout import Layout, flat_tokens, image_size_of
 from jepakit.tokens import TokenSet, take_tokens
 
 __all__: list[str] = []
