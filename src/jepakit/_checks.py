@@ -42,6 +42,7 @@ __all__ = [
     "check_same_shape",
     "check_tensor",
     "read_switch",
+    "store_fields",
     "type_name",
     "value_checks_on",
     "values_readable",
@@ -198,6 +199,12 @@ def _entries(name: str, value: object, rule: str, *, length: int | None = None) 
     if length is not None and len(entries) != length:
         raise TypeError(f"{name}={value!r}: {rule}, got {len(entries)} entries")
     return entries
+
+
+def store_fields(instance: object, **values: object) -> None:
+    """Set fields of a frozen dataclass to their normalised values, from its `__post_init__`."""
+    for name, value in values.items():
+        object.__setattr__(instance, name, value)
 
 
 # Checks that only raise

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jepakit._checks import as_grid_size
+from jepakit._checks import as_grid_size, store_fields
 from jepakit.masking.mixture import check_member
 from jepakit.masking.base import UniformSampler
 from jepakit.tokens import Masks, TokenSet
@@ -60,7 +60,7 @@ class NestedMask(UniformSampler[Masks]):
     sampler: UniformSampler[Masks]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "grid_size", as_grid_size("grid_size", self.grid_size))
+        store_fields(self, grid_size=as_grid_size("grid_size", self.grid_size))
         check_member("sampler", self.sampler)
         if self.sampler.grid_size not in self._grids:
             raise ValueError(
