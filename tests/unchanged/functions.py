@@ -79,7 +79,7 @@ from jepakit.losses import (
     variance_loss,
     vicreg,
 )
-from jepakit.masking import ReferenceMultiBlockMask, audit
+from jepakit.masking import ReferenceMultiBlockMask, audit_masks
 from jepakit.optim import param_groups
 
 Outputs = dict[str, Tensor]
@@ -402,8 +402,13 @@ def audited() -> Outputs:
     found = {}
     samplers = (MultiBlockMask((8, 9), context_length="trim"), ReferenceMultiBlockMask((10, 10)))
     for name, sampler in zip(("multi-block", "published"), samplers, strict=True):
-        report = audit(sampler, batches=5, batch_size=8, generator=seeded())
-        fields = (report.undersized_contexts, report.leak_rate, report.discarded, report.need)
+        report = audit_masks(sampler, batches=5, batch_size=8, generator=seeded())
+        fields = (
+            report.undersized_contexts,
+            report.leak_rate,
+            report.discarded,
+            report.min_context_tokens,
+        )
         shares = (report.empty_targets, report.duplicate_targets, report.partial_targets)
         found |= {
             f"{name}, contexts": report.context_frequency,

@@ -24,8 +24,8 @@ from jepakit.masking import (
     CausalMask,
     ComplementMask,
     InverseBlockMask,
-    MixtureMask,
-    NestedMultiBlockMask,
+    MultiContextMask,
+    NestedMask,
     ReferenceMultiBlockMask,
     TubeMask,
     masks_from_indices,
@@ -60,18 +60,18 @@ QUIRKS = (
 SAMPLERS: dict[str, Callable[[], Any]] = {
     # Multi-block, images
     "multi-block": lambda: MultiBlockMask(IMAGE),
-    "multi-block, sizes by sample": lambda: MultiBlockMask(IMAGE, block_size="sample"),
+    "multi-block, sizes by sample": lambda: MultiBlockMask(IMAGE, target_size_per="sample"),
     "multi-block, trim": lambda: MultiBlockMask(IMAGE, context_length="trim"),
     "multi-block, trim, sizes by sample": lambda: MultiBlockMask(
-        IMAGE, context_length="trim", block_size="sample"
+        IMAGE, context_length="trim", target_size_per="sample"
     ),
     "multi-block, length 40": lambda: MultiBlockMask(IMAGE, context_length=40),
     "multi-block, length 40, sizes by sample": lambda: MultiBlockMask(
-        IMAGE, context_length=40, block_size="sample"
+        IMAGE, context_length=40, target_size_per="sample"
     ),
     "multi-block, disjoint": lambda: MultiBlockMask(IMAGE, **DISJOINT),
     "multi-block, disjoint, sizes by sample": lambda: MultiBlockMask(
-        IMAGE, **DISJOINT, block_size="sample"
+        IMAGE, **DISJOINT, target_size_per="sample"
     ),
     "multi-block, disjoint, trim": lambda: MultiBlockMask(IMAGE, **DISJOINT, context_length="trim"),
     "multi-block, disjoint, tight": lambda: MultiBlockMask(
@@ -90,9 +90,9 @@ SAMPLERS: dict[str, Callable[[], Any]] = {
         IMAGE, num_targets=6, target_scale=(0.2, 0.3), min_context_coverage=0.5
     ),
     "multi-block, small context block": lambda: MultiBlockMask(
-        IMAGE, context_scale=(0.3, 0.6), min_context_coverage=0.05, block_size="sample"
+        IMAGE, context_scale=(0.3, 0.6), min_context_coverage=0.05, target_size_per="sample"
     ),
-    "multi-block, long grid": lambda: MultiBlockMask(LONG, block_size="sample"),
+    "multi-block, long grid": lambda: MultiBlockMask(LONG, target_size_per="sample"),
     "multi-block, small grid": lambda: MultiBlockMask(SMALL),
     "multi-block, small grid, disjoint": lambda: MultiBlockMask(
         SMALL, num_targets=2, allow_target_overlap=False, context_length="trim"
@@ -106,7 +106,7 @@ SAMPLERS: dict[str, Callable[[], Any]] = {
         aspect_ratio=[0.5, 2.0],
         npred=3,
         min_keep=30,
-        block_size="sample",
+        target_size_per="sample",
         context_length=25,
     ),
     # Multi-block, other grids
@@ -115,13 +115,13 @@ SAMPLERS: dict[str, Callable[[], Any]] = {
         TEXT, **DISJOINT, context_length=12
     ),
     "multi-block, text, trim, sizes by sample": lambda: MultiBlockMask(
-        TEXT, context_length="trim", block_size="sample"
+        TEXT, context_length="trim", target_size_per="sample"
     ),
     "multi-block, video": lambda: MultiBlockMask(VIDEO),
     "multi-block, video, short range": lambda: MultiBlockMask(VIDEO, **SHORT_RANGE),
     "multi-block, video, long range": lambda: MultiBlockMask(VIDEO, **LONG_RANGE),
     "multi-block, video, part of the time": lambda: MultiBlockMask(
-        VIDEO, temporal_scale=(0.25, 0.75), block_size="sample"
+        VIDEO, temporal_scale=(0.25, 0.75), target_size_per="sample"
     ),
     "multi-block, video, early context": lambda: MultiBlockMask(
         VIDEO, max_temporal_keep=0.5, min_context_coverage=0.1, context_length="trim"
@@ -145,40 +145,42 @@ SAMPLERS: dict[str, Callable[[], Any]] = {
     ),
     "causal, video": lambda: CausalMask(VIDEO),
     "causal, video, by sample": lambda: CausalMask(
-        VIDEO, num_context_steps=(2, 4), num_targets=2, num_target_steps=2, block_size="sample"
+        VIDEO, num_context_steps=(2, 4), num_targets=2, num_target_steps=2, target_size_per="sample"
     ),
-    "causal, text": lambda: CausalMask(TEXT, block_size="sample"),
+    "causal, text": lambda: CausalMask(TEXT, context_size_per="sample"),
     "causal, rows of an image": lambda: CausalMask(SMALL, num_target_steps=1),
     "tubes of random": lambda: TubeMask(4, RandomMask(SMALL, target_ratio=0.9)),
-    "tubes of multi-block": lambda: TubeMask(3, MultiBlockMask((10, 10), block_size="sample")),
+    "tubes of multi-block": lambda: TubeMask(3, MultiBlockMask((10, 10), target_size_per="sample")),
     "complement of multi-block": lambda: ComplementMask(MultiBlockMask(IMAGE)),
     "complement of multi-block, length 30": lambda: ComplementMask(
         MultiBlockMask(IMAGE, context_length=30)
     ),
-    "mixture": lambda: MixtureMask(
+    "mixture": lambda: MultiContextMask(
         (MultiBlockMask(VIDEO, **SHORT_RANGE), MultiBlockMask(VIDEO, **LONG_RANGE))
     ),
-    "mixture of kinds": lambda: MixtureMask(
+    "mixture of kinds": lambda: MultiContextMask(
         (RandomMask(IMAGE), BlockMask(IMAGE), ComplementMask(MultiBlockMask(IMAGE)))
     ),
-    "nested": lambda: NestedMultiBlockMask((16, 16)),
-    "nested, cut off by the border": lambda: NestedMultiBlockMask(IMAGE, num_levels=3),
-    "nested, one level": lambda: NestedMultiBlockMask(IMAGE, num_levels=1),
-    "nested, disjoint": lambda: NestedMultiBlockMask(
+    "nested": lambda: NestedMask((16, 16), MultiBlockMask((4, 4))),
+    "nested, cut off by the border": lambda: NestedMask(IMAGE, MultiBlockMask((4, 4))),
+    "nested, one level": lambda: NestedMask(IMAGE, MultiBlockMask(IMAGE)),
+    "nested, disjoint": lambda: NestedMask(
         (20, 28),
-        num_levels=2,
-        num_targets=3,
-        target_scale=(0.1, 0.15),
-        target_aspect_ratio=(0.5, 2.0),
-        context_scale=(0.9, 1.0),
-        min_context_coverage=0.2,
-        allow_target_overlap=False,
+        MultiBlockMask(
+            (10, 14),
+            num_targets=3,
+            target_scale=(0.1, 0.15),
+            target_aspect_ratio=(0.5, 2.0),
+            context_scale=(0.9, 1.0),
+            min_context_coverage=0.2,
+            allow_target_overlap=False,
+        ),
     ),
-    "nested, trim, sizes by sample": lambda: NestedMultiBlockMask(
-        (16, 16), block_size="sample", context_length="trim"
+    "nested, trim, sizes by sample": lambda: NestedMask(
+        (16, 16), MultiBlockMask((4, 4), target_size_per="sample", context_length="trim")
     ),
-    "nested, length 3": lambda: NestedMultiBlockMask(IMAGE, context_length=3),
-    "nested, video": lambda: NestedMultiBlockMask((8, 16, 16), num_levels=2),
+    "nested, length 3": lambda: NestedMask(IMAGE, MultiBlockMask((4, 4), context_length=3)),
+    "nested, video": lambda: NestedMask((8, 16, 16), MultiBlockMask((4, 8, 8))),
     "published": lambda: ReferenceMultiBlockMask(IMAGE),
     "published, quirky": lambda: ReferenceMultiBlockMask(**QUIRKY),
     **{
@@ -232,7 +234,7 @@ DRAWS: dict[str, Callable[[int], Any]] = {
         for name, build in SAMPLERS.items()
     },
     "collated by sample": lambda seed: collated(
-        MultiBlockMask(IMAGE, block_size="sample"), seed, 0
+        MultiBlockMask(IMAGE, target_size_per="sample"), seed, 0
     ),
     "collated by sample, epoch 3": lambda seed: collated(RandomMask(IMAGE), seed, 3),
     "collated by sample, epoch 3 of the indices": lambda seed: collated(
@@ -241,7 +243,7 @@ DRAWS: dict[str, Callable[[int], Any]] = {
     "collated by batch": lambda seed: collated(MultiBlockMask(IMAGE), seed, 0),
     "collated by batch, epoch 3": lambda seed: collated(ReferenceMultiBlockMask(IMAGE), seed, 3),
     "collated mixture": lambda seed: collated(
-        MixtureMask((RandomMask(IMAGE), BlockMask(IMAGE))), seed, 1
+        MultiContextMask((RandomMask(IMAGE), BlockMask(IMAGE))), seed, 1
     ),
     "from indices": of_indices,
     "coarser": coarser,
