@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 
 import pytest
-
 from tests.policy.test_public_api import OBJECTS, fields, members, node_of, parameters
 
 ROOT = Path(__file__).resolve().parents[2]
