@@ -80,31 +80,27 @@ def param_groups(
     # Tuples: a generator of names would be empty after the check.
     decay, no_decay = _as_names("decay", decay), _as_names("no_decay", no_decay)
     trained = [
-        name
-        for name, parameter in model.named_parameters(remove_duplicate=False)
+        (f"{prefix}.{own_name}" if prefix else own_name, module, parameter)
+        for prefix, module in model.named_modules(remove_duplicate=False)
+        for own_name, parameter in module.named_parameters(recurse=False, remove_duplicate=False)
         if parameter.requires_grad
     ]
     if not trained:
         raise ValueError("model: has no parameter that needs a gradient")
     for argument, patterns in (("decay", decay), ("no_decay", no_decay)):
         for pattern in patterns:
-            if not any(fnmatchcase(name, pattern) for name in trained):
+            if not any(fnmatchcase(name, pattern) for name, _, _ in trained):
                 raise ValueError(f"{argument}: {pattern!r} matches no parameter that is trained")
     listed = set(_listed_names(model))
-    parameters: dict[int, nn.Parameter] = {}
-    decayed: dict[int, bool] = {}
-    for prefix, module in model.named_modules(remove_duplicate=False):
-        for own_name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-            if not parameter.requires_grad:
-                continue
-            name = f"{prefix}.{own_name}" if prefix else own_name
-            decays = _is_matrix(module, name, parameter) and not _matches(name, listed)
-            decays = (decays or _matches(name, decay)) and not _matches(name, no_decay)
-            parameters[id(parameter)] = parameter
-            decayed[id(parameter)] = decays and decayed.get(id(parameter), True)
+    decayed: dict[nn.Parameter, bool] = {}
+    for name, module, parameter in trained:
+        decays = _is_matrix(module, name, parameter) and not _matches(name, listed)
+        decays = (decays or _matches(name, decay)) and not _matches(name, no_decay)
+        # A shared parameter comes under several names.
+        decayed[parameter] = decays and decayed.get(parameter, True)
     groups = []
     for group_decay, in_group in ((weight_decay, True), (0.0, False)):
-        members = [parameters[key] for key, decays in decayed.items() if decays == in_group]
+        members = [parameter for parameter, decays in decayed.items() if decays == in_group]
         if members:
             groups.append({"params": members, "weight_decay": group_decay})
     return groups
@@ -123,7 +119,7 @@ def _is_matrix(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:
 def _is_parametrized_matrix(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:
     """Whether it is the matrix behind a parametrized weight, and not the gain of weight norm.
 
-    Names are `layer.parametrizations.weight.original0`, and `layer.weight_g` of the old weight norm.
+    Names end in `parametrizations.weight.original0`, or `weight_g` with the old weight norm.
     """
     *_, owner, own_name = name.split(".")
     gain = own_name == "weight_g" or (own_name == "original0" and hasattr(module, "original1"))

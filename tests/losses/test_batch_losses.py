@@ -1,4 +1,4 @@
-"""Laws of every loss over a whole batch: its paper's formula, validity, types, no read-back."""
+"""Laws of every loss over a whole batch: its paper's formula, validity, dtypes, no host sync."""
 
 import math
 
@@ -101,7 +101,7 @@ def test_too_few_rows_say_so(name: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", BATCH_LOSSES)
-def test_half_types_are_computed_in_float32(name: str, dtype: torch.dtype) -> None:
+def test_half_precision_are_computed_in_float32(name: str, dtype: torch.dtype) -> None:
     """And under autocast nothing is computed in less."""
     x, y = (torch.randn(40, 8).to(dtype) for _ in range(2))
     loss = BATCH_LOSSES[name]
@@ -127,7 +127,7 @@ def test_autocast_leaves_the_gradient_alone(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", BATCH_LOSSES)
-def test_nothing_is_read_back_from_the_device(name: str) -> None:
+def test_no_host_synchronisation(name: str) -> None:
     """On the meta device there are no values: `.item()` and boolean indexing would raise."""
     x, y = (torch.empty(3, 5, 4, device="meta", requires_grad=True) for _ in range(2))
     valid = torch.empty(3, 5, device="meta", dtype=torch.bool)
