@@ -55,7 +55,7 @@ def test_false_negatives_are_no_negatives() -> None:
 
 
 def test_symmetric_with_a_one_sided_mask() -> None:
-    """The way back reads the mask the other way round, and knows no queue of keys."""
+    """The reverse direction transposes the mask, and has no queue of keys."""
     x, y, queued = torch.randn(4, 3), torch.randn(4, 3), torch.randn(6, 3)
     mask = torch.zeros(4, 10, dtype=torch.bool)
     mask[0, 2] = mask[1, 7] = True
