@@ -66,12 +66,7 @@ class linear:
     steps: int
 
     def __post_init__(self) -> None:
-        store_fields(
-            self,
-            start=as_number("start", self.start),
-            end=as_number("end", self.end),
-            steps=as_int("steps", self.steps, minimum=0),
-        )
+        _store_ends(self)
 
     def __call__(self, step: int) -> float:
         """The value at `step`."""
@@ -103,12 +98,7 @@ class cosine:
     steps: int
 
     def __post_init__(self) -> None:
-        store_fields(
-            self,
-            start=as_number("start", self.start),
-            end=as_number("end", self.end),
-            steps=as_int("steps", self.steps, minimum=0),
-        )
+        _store_ends(self)
 
     def __call__(self, step: int) -> float:
         """The value at `step`."""
@@ -179,6 +169,15 @@ class warmup_cosine:
             return _interpolate(self.start, self.peak, _progress(step, self.warmup_steps))
         progress = _progress(step - self.warmup_steps, self.steps - self.warmup_steps)
         return _interpolate(self.peak, self.end, _half_wave(progress))
+
+
+def _store_ends(schedule: linear | cosine) -> None:
+    store_fields(
+        schedule,
+        start=as_number("start", schedule.start),
+        end=as_number("end", schedule.end),
+        steps=as_int("steps", schedule.steps, minimum=0),
+    )
 
 
 def _progress(step: int, steps: int) -> float:

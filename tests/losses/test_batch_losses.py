@@ -166,7 +166,7 @@ def test_shapes_are_refused_not_broadcast(name: str) -> None:
     for wrong in (valid[:1], valid[:, :1], valid[0]):
         with pytest.raises(ValueError, match=r"nothing is broadcast"):
             call(x, x, wrong)
-    with pytest.raises(TypeError, match=r"valid: must be (a )?bool"):
+    with pytest.raises(TypeError, match=r"valid: must be bool"):
         call(x, x, valid.float())
     with pytest.raises(TypeError, match="must be floating point"):
         call(x.long(), x.long(), valid)

@@ -33,12 +33,12 @@ GOOD = {
         (
             {"valid": torch.ones(2, 3)},
             TypeError,
-            "valid: must be a bool tensor, got torch.float32; pass e.g. tokens.valid",
+            "valid: must be bool, got torch.float32",
         ),
         (
             {"valid": [[True] * 3] * 2},
             TypeError,
-            "valid: must be a bool tensor, got list; pass e.g. tokens.valid",
+            "valid: must be a torch.Tensor, got list",
         ),
         (
             {"pred": torch.zeros(2, 3, 4, dtype=torch.int64)},
@@ -71,7 +71,12 @@ GOOD = {
             ValueError,
             "valid (2, 3, 4): must have the shape of pred without its last axis, (2, 3)",
         ),
-        ({"pred": torch.zeros(3)}, ValueError, "pred (3,): must have the shape [*batch, n, d]"),
+        (
+            {"pred": torch.zeros(3), "target": torch.zeros(3)},
+            ValueError,
+            "pred (3,): must have the shape [*batch, n, d]",
+        ),
+        ({"valid": None}, TypeError, "valid: must be a torch.Tensor, got NoneType"),
         (
             {
                 "pred": torch.zeros(0, 3, 4),

@@ -8,7 +8,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from jepakit._checks import as_number, check_choice, check_floating, check_process_group, type_name
+from jepakit._checks import (
+    as_number,
+    check_choice,
+    check_process_group,
+    check_row_mask,
+    check_same_shape,
+    check_tensor,
+)
 from jepakit._distributed import sum_over_ranks
 from jepakit._precision import float32_or_wider
 
@@ -275,23 +282,11 @@ def _check(
     process_group: ProcessGroup | None,
 ) -> None:
     """Raise unless the arguments of a masked loss fit together; reads no tensor's values."""
-    for name, tensor in (("pred", pred), ("target", target)):
-        check_floating(name, tensor)
-    if not isinstance(valid, Tensor) or valid.dtype != torch.bool:
-        kind = valid.dtype if isinstance(valid, Tensor) else type_name(valid)
-        raise TypeError(f"valid: must be a bool tensor, got {kind}; pass e.g. tokens.valid")
+    check_same_shape("target", target, "pred", pred)
     if pred.dim() < 2:
         raise ValueError(f"pred {tuple(pred.shape)}: must have the shape [*batch, n, d]")
-    if target.shape != pred.shape:
-        raise ValueError(
-            f"target {tuple(target.shape)}: must have the shape of pred {tuple(pred.shape)}; "
-            "nothing is broadcast"
-        )
-    if valid.shape != pred.shape[:-1]:
-        raise ValueError(
-            f"valid {tuple(valid.shape)}: must have the shape of pred without its last axis, "
-            f"{tuple(pred.shape[:-1])}; nothing is broadcast"
-        )
+    check_tensor("valid", valid, torch.bool)
+    check_row_mask("pred", pred, valid)
     # One rank of several may have no samples: it still takes part in the sums.
     if pred.shape[-1] == 0 or (pred.shape[0] == 0 and process_group is None):
         raise ValueError(
