@@ -3,14 +3,14 @@
     python benchmarks/objectives.py --data digits --runs runs/objectives \
         --write benchmarks/results/objectives.json
 
-Each row is an example with its own defaults but for what stands in `ROWS`. Every row is trained for
-as many floating-point operations as the first: those of all products of a step, forward and
-backward, the teacher's and the projection head's among them, counted in real steps. Sines and
-cosines (SIGReg), sorting and the making of views are not counted. Batch sizes, learning rates and
-numbers of views are each method's own, so the numbers of images differ.
+Each row is an example with its own defaults and the options in `ROWS`. Every row is trained for as
+many floating-point operations as the first. Counted in real steps are those of all products of a
+step, forward and backward, of the teacher and the projection head too. Sines and cosines (SIGReg),
+sorting and making views are not counted. Batch sizes, learning rates and numbers of views are those
+of each method, so the numbers of images differ.
 
-I-JEPA and C-JEPA see whole images without augmentation. The others are told by their augmentations
-what does not matter (crops, contrast, brightness, noise), which I-JEPA has to find by itself.
+I-JEPA and C-JEPA see whole images without augmentation. The augmentations of the others (crops,
+contrast, brightness, noise) make their features invariant to these, which I-JEPA has to learn.
 """
 
 from typing import Any
@@ -34,7 +34,7 @@ BATCH = {IJEPA: 32, LEJEPA: 64}
 def main() -> None:
     parser = arguments(__doc__.split("\n")[0], images=48_000)
     parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS), help="rows")
-    parser.add_argument("--flip", action="store_true", help="mirror the views of those with views")
+    parser.add_argument("--flip", action="store_true", help="mirror views at random")
     args = parser.parse_args()
 
     def options_of(name: str) -> tuple[str, list[str]]:

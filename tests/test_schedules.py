@@ -129,6 +129,16 @@ def test_steps_are_integers(schedule: Any) -> None:
         schedule(0.5)
 
 
+def test_arguments_are_stored_as_plain_numbers() -> None:
+    """From configuration files and NumPy; `repr` shows what is stored."""
+    assert repr(constant(np.float64(0.5))) == "constant(value=0.5)"
+    schedule = linear(0, np.float64(0.5), steps=np.int64(10))
+    assert repr(schedule) == "linear(start=0.0, end=0.5, steps=10)"
+    assert repr(cosine(1, 0, steps=np.int32(7))) == "cosine(start=1.0, end=0.0, steps=7)"
+    rate = warmup_cosine(1, warmup_steps=np.int64(2), steps=np.int64(4))
+    assert eval(repr(rate)) == rate and type(rate.steps) is int
+
+
 @pytest.mark.no_hook
 @pytest.mark.parametrize(
     ("build", "error", "text"),

@@ -1,4 +1,4 @@
-"""Features as rows: what losses over a whole batch of vectors begin with."""
+"""Features as rows with validity, as losses over a whole batch of vectors take them."""
 
 from typing import NamedTuple
 
@@ -14,10 +14,10 @@ __all__ = ["Rows", "centre", "check_rows", "to_rows"]
 
 
 class Rows(NamedTuple):
-    """Vectors that take part, and how many there are over all ranks."""
+    """Feature vectors, one a row, and which of them are not padding."""
 
-    values: Tensor  # [n d], float32 or wider, 0 where not present
-    present: Tensor  # [n 1], bool
+    values: Tensor  # [n d], float32 or wider, 0 where not valid
+    valid: Tensor  # [n 1], bool
 
 
 def check_rows(
@@ -36,6 +36,7 @@ def check_rows(
         raise ValueError(f"{name} {shape}: must have the shape [*batch, d] with d at least 1")
     check_row_mask(name, features, valid)
     rows = features.shape[:-1].numel()
+    # One rank of several may have no rows: it still takes part in the collectives.
     if process_group is None and rows < minimum:
         raise ValueError(
             f"{name} {shape}: must have at least {minimum} rows, got {rows}"
@@ -44,22 +45,22 @@ def check_rows(
 
 
 def to_rows(features: Tensor, valid: Tensor | None) -> Rows:
-    """All axes but the last as rows. What stands at a not-valid place is gone, NaN included."""
+    """All axes but the last as rows, with padding set to 0, NaN included."""
     values = float32_or_wider(features).flatten(0, -2)
     if valid is None:
         return Rows(values, torch.ones(len(values), 1, dtype=torch.bool, device=values.device))
-    present = valid.reshape(-1, 1)
-    return Rows(values.masked_fill(~present, 0), present)
+    valid = valid.reshape(-1, 1)
+    return Rows(values.masked_fill(~valid, 0), valid)
 
 
 def centre(rows: Rows, process_group: ProcessGroup | None) -> tuple[Tensor, Tensor]:
-    """Rows minus their mean over all ranks, 0 where not present; and the number of all rows."""
-    count = rows.present.sum().to(rows.values.dtype)
+    """Rows minus their mean over all ranks, 0 where not valid; and the number of all rows."""
+    count = rows.valid.sum().to(rows.values.dtype)
     sums = torch.cat([rows.values.sum(dim=0), count.unsqueeze(0)])
     if process_group is not None:
-        # A sum of squares around the mean does not change with the mean to first order, so its
-        # gradient through the mean, which would be needed from all ranks, is 0.
+        # No gradient through the mean of all ranks: second moments around the mean, for which this
+        # is used, do not change with the mean to first order, since sum_i (x_i - mean) = 0.
         sums = sum_over_ranks(sums.detach(), process_group)
     count = sums[-1]
     centred = rows.values - sums[:-1] / count.clamp(min=1)
-    return centred.masked_fill(~rows.present, 0), count
+    return centred.masked_fill(~rows.valid, 0), count

@@ -1,4 +1,4 @@
-"""Groups of parameters for an optimiser: what is decayed, and what is not."""
+"""Parameter groups for an optimiser: with and without weight decay."""
 
 from collections.abc import Collection, Iterable, Iterator
 from fnmatch import fnmatchcase
@@ -7,12 +7,12 @@ from typing import Any
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 
-from jepakit._checks import check_number, type_name
+from jepakit._checks import as_number, type_name
 
 __all__ = ["param_groups"]
 
-# What multiplies nothing, though its parameter is called a weight.
-_NOT_MATRICES = (
+# Modules whose `weight` does not multiply an input vector as a matrix.
+_NORMS_AND_EMBEDDINGS = (
     nn.Embedding,
     nn.EmbeddingBag,
     nn.LayerNorm,
@@ -29,29 +29,28 @@ def param_groups(
     decay: Iterable[str] = (),
     no_decay: Iterable[str] = (),
 ) -> list[dict[str, Any]]:
-    """Parameters with weight decay and those without, for any optimiser of PyTorch's kind.
+    """Split parameters into a group with weight decay and one without, for any torch optimiser.
 
-    Decayed is what multiplies an input: parameters of at least two axes that are called a weight
-    (`weight`, `in_proj_weight` ...), in anything but a norm or an embedding. Everything else is
-    not: norms, biases, positions, class, register and mask tokens, queries, relative position
-    tables, temperatures, learned weights of losses (numbers and vectors); nor what a module names
-    in timm's convention, `no_weight_decay()`, however deep it lies in the model.
+    Decayed are the matrices that multiply an input: parameters of at least two axes that are called
+    a weight (`weight`, `in_proj_weight` ...), in any module but a norm or an embedding. Not decayed
+    is everything else: norms, biases, positions, class, register and mask tokens, queries, relative
+    position tables, temperatures, learned weights of losses (numbers and vectors); and the names
+    that a module returns from `no_weight_decay()`, timm's convention, at any depth of the model.
 
-    Parameters that need no gradient are left out, and one that is shared comes once; it is decayed
-    if it is under all of its names. A group without parameters is left out.
+    Frozen parameters are left out. A shared parameter is listed once, and decayed only if it would
+    be under all of its names. A group without parameters is left out.
 
     Args:
-        model: What is trained. Several modules go into an `nn.ModuleDict`, losses with parameters
-            too: an adaptive weight that no optimiser knows never moves.
-        weight_decay: Of the first group, not below 0; the second has 0.
+        model: The trained module. Put several into an `nn.ModuleDict`, losses with parameters too:
+            a learned weight that is in no optimiser never changes.
+        weight_decay: Of the first group, at least 0; the second has 0.
         decay: Full names of further parameters to decay, such as matrices that a module holds
-            itself under another name; `*` stands for anything.
-        no_decay: Names of parameters not to decay; it wins over `decay`.
+            under another name; `*` matches anything.
+        no_decay: Names of parameters not to decay; takes precedence over `decay`.
 
     Raises:
         TypeError: If `model` is not a module, or names are not a collection of strings.
-        ValueError: If `weight_decay` is negative, a name matches no parameter, or the model has
-            none to train.
+        ValueError: If a name matches no trained parameter, or the model has none.
 
     Example:
         >>> import torch
@@ -67,65 +66,67 @@ def param_groups(
         >>> optimizer = torch.optim.AdamW(groups, lr=1e-3)
 
     Source:
-        jepakit's own, after timm's `param_groups_weight_decay`. That excludes biases, what has one
-        axis, and the names it is given: of the names that a backbone lists it finds none within a
-        wrapper such as `MaskedViT`, and it decays mask tokens and what else has more axes and no
-        list.
+        After timm's `param_groups_weight_decay` (published code). Differences: timm excludes
+        biases, parameters of one axis and the names that it is given; the names that a backbone
+        lists match nothing within a wrapper such as `MaskedViT`, and mask tokens and other
+        parameters of more axes that no list names are decayed.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(
             f"model: must be a torch.nn.Module, got {type_name(model)}; put several into an "
             "nn.ModuleDict"
         )
-    check_number("weight_decay", weight_decay, minimum=0)
-    # A generator would be used up by the checks and match nothing afterwards.
-    decay, no_decay = _names("decay", decay), _names("no_decay", no_decay)
-    names = [
-        name
-        for name, parameter in model.named_parameters(remove_duplicate=False)
+    weight_decay = as_number("weight_decay", weight_decay, minimum=0)
+    # Tuples: a generator of names would be empty after the check.
+    decay, no_decay = _as_names("decay", decay), _as_names("no_decay", no_decay)
+    trained = [
+        (f"{prefix}.{own_name}" if prefix else own_name, module, parameter)
+        for prefix, module in model.named_modules(remove_duplicate=False)
+        for own_name, parameter in module.named_parameters(recurse=False, remove_duplicate=False)
         if parameter.requires_grad
     ]
-    for argument, patterns in (("decay", decay), ("no_decay", no_decay)):
-        _check_patterns(argument, patterns, names)
-    listed = set(_listed(model))
-    parameters: dict[int, nn.Parameter] = {}
-    decayed: dict[int, bool] = {}
-    for prefix, module in model.named_modules(remove_duplicate=False):
-        for own, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-            if not parameter.requires_grad:
-                continue
-            name = f"{prefix}.{own}" if prefix else own
-            yes = _multiplies(module, name, parameter) and not _matches(name, listed)
-            yes = (yes or _matches(name, decay)) and not _matches(name, no_decay)
-            parameters[id(parameter)] = parameter
-            decayed[id(parameter)] = yes and decayed.get(id(parameter), True)
-    if not parameters:
+    if not trained:
         raise ValueError("model: has no parameter that needs a gradient")
+    for argument, patterns in (("decay", decay), ("no_decay", no_decay)):
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name, _, _ in trained):
+                raise ValueError(f"{argument}: {pattern!r} matches no parameter that is trained")
+    listed = set(_listed_names(model))
+    decayed: dict[nn.Parameter, bool] = {}
+    for name, module, parameter in trained:
+        decays = _is_matrix(module, name, parameter) and not _matches(name, listed)
+        decays = (decays or _matches(name, decay)) and not _matches(name, no_decay)
+        # A shared parameter comes under several names.
+        decayed[parameter] = decays and decayed.get(parameter, True)
     groups = []
-    for value, chosen in ((weight_decay, True), (0.0, False)):
-        members = [parameters[key] for key, yes in decayed.items() if yes == chosen]
+    for group_decay, in_group in ((weight_decay, True), (0.0, False)):
+        members = [parameter for parameter, decays in decayed.items() if decays == in_group]
         if members:
-            groups.append({"params": members, "weight_decay": value})
+            groups.append({"params": members, "weight_decay": group_decay})
     return groups
 
 
-def _multiplies(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:
+def _is_matrix(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:
+    """Whether a parameter is a matrix (or a kernel) that multiplies an input."""
     if name.endswith(".weight_g") or isinstance(module, ParametrizationList):
         return _is_parametrized_matrix(module, name, parameter)
-    # Of an `nn.ParameterList`, the name of the list.
-    own = [part for part in name.split(".") if not part.isdigit()][-1:]
-    called = any(part.startswith("weight") or part.endswith("weight") for part in own)
-    return called and parameter.dim() >= 2 and not isinstance(module, _NOT_MATRICES)
+    # "weights.0" of an `nn.ParameterList` goes by the name of the list.
+    own_name = [part for part in name.split(".") if not part.isdigit()][-1:]
+    is_weight = any(part.startswith("weight") or part.endswith("weight") for part in own_name)
+    return is_weight and parameter.dim() >= 2 and not isinstance(module, _NORMS_AND_EMBEDDINGS)
 
 
 def _is_parametrized_matrix(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:
-    """Whether it is the matrix behind a parametrized weight, and not its gain (weight norm's)."""
-    *_, of, own = name.split(".")
-    gain = own == "weight_g" or (own == "original0" and hasattr(module, "original1"))
-    return of.endswith("weight") and parameter.dim() >= 2 and not gain
+    """Whether it is the matrix behind a parametrized weight, and not the gain of weight norm.
+
+    Names end in `parametrizations.weight.original0`, or `weight_g` with the old weight norm.
+    """
+    *_, owner, own_name = name.split(".")
+    gain = own_name == "weight_g" or (own_name == "original0" and hasattr(module, "original1"))
+    return owner.endswith("weight") and parameter.dim() >= 2 and not gain
 
 
-def _listed(model: nn.Module) -> Iterator[str]:
+def _listed_names(model: nn.Module) -> Iterator[str]:
     """Full names from every `no_weight_decay()` in the model."""
     for prefix, module in model.named_modules(remove_duplicate=False):
         names = getattr(module, "no_weight_decay", None)
@@ -138,16 +139,8 @@ def _matches(name: str, patterns: Collection[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _names(argument: str, patterns: Iterable[str]) -> tuple[str, ...]:
-    if isinstance(patterns, str):
-        raise TypeError(f"{argument}={patterns!r}: must be a collection of names")
-    names = tuple(patterns)
-    if not all(isinstance(each, str) for each in names):
+def _as_names(argument: str, patterns: Iterable[str]) -> tuple[str, ...]:
+    names = () if isinstance(patterns, str) else tuple(patterns)
+    if isinstance(patterns, str) or not all(isinstance(name, str) for name in names):
         raise TypeError(f"{argument}={patterns!r}: must be a collection of names")
     return names
-
-
-def _check_patterns(argument: str, patterns: Collection[str], names: list[str]) -> None:
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise ValueError(f"{argument}: {pattern!r} matches no parameter that is trained")

@@ -1,15 +1,14 @@
 """Schedules: pure functions from a step to a number, for momentum, learning rate and the like.
 
 A schedule is a frozen dataclass that is called with a step, so it can be printed, compared, pickled
-and deep-copied. It holds no state: whoever counts steps (a teacher, an optimiser loop) saves the
-count, and a resumed run reads the same numbers.
+and deep-copied. It has no state: the caller (a teacher, an optimiser loop) counts the steps and
+saves the count, and a resumed run gets the same numbers.
 """
 
 import math
-import operator
 from dataclasses import KW_ONLY, dataclass
 
-from jepakit._checks import check_int, check_number
+from jepakit._checks import as_int, as_number, store_fields
 
 __all__ = ["constant", "cosine", "linear", "warmup_cosine"]
 
@@ -21,29 +20,22 @@ class constant:
     $$f(s) = v$$
 
     Args:
-        value: The value, finite.
-
-    Raises:
-        TypeError: If `value` is not a number, or a step not an int.
-        ValueError: If `value` is not finite.
+        value: The value.
 
     Example:
         >>> constant(0.996)(10)
         0.996
-
-    Source:
-        jepakit's own.
     """
 
     value: float
 
     def __post_init__(self) -> None:
-        check_number("value", self.value)
+        store_fields(self, value=as_number("value", self.value))
 
     def __call__(self, step: int) -> float:
         """The value at `step`."""
-        _as_int(step)
-        return float(self.value)
+        as_int("step", step)
+        return self.value
 
 
 @dataclass(frozen=True)
@@ -56,10 +48,6 @@ class linear:
         start: Value $a$ at step 0 and before.
         end: Value $b$ at step `steps` and after.
         steps: Length $S$ in steps; with 0 it is `end` everywhere.
-
-    Raises:
-        TypeError: If an argument is not a number, or `steps` or a step not an int.
-        ValueError: If `start` or `end` is not finite, or `steps` is negative.
 
     Example:
         >>> momentum = linear(0.996, 1.0, steps=100)
@@ -78,11 +66,11 @@ class linear:
     steps: int
 
     def __post_init__(self) -> None:
-        _check_ends(self.start, self.end, self.steps)
+        _store_ends(self)
 
     def __call__(self, step: int) -> float:
         """The value at `step`."""
-        return _between(self.start, self.end, _progress(step, self.steps))
+        return _interpolate(self.start, self.end, _progress(step, self.steps))
 
 
 @dataclass(frozen=True)
@@ -95,10 +83,6 @@ class cosine:
         start: Value $a$ at step 0 and before.
         end: Value $b$ at step `steps` and after.
         steps: Length $S$ in steps; with 0 it is `end` everywhere.
-
-    Raises:
-        TypeError: If an argument is not a number, or `steps` or a step not an int.
-        ValueError: If `start` or `end` is not finite, or `steps` is negative.
 
     Example:
         >>> cosine(1.0, 0.0, steps=10)(5)
@@ -114,11 +98,11 @@ class cosine:
     steps: int
 
     def __post_init__(self) -> None:
-        _check_ends(self.start, self.end, self.steps)
+        _store_ends(self)
 
     def __call__(self, step: int) -> float:
         """The value at `step`."""
-        return _between(self.start, self.end, _half_wave(_progress(step, self.steps)))
+        return _interpolate(self.start, self.end, _half_wave(_progress(step, self.steps)))
 
 
 @dataclass(frozen=True)
@@ -138,13 +122,11 @@ class warmup_cosine:
         end: Value at step `steps` and after.
         warmup_steps: Length $W$ of the warm-up in steps, at most `steps`; 0 begins at `peak`.
         steps: Length $S$ of the whole in steps, the warm-up included.
-        start: Value at step 0 and before. With `warmup_steps=0` it has no effect, so that another
-            value than 0 raises.
+        start: Value at step 0 and before. With `warmup_steps=0` it has no effect, so any value but
+            0 raises.
 
     Raises:
-        TypeError: If an argument is not a number, or `steps`, `warmup_steps` or a step not an int.
-        ValueError: If a value is not finite, `steps` or `warmup_steps` is negative, `warmup_steps`
-            is above `steps`, or `start` cannot take effect.
+        ValueError: If `warmup_steps` is above `steps`, or `start` cannot take effect.
 
     Example:
         >>> rate = warmup_cosine(1e-3, warmup_steps=10, steps=100)
@@ -163,10 +145,14 @@ class warmup_cosine:
     start: float = 0.0
 
     def __post_init__(self) -> None:
-        check_number("peak", self.peak)
-        check_number("start", self.start)
-        _check_ends(self.start, self.end, self.steps)
-        check_int("warmup_steps", self.warmup_steps, minimum=0)
+        store_fields(
+            self,
+            peak=as_number("peak", self.peak),
+            end=as_number("end", self.end),
+            warmup_steps=as_int("warmup_steps", self.warmup_steps, minimum=0),
+            steps=as_int("steps", self.steps, minimum=0),
+            start=as_number("start", self.start),
+        )
         if self.warmup_steps > self.steps:
             raise ValueError(
                 f"warmup_steps={self.warmup_steps}: must be at most steps={self.steps}"
@@ -178,28 +164,24 @@ class warmup_cosine:
 
     def __call__(self, step: int) -> float:
         """The value at `step`."""
-        step = max(_as_int(step), 0)
+        step = max(as_int("step", step), 0)
         if step < self.warmup_steps:
-            return _between(self.start, self.peak, _progress(step, self.warmup_steps))
-        past = _progress(step - self.warmup_steps, self.steps - self.warmup_steps)
-        return _between(self.peak, self.end, _half_wave(past))
+            return _interpolate(self.start, self.peak, _progress(step, self.warmup_steps))
+        progress = _progress(step - self.warmup_steps, self.steps - self.warmup_steps)
+        return _interpolate(self.peak, self.end, _half_wave(progress))
 
 
-def _check_ends(start: float, end: float, steps: int) -> None:
-    check_number("start", start)
-    check_number("end", end)
-    check_int("steps", steps, minimum=0)
-
-
-def _as_int(step: int) -> int:
-    try:
-        return operator.index(step)  # takes NumPy's integers too
-    except TypeError:
-        raise TypeError(f"step={step!r}: must be an int, got {type(step).__name__}") from None
+def _store_ends(schedule: linear | cosine) -> None:
+    store_fields(
+        schedule,
+        start=as_number("start", schedule.start),
+        end=as_number("end", schedule.end),
+        steps=as_int("steps", schedule.steps, minimum=0),
+    )
 
 
 def _progress(step: int, steps: int) -> float:
-    step = max(_as_int(step), 0)
+    step = max(as_int("step", step), 0)
     return 1.0 if step >= steps else step / steps
 
 
@@ -207,6 +189,6 @@ def _half_wave(progress: float) -> float:
     return (1 - math.cos(math.pi * progress)) / 2
 
 
-def _between(start: float, end: float, progress: float) -> float:
+def _interpolate(start: float, end: float, progress: float) -> float:
     # start + (end - start) may miss the end by rounding, and carry a momentum above 1.
-    return float(end) if progress >= 1 else start + (end - start) * progress
+    return end if progress >= 1 else start + (end - start) * progress

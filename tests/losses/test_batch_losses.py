@@ -1,4 +1,4 @@
-"""Laws of every loss over a whole batch: its paper's formula, validity, types, no read-back."""
+"""Laws of every loss over a whole batch: its paper's formula, validity, dtypes, no host sync."""
 
 import math
 
@@ -101,7 +101,7 @@ def test_too_few_rows_say_so(name: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", BATCH_LOSSES)
-def test_half_types_are_computed_in_float32(name: str, dtype: torch.dtype) -> None:
+def test_half_precision_are_computed_in_float32(name: str, dtype: torch.dtype) -> None:
     """And under autocast nothing is computed in less."""
     x, y = (torch.randn(40, 8).to(dtype) for _ in range(2))
     loss = BATCH_LOSSES[name]
@@ -127,7 +127,7 @@ def test_autocast_leaves_the_gradient_alone(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", BATCH_LOSSES)
-def test_nothing_is_read_back_from_the_device(name: str) -> None:
+def test_no_host_synchronisation(name: str) -> None:
     """On the meta device there are no values: `.item()` and boolean indexing would raise."""
     x, y = (torch.empty(3, 5, 4, device="meta", requires_grad=True) for _ in range(2))
     valid = torch.empty(3, 5, device="meta", dtype=torch.bool)
@@ -166,7 +166,7 @@ def test_shapes_are_refused_not_broadcast(name: str) -> None:
     for wrong in (valid[:1], valid[:, :1], valid[0]):
         with pytest.raises(ValueError, match=r"nothing is broadcast"):
             call(x, x, wrong)
-    with pytest.raises(TypeError, match=r"valid: must be (a )?bool"):
+    with pytest.raises(TypeError, match=r"valid: must be bool"):
         call(x, x, valid.float())
     with pytest.raises(TypeError, match="must be floating point"):
         call(x.long(), x.long(), valid)

@@ -3,10 +3,12 @@
 import functools
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from jepakit import hierarchical_loss, masked_l1, masked_mse, masked_smooth_l1
 from jepakit.losses import SoftOptimalWeights, UncertaintyWeights, decay_weights
@@ -69,6 +71,28 @@ def test_a_levels_size_is_no_weight(weights) -> None:
         zeros = [torch.zeros_like(pred) for pred in preds]
         totals.append(hierarchical_loss(preds, zeros, [there, full[1]], weights=weights)[0])
     torch.testing.assert_close(*totals)
+
+
+@pytest.mark.parametrize(
+    "weights", [None, decay_weights(3), SoftOptimalWeights(), UncertaintyWeights(3)], ids=repr
+)
+def test_parts_carry_no_graph(weights) -> None:
+    """Trap: parts that are kept for a curve keep the graph of every step alive."""
+    preds, targets, valids = levels(0)
+    preds = [pred.requires_grad_() for pred in preds]
+    total, parts = hierarchical_loss(preds, targets, valids, weights=weights)
+    assert total.requires_grad
+    assert not any(part.requires_grad for part in parts.values())
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [(1, 2, 0.5), np.array([1.0, 2.0, 0.5]), OmegaConf.create([1, 2, 0.5])],
+    ids=["tuple", "numpy", "omegaconf"],
+)
+def test_weights_come_from_configuration_files_and_numpy(weights) -> None:
+    expected = hierarchical_loss(*levels(0), weights=[1.0, 2.0, 0.5])[0]
+    assert hierarchical_loss(*levels(0), weights=weights)[0] == expected
 
 
 def test_one_level_is_the_loss_itself() -> None:
@@ -134,11 +158,11 @@ def test_a_level_without_anything_valid() -> None:
         (
             {"weights": [1.0, 0.5]},
             ValueError,
-            "weights=[1.0, 0.5]: must be one for each of the 3 levels",
+            "weights=(1.0, 0.5): must be one for each of the 3 levels",
         ),
         ({"weights": [1.0, -0.5, 1]}, ValueError, "weights[1]=-0.5: must be at least 0"),
         ({"weights": [1.0, float("nan"), 1]}, ValueError, "weights[1]=nan: must be finite"),
-        ({"weights": [0, 0.0, 0]}, ValueError, "weights=[0, 0.0, 0]: must not all be 0"),
+        ({"weights": [0, 0.0, 0]}, ValueError, "weights=(0.0, 0.0, 0.0): must not all be 0"),
         (
             {"weights": [1.0, "a", 1]},
             TypeError,
@@ -147,8 +171,7 @@ def test_a_level_without_anything_valid() -> None:
         (
             {"weights": "fine"},
             TypeError,
-            "weights: must be a sequence of numbers, a callable such as UncertaintyWeights, or "
-            "None, got str",
+            "weights='fine': must be a sequence of numbers, got str",
         ),
         (
             {"weights": UncertaintyWeights(2)},

@@ -3,10 +3,12 @@
 import math
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from jepakit import constant, cosine, linear
 from jepakit.losses import LossSum, UncertaintyWeights
@@ -58,7 +60,7 @@ def test_a_weight_of_zero_leaves_the_term_out(weight: object, poison: float) -> 
 
 @pytest.mark.no_hook
 def test_any_other_nan_is_seen_in_the_total() -> None:
-    """Nothing is skipped for its value, and nothing is read back from the device."""
+    """Nothing is skipped for its value, and there is no host synchronisation."""
     terms = {"good": torch.tensor(1.0), "bad": torch.tensor(math.nan)}
     total, parts = LossSum({"good": 1.0, "bad": 1e-9})(terms)
     assert total.isnan() and parts["bad"].isnan() and parts["good"] == 1
@@ -91,7 +93,7 @@ def test_terms_and_weights_must_be_the_same(terms: dict[str, float], text: str) 
     ("weights", "text"),
     [
         ({}, "must hold at least one term"),
-        ({"a": -1.0}, r"weights\['a'\]=-1\.0: must be at least 0"),
+        ({"a": -1.0}, r"weights\['a'\]=-1: must be at least 0"),
         ({"a": math.nan}, r"weights\['a'\]=nan: must be finite"),
         ({"a": 0.0, "b": 0}, "must not all be 0"),
     ],
@@ -121,7 +123,7 @@ def test_schedules_are_checked_at_their_step() -> None:
     one = torch.tensor(1.0)
     with pytest.raises(ValueError, match=r"step=None: must be given, as weights\['a'\]"):
         LossSum({"a": constant(1.0)})({"a": one})
-    with pytest.raises(ValueError, match=r"weights\['a'\]\(9\)=-1\.0: must be at least 0"):
+    with pytest.raises(ValueError, match=r"weights\['a'\]\(9\)=-1: must be at least 0"):
         LossSum({"a": constant(-1.0)})({"a": one}, step=9)
     with pytest.raises(ValueError, match="step=0: all weights are 0"):
         LossSum({"a": linear(0.0, 1.0, steps=9)})({"a": one}, step=0)
@@ -140,11 +142,22 @@ def test_values_that_are_no_numbers() -> None:
         loss_sum([torch.tensor(1.0)])
 
 
-def test_half_types_are_added_in_float32() -> None:
+def test_half_precision_are_added_in_float32() -> None:
     terms = {"a": torch.tensor(1.0, dtype=torch.bfloat16), "b": torch.tensor(2.0**-12)}
     total, parts = LossSum({"a": 1.0, "b": 1.0})(terms)
     assert total.dtype == torch.float32 and total == 1 + 2.0**-12
     assert parts["a"].dtype == torch.bfloat16
+
+
+def test_weights_come_from_configuration_files_and_numpy() -> None:
+    """Stored as plain numbers, which `repr` shows."""
+    configured = OmegaConf.create({"a": 1, "b": 0.5})
+    for weights in (configured, {"a": np.float32(1), "b": np.float64(0.5)}):
+        loss_sum = LossSum(weights)
+        assert repr(loss_sum) == "LossSum(weights={'a': 1.0, 'b': 0.5})"
+    scheduled = LossSum({"a": lambda step: np.float32(step)})
+    assert scheduled.weights_at(np.int64(2)) == {"a": 2.0}
+    assert type(scheduled.weights_at(2)["a"]) is float
 
 
 def test_repr_copy_and_pickle() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from tests.ranks import run_ranks
 
-WORKER = Path(__file__).with_name("ddp_worker.py")
+WORKER = Path(__file__).with_name("masked_worker.py")
 
 
 @pytest.mark.slow

@@ -1,12 +1,13 @@
-"""Losses: masked regression over ragged sets, regularisers, contrastive and relational ones."""
+"""Losses: masked regression over ragged sets, regularisers, contrastive and relational losses."""
 
-from jepakit.losses.barlow import barlow
-from jepakit.losses.hierarchical import hierarchical_loss
-from jepakit.losses.info_nce import info_nce
-from jepakit.losses.invariance import invariance_loss
-from jepakit.losses.koleo import koleo
-from jepakit.losses.lejepa import lejepa_loss
-from jepakit.losses.level_weights import SoftOptimalWeights, decay_weights
+from jepakit.losses.contrastive import FeatureQueue, LearnableTemperature, info_nce
+from jepakit.losses.hierarchical import (
+    SoftOptimalWeights,
+    UncertaintyWeights,
+    decay_weights,
+    hierarchical_loss,
+)
+from jepakit.losses.lejepa import lejepa_loss, sigreg
 from jepakit.losses.loss_sum import LossSum
 from jepakit.losses.masked import (
     masked_cosine,
@@ -15,13 +16,16 @@ from jepakit.losses.masked import (
     masked_mse,
     masked_smooth_l1,
 )
-from jepakit.losses.queue import FeatureQueue
+from jepakit.losses.regularizers import (
+    barlow,
+    covariance_loss,
+    invariance_loss,
+    koleo,
+    variance_loss,
+    vicreg,
+)
 from jepakit.losses.relational import relational_loss
-from jepakit.losses.sigreg import sigreg
 from jepakit.losses.targets import normalize_targets
-from jepakit.losses.temperature import LearnableTemperature
-from jepakit.losses.uncertainty import UncertaintyWeights
-from jepakit.losses.vicreg import covariance_loss, variance_loss, vicreg
 
 __all__ = [
     "FeatureQueue",

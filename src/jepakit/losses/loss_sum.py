@@ -1,4 +1,4 @@
-"""`LossSum`: several named losses as one, each with its weight."""
+"""`LossSum`: the weighted sum of several named losses."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jepakit._checks import check_floating, check_number, type_name, value_checks_on
+from jepakit._checks import as_number, check_floating, store_fields, type_name, value_checks_on
 from jepakit._precision import float32_or_wider
 
 __all__ = ["LossSum"]
@@ -15,30 +15,30 @@ __all__ = ["LossSum"]
 
 @dataclass(frozen=True)
 class LossSum:
-    r"""Named terms, each with a weight that is a number or a schedule.
+    r"""Weighted sum of named terms; a weight is a number or a schedule.
 
     $$L = \sum_t w_t(s)\, \ell_t$$
 
-    Every term that has a weight must be given in every call, and no other may be: a misspelt or a
+    Every term with a weight must be given in every call, and no other may be: a misspelt or
     forgotten one raises instead of being left out.
 
     A term whose weight is exactly 0 at this step is left out of the total, not multiplied: it may
-    be NaN or infinite, and it gives no gradient, not even zeros. (Parameters that only such a term
-    reaches are unused in that step, which `DistributedDataParallel` must be told with
-    `find_unused_parameters=True`.) Any other NaN makes the total NaN: nothing is skipped for its
-    value, which would have to be read back from the device. The parts tell which one it was, and
-    under `JEPAKIT_TYPECHECK=1` it raises on the CPU.
+    be NaN or infinite, and gets no gradient, not even zeros. (Parameters that only such a term
+    reaches are unused in that step, which `DistributedDataParallel` accepts only with
+    `find_unused_parameters=True`.) Any other NaN makes the total NaN: skipping it would need a host
+    synchronisation. The parts show which term it was, and under `JEPAKIT_TYPECHECK=1` it raises on
+    the CPU.
 
-    A schedule is Python, so a compiled function that calls this with another step is compiled anew:
-    call it outside of `torch.compile` then. At a step where all weights are 0 it raises.
+    Schedules are plain Python, so a compiled function that calls this with a changing step is
+    compiled again: call it outside of `torch.compile` then. A step where all weights are 0 raises.
 
     Args:
-        weights: The weight of each term by its name: a number that is not negative, or a function
-            from step to one, such as `jepakit.linear`. Not all of them 0.
+        weights: The weight of each term by its name: a number of at least 0, or a function from
+            step to number, such as `jepakit.linear`. Not all of them 0.
 
     Raises:
-        TypeError: If `weights` is not a mapping from names to numbers or functions.
-        ValueError: If it is empty, or a number is negative or not finite, or all are 0.
+        TypeError: If a weight is neither a number nor a function.
+        ValueError: If `weights` is empty, or a number is negative or all are 0.
 
     Example:
         >>> import torch
@@ -51,9 +51,6 @@ class LossSum:
         (tensor(3.), {'prediction': tensor(2.), 'variance': tensor(4.)})
         >>> loss_sum.weights_at(50)
         {'prediction': 1.0, 'variance': 0.25}
-
-    Source:
-        jepakit's own.
     """
 
     weights: Mapping[str, float | Callable[[int], float]]
@@ -64,10 +61,9 @@ class LossSum:
                 f"weights={self.weights!r}: must be a mapping from names to weights, got "
                 f"{type_name(self.weights)}"
             )
-        # A copy: what the caller does with theirs later has no effect here.
-        object.__setattr__(self, "weights", dict(self.weights))
         if not self.weights:
             raise ValueError("weights: must hold at least one term")
+        weights: dict[str, float | Callable[[int], float]] = {}
         for name, weight in self.weights.items():
             if not isinstance(name, str):
                 raise TypeError(f"weights: {name!r} must be a name, got {type_name(name)}")
@@ -78,49 +74,49 @@ class LossSum:
                     f"{type_name(weight)}; apply a learned weight to the term"
                 )
             if not callable(weight):
-                check_number(f"weights[{name!r}]", weight, minimum=0)
-        if all(weight == 0 for weight in self.weights.values()):
-            raise ValueError(f"weights={self.weights}: must not all be 0")
+                weight = as_number(f"weights[{name!r}]", weight, minimum=0)
+            weights[name] = weight
+        if all(weight == 0 for weight in weights.values()):
+            raise ValueError(f"weights={weights}: must not all be 0")
+        store_fields(self, weights=weights)
 
     def weights_at(self, step: int | None = None) -> dict[str, float]:
-        """The weights as they are at a step.
+        """The weights at a step.
 
         Args:
             step: Step of training; may be None if no weight is a schedule.
         """
-        found: dict[str, float] = {}
+        weights: dict[str, float] = {}
         for name, weight in self.weights.items():
             if not callable(weight):
-                found[name] = float(weight)
+                weights[name] = weight
                 continue
             if step is None:
                 raise ValueError(f"step=None: must be given, as weights[{name!r}] is a schedule")
-            value = weight(step)
-            check_number(f"weights[{name!r}]({step})", value, minimum=0)
-            found[name] = float(value)
-        if not any(found.values()):
+            weights[name] = as_number(f"weights[{name!r}]({step})", weight(step), minimum=0)
+        if not any(weights.values()):
             raise ValueError(f"step={step}: all weights are 0, so there is nothing to learn from")
-        return found
+        return weights
 
     def __call__(
         self, terms: Mapping[str, Float[Tensor, ""]], *, step: int | None = None
     ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
-        """The total, in float32 or wider, and the terms by name, without weight or gradient.
+        """The total, in float32 or wider, and the terms by name, not weighted and detached.
 
         Args:
             terms: The value of each term, a single number.
-            step: Step of training, read by the weights that are schedules.
+            step: Step of training, for the weights that are schedules.
         """
-        self._check(terms)
+        self._check_terms(terms)
         weights = self.weights_at(step)
         for name, weight in weights.items():
             value = terms[name]
             if weight != 0 and value_checks_on(value) and not torch.isfinite(value):
                 raise ValueError(f"terms[{name!r}]={value.item()}: must be finite")
-        shares = [w * float32_or_wider(terms[name]) for name, w in weights.items() if w != 0]
-        return torch.stack(shares).sum(), {name: terms[name].detach() for name in weights}
+        weighted = [w * float32_or_wider(terms[name]) for name, w in weights.items() if w != 0]
+        return torch.stack(weighted).sum(), {name: terms[name].detach() for name in weights}
 
-    def _check(self, terms: Mapping[str, Tensor]) -> None:
+    def _check_terms(self, terms: Mapping[str, Tensor]) -> None:
         if not isinstance(terms, Mapping):
             raise TypeError(
                 f"terms: must be a mapping from names to values, got {type_name(terms)}"

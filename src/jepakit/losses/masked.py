@@ -1,4 +1,6 @@
-"""Regression losses between predicted and target features of ragged token sets."""
+"""Regression losses between predicted and target features, over valid tokens only."""
+
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -6,13 +8,29 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from jepakit._checks import check_number
+from jepakit._checks import (
+    as_number,
+    check_choice,
+    check_process_group,
+    check_row_mask,
+    check_same_shape,
+    check_tensor,
+)
+from jepakit._distributed import sum_over_ranks
 from jepakit._precision import float32_or_wider
-from jepakit.losses._reduction import Reduction, check_masked, reduce_masked
 
-__all__ = ["masked_cosine", "masked_huber", "masked_l1", "masked_mse", "masked_smooth_l1"]
+__all__ = [
+    "masked_cosine",
+    "masked_huber",
+    "masked_l1",
+    "masked_mse",
+    "masked_smooth_l1",
+    "reduce_masked",
+]
 
-# A vector shorter than this has no direction worth a gradient; keeps that gradient bounded.
+Reduction = Literal["mean", "sum", "sample", "none"]
+
+# Norms are clamped here, which bounds the gradient of a cosine: it grows as 1 / norm.
 _MIN_NORM = 1e-6
 
 
@@ -29,17 +47,17 @@ def masked_mse(
     $$\ell_{tj} = (p_{tj} - y_{tj})^2, \qquad
         L = \frac{1}{n_\mathrm{valid}\, d} \sum_{t\ \mathrm{valid}} \sum_{j=1}^{d} \ell_{tj}$$
 
-    Half types are computed in float32. What stands at a not-valid place, NaN included, enters
-    neither value nor gradient. If nothing is valid, the loss is 0 with gradients of 0.
+    Half precision is computed in float32. Padding, NaN included, enters neither value nor gradient.
+    If no token is valid, the loss is 0 with gradients of 0.
 
     Args:
         pred: Predicted features. The first axis is the batch.
         target: Features to predict. A gradient flows here too unless it is detached.
         valid: True where a token counts, as in `tokens.valid`.
         reduction: `"mean"`: one mean over all valid elements of the batch. `"sum"`: their sum; to
-            accumulate micro-batches, add these up and divide by the whole window's number of
-            valid elements. `"sample"`: each sample's own mean, shape `[b]`, 0 where it has nothing
-            valid. `"none"`: not reduced, exactly 0 where not valid.
+            accumulate micro-batches, add these up and divide by the number of valid elements of the
+            whole window. `"sample"`: one mean for each sample, shape `[b]`, 0 where no token is
+            valid. `"none"`: not reduced, exactly 0 on padding.
         process_group: Take the mean over all ranks of this group: each rank returns the global
             mean, with a gradient scaled so that DDP's averaging gives the gradient of one big
             batch, also when counts differ. Every rank must call. Only with `reduction="mean"`.
@@ -47,9 +65,8 @@ def masked_mse(
     Raises:
         TypeError: If `pred` or `target` is not floating point, `valid` not bool, or `process_group`
             not a process group.
-        ValueError: If shapes differ (nothing is broadcast), the batch is empty without a group of
-            ranks, `reduction` is unknown, or `process_group` comes with another reduction than
-            `"mean"`.
+        ValueError: If shapes differ (nothing is broadcast), the batch is empty and there is no
+            `process_group`, or `process_group` comes with another reduction than `"mean"`.
 
     Example:
         >>> import torch
@@ -66,9 +83,9 @@ def masked_mse(
         its published code uses smooth-L1 instead, see `masked_smooth_l1`. The paper sums over a
         block's patches and averages over blocks; here it is one mean over valid elements.
     """
-    check_masked(pred, target, valid, reduction, process_group)
+    _check(pred, target, valid, reduction, process_group)
     values = _difference(pred, target, valid).square()
-    return reduce_masked(values, valid, reduction, process_group, values_per_token=pred.shape[-1])
+    return reduce_masked(values, valid, reduction, process_group)
 
 
 def masked_l1(
@@ -85,14 +102,9 @@ def masked_l1(
         L = \frac{1}{n_\mathrm{valid}\, d} \sum_{t\ \mathrm{valid}} \sum_{j=1}^{d} \ell_{tj}$$
 
     Args:
-        pred: Predicted features, as in `masked_mse`.
-        target: Features to predict, as in `masked_mse`.
-        valid: True where a token counts, as in `masked_mse`.
-        reduction: As in `masked_mse`.
-        process_group: As in `masked_mse`.
+        pred, target, valid, reduction, process_group: As in `masked_mse`.
 
     Raises:
-        TypeError: As in `masked_mse`.
         ValueError: As in `masked_mse`.
 
     Example:
@@ -105,9 +117,9 @@ def masked_l1(
         V-JEPA (arXiv:2404.08471), whose regression loss is L1. Here it is one mean over valid
         elements, whatever the number of tokens of each sample.
     """
-    check_masked(pred, target, valid, reduction, process_group)
+    _check(pred, target, valid, reduction, process_group)
     values = _difference(pred, target, valid).abs()
-    return reduce_masked(values, valid, reduction, process_group, values_per_token=pred.shape[-1])
+    return reduce_masked(values, valid, reduction, process_group)
 
 
 def masked_smooth_l1(
@@ -122,21 +134,17 @@ def masked_smooth_l1(
     r"""Smooth-L1 over valid tokens: squared error near zero, absolute error beyond `beta`.
 
     $$\ell_{tj} = \begin{cases}
-        \delta^2 / (2\beta) & |\delta| < \beta \\ |\delta| - \beta / 2 & \text{else}
-        \end{cases}, \qquad \delta = p_{tj} - y_{tj}, \qquad
+        r^2 / (2\beta) & |r| < \beta \\ |r| - \beta / 2 & \text{else}
+        \end{cases}, \qquad r = p_{tj} - y_{tj}, \qquad
         L = \frac{1}{n_\mathrm{valid}\, d} \sum_{t\ \mathrm{valid}} \sum_{j=1}^{d} \ell_{tj}$$
 
     Args:
-        pred: Predicted features, as in `masked_mse`.
-        target: Features to predict, as in `masked_mse`.
-        valid: True where a token counts, as in `masked_mse`.
-        beta: Where the parabola turns into a line of slope 1, in units of the features; above 0.
-        reduction: As in `masked_mse`.
-        process_group: As in `masked_mse`.
+        beta: Error at which the parabola becomes a line of slope 1, in units of the features;
+            above 0.
+        pred, target, valid, reduction, process_group: As in `masked_mse`.
 
     Raises:
-        TypeError: As in `masked_mse`.
-        ValueError: As in `masked_mse`, or if `beta` is not above 0.
+        ValueError: As in `masked_mse`.
 
     Example:
         >>> import torch
@@ -147,14 +155,15 @@ def masked_smooth_l1(
     Source:
         The published code of I-JEPA (arXiv:2301.08243): smooth-L1 with `beta=1` on layer-normed
         targets, which is `normalize_targets(features, "layer")`. The paper says L2, without target
-        normalisation, which is `masked_mse`. The code averages over rows that a batch was cut to;
-        here it is one mean over valid elements.
+        normalisation, which is `masked_mse`. The code averages over the rows that are left after a
+        batch is cut to its shortest sample; here it is one mean over valid elements.
     """
-    check_masked(pred, target, valid, reduction, process_group)
-    check_number("beta", beta, positive=True)
+    _check(pred, target, valid, reduction, process_group)
+    beta = as_number("beta", beta, positive=True)
     difference = _difference(pred, target, valid)
-    values = F.smooth_l1_loss(difference, _zeros(difference), reduction="none", beta=beta)
-    return reduce_masked(values, valid, reduction, process_group, values_per_token=pred.shape[-1])
+    zeros = difference.new_zeros(()).expand_as(difference)  # no memory, and no broadcast warning
+    values = F.smooth_l1_loss(difference, zeros, reduction="none", beta=beta)
+    return reduce_masked(values, valid, reduction, process_group)
 
 
 def masked_huber(
@@ -176,16 +185,11 @@ def masked_huber(
     This is `delta` times `masked_smooth_l1(beta=delta)`: its curvature at 0 is always 1.
 
     Args:
-        pred: Predicted features, as in `masked_mse`.
-        target: Features to predict, as in `masked_mse`.
-        valid: True where a token counts, as in `masked_mse`.
-        delta: Where the parabola turns into a line, in units of the features; above 0.
-        reduction: As in `masked_mse`.
-        process_group: As in `masked_mse`.
+        delta: Error at which the parabola becomes a line, in units of the features; above 0.
+        pred, target, valid, reduction, process_group: As in `masked_mse`.
 
     Raises:
-        TypeError: As in `masked_mse`.
-        ValueError: As in `masked_mse`, or if `delta` is not above 0.
+        ValueError: As in `masked_mse`.
 
     Example:
         >>> import torch
@@ -197,11 +201,12 @@ def masked_huber(
         Huber, Robust estimation of a location parameter (1964). Here it is one mean over valid
         elements.
     """
-    check_masked(pred, target, valid, reduction, process_group)
-    check_number("delta", delta, positive=True)
+    _check(pred, target, valid, reduction, process_group)
+    delta = as_number("delta", delta, positive=True)
     difference = _difference(pred, target, valid)
-    values = F.huber_loss(difference, _zeros(difference), reduction="none", delta=delta)
-    return reduce_masked(values, valid, reduction, process_group, values_per_token=pred.shape[-1])
+    zeros = difference.new_zeros(()).expand_as(difference)
+    values = F.huber_loss(difference, zeros, reduction="none", delta=delta)
+    return reduce_masked(values, valid, reduction, process_group)
 
 
 def masked_cosine(
@@ -218,17 +223,13 @@ def masked_cosine(
         L = \frac{1}{n_\mathrm{valid}} \sum_{t\ \mathrm{valid}} \ell_t, \qquad \epsilon = 10^{-6}$$
 
     There is one value per token, so the mean does not divide by `d`, and `reduction="none"` gives
-    the shape of `valid`. A valid token with a zero vector costs 1.
+    the shape of `valid`. A valid token with a zero vector has a loss of 1.
 
     Args:
-        pred: Predicted features, as in `masked_mse`.
-        target: Features to predict, as in `masked_mse`.
-        valid: True where a token counts, as in `masked_mse`.
-        reduction: As in `masked_mse`, with tokens in the place of elements.
-        process_group: As in `masked_mse`.
+        reduction: As in `masked_mse`, over tokens instead of elements.
+        pred, target, valid, process_group: As in `masked_mse`.
 
     Raises:
-        TypeError: As in `masked_mse`.
         ValueError: As in `masked_mse`.
 
     Example:
@@ -241,23 +242,71 @@ def masked_cosine(
     Source:
         BYOL (arXiv:2006.07733), per token instead of per image and without its factor 2.
     """
-    check_masked(pred, target, valid, reduction, process_group)
-    absent = ~valid.unsqueeze(-1)
+    _check(pred, target, valid, reduction, process_group)
+    padding = ~valid.unsqueeze(-1)
     cosine = F.cosine_similarity(
-        float32_or_wider(pred).masked_fill(absent, 0),
-        float32_or_wider(target).masked_fill(absent, 0),
+        float32_or_wider(pred).masked_fill(padding, 0),
+        float32_or_wider(target).masked_fill(padding, 0),
         dim=-1,
         eps=_MIN_NORM,
     )
     values = (1 - cosine).masked_fill(~valid, 0)
-    return reduce_masked(values, valid, reduction, process_group, values_per_token=1)
+    return reduce_masked(values, valid, reduction, process_group)
+
+
+def reduce_masked(
+    values: Tensor, valid: Tensor, reduction: str, process_group: ProcessGroup | None
+) -> Tensor:
+    """Reduce values of tokens `[*batch n]` or of elements `[*batch n d]`, 0 on padding already."""
+    if reduction == "none":
+        return values
+    if reduction == "sum":
+        return values.sum()
+    # Counts are clamped at 1, so that a sum over nothing is 0 with a graph and finite gradients.
+    values_per_token = values.shape[-1] if values.dim() > valid.dim() else 1
+    if reduction == "sample":
+        counts = valid.flatten(1).sum(dim=1).clamp(min=1)
+        return values.flatten(1).sum(dim=1) / (counts * values_per_token)
+    total, count = values.sum(), valid.sum()
+    if process_group is not None:
+        sums = torch.stack([total, count.to(total.dtype)])
+        total, count = sum_over_ranks(sums, process_group).unbind()
+    return total / (count.clamp(min=1) * values_per_token)
+
+
+def _check(
+    pred: Tensor,
+    target: Tensor,
+    valid: Tensor,
+    reduction: str,
+    process_group: ProcessGroup | None,
+) -> None:
+    """Raise unless the arguments of a masked loss fit together; reads no tensor's values."""
+    check_same_shape("target", target, "pred", pred)
+    if pred.dim() < 2:
+        raise ValueError(f"pred {tuple(pred.shape)}: must have the shape [*batch, n, d]")
+    check_tensor("valid", valid, torch.bool)
+    check_row_mask("pred", pred, valid)
+    # One rank of several may have no samples: it still takes part in the sums.
+    if pred.shape[-1] == 0 or (pred.shape[0] == 0 and process_group is None):
+        raise ValueError(
+            f"pred {tuple(pred.shape)}: the batch is empty, "
+            "must have at least one sample and one feature"
+        )
+    check_choice("reduction", reduction, ("mean", "sum", "sample", "none"))
+    if reduction == "sample" and pred.dim() < 3:
+        raise ValueError(
+            f"reduction='sample': pred {tuple(pred.shape)} has no batch axis, "
+            "must have the shape [b, ..., n, d]"
+        )
+    check_process_group(process_group)
+    if process_group is not None and reduction != "mean":
+        raise ValueError(
+            f"process_group with reduction={reduction!r}: takes effect only with reduction='mean'"
+        )
 
 
 def _difference(pred: Tensor, target: Tensor, valid: Tensor) -> Tensor:
     # Filled before anything is computed from it: a NaN times a gradient of 0 would still be a NaN.
     difference = float32_or_wider(pred) - float32_or_wider(target)
     return difference.masked_fill(~valid.unsqueeze(-1), 0)
-
-
-def _zeros(difference: Tensor) -> Tensor:
-    return torch.zeros((), dtype=difference.dtype, device=difference.device).expand_as(difference)

@@ -1,4 +1,4 @@
-"""Relational loss: distances between tokens as the teacher has them."""
+"""Relational loss: pairwise distances between tokens match those of the teacher's features."""
 
 import torch
 from jaxtyping import Bool, Float
@@ -9,7 +9,7 @@ from jepakit._checks import check_floating
 from jepakit._distributed import gather_rows, row_counts
 from jepakit._precision import float32_or_wider, full_precision
 from jepakit._rows import check_rows
-from jepakit.losses._reduction import reduce_masked
+from jepakit.losses.masked import reduce_masked
 
 __all__ = ["relational_loss"]
 
@@ -21,7 +21,7 @@ def relational_loss(
     *,
     process_group: ProcessGroup | None = None,
 ) -> Float[Tensor, ""]:
-    r"""Huber loss between pairwise distances, each set's as multiples of their mean.
+    r"""Huber loss between pairwise distances, each divided by the mean distance of its set.
 
     $$L = \frac{1}{P} \sum_{\mathrm{sets}} \sum_{i < j} h\Big(\frac{\|s_i - s_j\|}{\mu_s} -
         \frac{\|t_i - t_j\|}{\mu_t}\Big), \qquad
@@ -29,9 +29,9 @@ def relational_loss(
 
     where both tokens of a pair are valid, $P$ is the number of these pairs in the batch, and $\mu$
     the mean distance within the set. The teacher gets no gradient. Scale, shift and rotation of
-    either do not matter, so shrinking gains nothing; a set whose student is constant costs at least
-    1/2, while its teacher is not. Widths may differ. Coincident tokens have no gradient between
-    them.
+    either do not matter, so shrinking gains nothing; a constant student costs at least 1/2 for
+    every set whose teacher is not constant. Widths may differ. Pairs of equal tokens get no
+    gradient.
 
     Args:
         student: Features that learn: sets of tokens `[b n d]`, or one set, such as the pooled
@@ -40,15 +40,14 @@ def relational_loss(
         valid: True where a token counts. All if None.
         process_group: Take the mean over all ranks of this group: each rank returns the global
             mean, with a gradient scaled so that DDP's averaging gives the gradient of one big
-            batch. Features without a batch axis, `[b d]`, become one set of all ranks' rows; ranks
-            may then have other sizes, which are read back from the device once. Every rank must
-            call and go backward.
+            batch. Features without a batch axis, `[b d]`, become one set of all ranks' rows; batch
+            sizes may then differ, which costs one host synchronisation. Every rank must call and go
+            backward.
 
     Raises:
-        TypeError: If features are not floating point, `valid` not bool, or `process_group` not a
-            process group.
-        ValueError: If shapes do not fit (nothing is broadcast), or a set has fewer than 2 places
-            and there is no other rank to add more.
+        TypeError: If features are not floating point or `valid` is not bool.
+        ValueError: If shapes do not fit (nothing is broadcast), or a set has fewer than 2 rows and
+            no other rank adds some.
 
     Example:
         >>> import torch
@@ -71,8 +70,8 @@ def relational_loss(
             f"teacher {tuple(teacher.shape)}: must have the shape of student "
             f"{tuple(student.shape)}, up to the last axis; nothing is broadcast"
         )
-    joined = process_group is not None and student.dim() == 2
-    if not joined and student.shape[-2] < 2:
+    one_set_of_all_ranks = process_group is not None and student.dim() == 2
+    if not one_set_of_all_ranks and student.shape[-2] < 2:
         raise ValueError(
             f"student {tuple(student.shape)}: must have at least 2 rows, got {student.shape[-2]} "
             "in a set; a single one has nothing to be compared with"
@@ -80,26 +79,25 @@ def relational_loss(
     with full_precision(student):
         if valid is None:
             valid = torch.ones(student.shape[:-1], dtype=torch.bool, device=student.device)
-        absent = ~valid.unsqueeze(-1)
-        ours = float32_or_wider(student).masked_fill(absent, 0)
-        target = float32_or_wider(teacher.detach()).masked_fill(absent, 0)
-        if process_group is not None and joined:
+        padding = ~valid.unsqueeze(-1)
+        ours = float32_or_wider(student).masked_fill(padding, 0)
+        theirs = float32_or_wider(teacher.detach()).masked_fill(padding, 0)
+        if one_set_of_all_ranks:
             counts = row_counts(ours, process_group)
-            ours = gather_rows(ours, counts, process_group)
-            target = gather_rows(target, counts, process_group)
-            valid = gather_rows(valid.to(torch.uint8), counts, process_group).bool()
+            ours, theirs, valid = (
+                gather_rows(rows, counts, process_group) for rows in (ours, theirs, valid)
+            )
             # Every rank has the whole set now, and the gathering sums their gradients.
             process_group = None
         pairs = (valid.unsqueeze(-1) & valid.unsqueeze(-2)).triu(diagonal=1)
-        gaps = _relative_distances(ours, pairs) - _relative_distances(target, pairs)
+        gaps = _relative_distances(ours, pairs) - _relative_distances(theirs, pairs)
         huber = torch.where(gaps.abs() < 1, gaps.square() / 2, gaps.abs() - 0.5)
-        values = huber.masked_fill(~pairs, 0)
-        return reduce_masked(values, pairs, "mean", process_group, values_per_token=1)
+        return reduce_masked(huber.masked_fill(~pairs, 0), pairs, "mean", process_group)
 
 
 def _relative_distances(x: Tensor, pairs: Tensor) -> Tensor:
     """Distances over the mean of those of `pairs`, set by set; 0 where all of them are 0."""
-    # Not through matrix products, whose rounding is that of the squares; gradient 0 at 0.
+    # Not through matrix products, which round relative to the squared norms. Gradient 0 at 0.
     distances = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
     distances = distances.masked_fill(~pairs, 0)
     count = pairs.sum(dim=(-2, -1), keepdim=True).clamp(min=1)

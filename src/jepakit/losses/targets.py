@@ -1,4 +1,4 @@
-"""What a teacher's features go through before they are predicted."""
+"""Normalisation of the teacher's features before they are predicted."""
 
 from typing import Literal
 
@@ -15,14 +15,14 @@ __all__ = ["normalize_targets"]
 def normalize_targets(
     features: Float[Tensor, "*batch d"], kind: Literal["layer", "l2", "none"] = "layer"
 ) -> Float[Tensor, "*batch d"]:
-    r"""Normalise each feature vector by itself, with nothing learned.
+    r"""Normalise each feature vector on its own, without learned parameters.
 
     $$\mathrm{layer}: \frac{x - \bar x}{\sqrt{\mathrm{var}(x) + 10^{-5}}}, \qquad
         \mathrm{l2}: \frac{x}{\max(\|x\|, 10^{-6})}, \qquad \mathrm{none}: x$$
 
     Mean and (biased) variance are over the `d` entries of one vector. A zero vector stays zero, so
-    not-valid tokens may be normalised too. Half types are computed in float32 and handed back in
-    their own type.
+    padding may be normalised too. Half precision is computed in float32 and returned in its own
+    dtype.
 
     Args:
         features: Teacher features.
@@ -31,8 +31,8 @@ def normalize_targets(
 
     Raises:
         TypeError: If `features` is not floating point.
-        ValueError: If `kind` is unknown, `features` has no axis, or `kind="layer"` is asked for
-            vectors of a single entry, which it would all turn into 0.
+        ValueError: If `kind="layer"` is used for vectors of a single entry, all of which would
+            become 0.
 
     Example:
         >>> import torch

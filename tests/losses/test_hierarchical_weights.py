@@ -27,19 +27,19 @@ def test_decay_falls_by_its_factor_and_sums_to_one(num_levels, decay) -> None:
     ("call", "error", "text"),
     [
         (lambda: decay_weights(1), ValueError, "num_levels=1: must be at least 2"),
-        (lambda: decay_weights(3, 0.0), ValueError, "decay=0.0: must lie in (0, 1]"),
-        (lambda: decay_weights(3, 2.0), ValueError, "decay=2.0: must lie in (0, 1]"),
+        (lambda: decay_weights(3, 0.0), ValueError, "decay=0: must lie in (0, 1]"),
+        (lambda: decay_weights(3, 2.0), ValueError, "decay=2: must lie in (0, 1]"),
         (
             lambda: decay_weights(3, 1.0),
             ValueError,
-            "decay=1: must be below 1; weights=None counts levels alike",
+            "decay=1: must be below 1; weights=None weighs levels equally",
         ),
         (
             lambda: decay_weights(3, heaviest="top"),
             ValueError,
             "heaviest='top': must be one of 'fine', 'coarse'",
         ),
-        (lambda: SoftOptimalWeights(0.0), ValueError, "temperature=0.0: must be above 0"),
+        (lambda: SoftOptimalWeights(0.0), ValueError, "temperature=0: must be above 0"),
         (
             lambda: SoftOptimalWeights(True),
             TypeError,
@@ -54,7 +54,7 @@ def test_decay_falls_by_its_factor_and_sums_to_one(num_levels, decay) -> None:
         (
             lambda: UncertaintyWeights(2, max_weight=1.0),
             ValueError,
-            "max_weight=1.0: must be above 1",
+            "max_weight=1: must be above 1",
         ),
         (
             lambda: UncertaintyWeights(2)(torch.ones(3)),

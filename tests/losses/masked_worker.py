@@ -1,4 +1,4 @@
-"""One rank of test_masked_distributed.py: `python ddp_worker.py RANK WORLD_SIZE STORE MODE`."""
+"""One rank of test_masked_distributed.py: `python masked_worker.py RANK WORLD_SIZE STORE MODE`."""
 
 import sys
 

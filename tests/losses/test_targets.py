@@ -37,13 +37,13 @@ def test_none_changes_nothing() -> None:
 
 @pytest.mark.parametrize("kind", ["layer", "l2", "none"])
 def test_zero_vectors_stay_zero(kind: str) -> None:
-    """Law 6: not-valid tokens come out as exact zeros."""
+    """Law 6: padding comes out as exact zeros."""
     assert torch.equal(normalize_targets(torch.zeros(2, 3, 4), kind), torch.zeros(2, 3, 4))
 
 
 @pytest.mark.parametrize("kind", ["layer", "l2"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_types_are_computed_in_float32(kind: str, dtype: torch.dtype) -> None:
+def test_half_precision_are_computed_in_float32(kind: str, dtype: torch.dtype) -> None:
     """In fp16 the square of 300 is infinite."""
     x = (300 * torch.randn(4, 64)).to(dtype)
     y: Tensor = normalize_targets(x, kind)

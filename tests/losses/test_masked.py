@@ -208,7 +208,7 @@ def test_accumulated_micro_batches_equal_one_batch(
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("loss", LOSSES)
-def test_half_types_are_computed_in_float32(
+def test_half_precision_are_computed_in_float32(
     loss: Callable[..., Tensor], dtype: torch.dtype
 ) -> None:
     """A bf16 mean over many elements would stop growing."""
@@ -237,7 +237,7 @@ def test_cosine_of_a_zero_vector_is_finite() -> None:
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("loss", LOSSES)
-def test_nothing_is_read_back_from_the_device(loss: Callable[..., Tensor], reduction: str) -> None:
+def test_no_host_synchronisation(loss: Callable[..., Tensor], reduction: str) -> None:
     """On the meta device there are no values: `.item()` and boolean indexing would raise."""
     pred = torch.empty(2, 3, 4, 5, device="meta", requires_grad=True)
     valid = torch.empty(2, 3, 4, device="meta", dtype=torch.bool)
