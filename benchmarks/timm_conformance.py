@@ -156,7 +156,7 @@ def unseen_pixels(encoder: MaskedViT, images: Tensor, tokens: TokenSet) -> Tenso
     images = images.clone().requires_grad_()
     out = embed(images)
     out = out[0] if isinstance(out, tuple) else out
-    if encoder.mask_mode == "replace" and encoder._adapter.layout.patches == "NCHW":
+    if encoder.mask_mode == "replace" and encoder._adapter.layout.patch_order == "NCHW":
         out = out.permute(0, 2, 3, 1)
     grid = out.reshape(len(images), -1, out.shape[-1])
     cells = round((grid.shape[1] / (rows * columns)) ** 0.5)
