@@ -72,7 +72,7 @@ def test_file_names_say_what_is_inside(file):
 
 @pytest.mark.parametrize("file", FILES)
 def test_what_is_not_exported_has_an_underscore(file):
-    """A listing shows what is public: a name without underscore is re-exported, or holds what is."""
+    """A listing shows what is public: what has no underscore is re-exported."""
     parts = Path(file).with_suffix("").parts
     if parts[-1] == "__init__" or any(part.startswith("_") for part in parts) or file in STANDALONE:
         return

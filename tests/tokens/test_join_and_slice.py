@@ -126,3 +126,15 @@ def test_fabric_in_half_precision_moves_masks(precision):
         assert isinstance(masks, Masks) and same(masks, ragged(2))
         converted = trainer._precision.convert_input((torch.rand(2), masks))
         assert same(converted[1], masks)
+
+
+@pytest.mark.no_hook
+def test_joins_and_slices_compile_as_one_graph():
+    masks = ragged(4)
+
+    def step(masks: Masks) -> torch.Tensor:
+        joined = Masks.cat([masks[:1], masks[1:]])
+        return joined.targets.idx.sum() + len(joined) + joined.grid_size[0]
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(masks), step(masks))
