@@ -219,7 +219,8 @@ def _sharded_names(ours: dict[str, Any], theirs: dict[str, Any]) -> set[str]:
         return set()
 
     def sharding(tensor: Any) -> tuple[Any, ...] | None:
-        return (tensor.placements, tensor.device_mesh) if isinstance(tensor, dtensor) else None
+        is_sharded = issubclass(type(tensor), dtensor)
+        return (tensor.placements, tensor.device_mesh) if is_sharded else None
 
     sharded = set()
     for name, mine in ours.items():

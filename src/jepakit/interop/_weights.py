@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from jepakit._checks import check_floating, type_name
 from jepakit._wrapped import clean_names, fsdp_parts, loaded_type, name_difference, unwrap
-from jepakit.nn import MaskedPredictor, MaskedViT
-from jepakit.teacher import EMATeacher
+from jepakit.nn import MaskedViT
 
 __all__: list[str] = []
 
@@ -75,22 +74,8 @@ def state_of(checkpoint: Mapping[str, Any], key: str) -> Any:
 # The user's modules
 
 
-def as_encoder(name: str, module: nn.Module) -> MaskedViT:
-    """Return the `MaskedViT` within wrappers."""
-    return _unwrapped(name, module, MaskedViT)
-
-
-def as_predictor(name: str, module: nn.Module) -> MaskedPredictor:
-    """Return the `MaskedPredictor` within wrappers."""
-    return _unwrapped(name, module, MaskedPredictor)
-
-
-def as_teacher(name: str, module: nn.Module) -> EMATeacher:
-    """Return the `EMATeacher` within wrappers."""
-    return _unwrapped(name, module, EMATeacher)
-
-
-def _unwrapped(name: str, module: nn.Module, kind: type[_Part]) -> _Part:
+def unwrapped(name: str, module: nn.Module, kind: type[_Part]) -> _Part:
+    """Return the module of a class of jepakit's within wrappers."""
     inner = unwrap(module) if isinstance(module, nn.Module) else module
     if not isinstance(inner, kind):
         raise TypeError(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from jepakit._checks import type_name
 from jepakit._wrapped import clean_names, unwrap
 from jepakit.interop._encoder_layout import backbone_arguments, check_arithmetic, num_heads
-from jepakit.interop._weights import as_encoder, assign, backbone_tensors, match
+from jepakit.interop._weights import assign, backbone_tensors, match, unwrapped
 from jepakit.nn import MaskedViT
 
 __all__ = ["load_hf_ijepa"]
@@ -81,7 +81,7 @@ def load_hf_ijepa(model: nn.Module | Mapping[str, Any], encoder: nn.Module) -> N
         Weights of Assran et al., I-JEPA (arXiv:2301.08243), under the names of `IJepaModel` in
         Hugging Face's transformers.
     """
-    target = as_encoder("encoder", encoder)
+    target = unwrapped("encoder", encoder, MaskedViT)
     ours = backbone_tensors("encoder", target)
     state: Any = model
     if isinstance(model, nn.Module):

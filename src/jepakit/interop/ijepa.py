@@ -25,17 +25,16 @@ from jepakit.interop._predictor_layout import (
 )
 from jepakit.interop._weights import (
     Assignment,
-    as_encoder,
-    as_predictor,
-    as_teacher,
     assign,
     backbone_tensors,
     cpu_copy,
     match,
     read_checkpoint,
     state_of,
+    unwrapped,
 )
 from jepakit.nn import MaskedPredictor, MaskedViT
+from jepakit.teacher import EMATeacher
 
 __all__ = ["ijepa_checkpoint", "load_ijepa"]
 
@@ -115,13 +114,14 @@ def load_ijepa(
     step = _teacher_step(checkpoint, teacher, steps_per_epoch)
     assignments: list[Assignment] = []
     if encoder is not None:
-        student = as_encoder("encoder", encoder)
+        student = unwrapped("encoder", encoder, MaskedViT)
         assignments += _match_encoder("encoder", student, checkpoint, "encoder")
     if predictor is not None:
-        assignments += _match_predictor(as_predictor("predictor", predictor), checkpoint)
-    average = None if teacher is None else as_teacher("teacher", teacher)
+        plain = unwrapped("predictor", predictor, MaskedPredictor)
+        assignments += _match_predictor(plain, checkpoint)
+    average = None if teacher is None else unwrapped("teacher", teacher, EMATeacher)
     if average is not None:
-        inner = as_encoder("teacher.module", average.module)
+        inner = unwrapped("teacher.module", average.module, MaskedViT)
         assignments += _match_encoder("teacher", inner, checkpoint, "target_encoder")
     assign(assignments)
     if average is not None and step is not None:
@@ -168,15 +168,16 @@ def ijepa_checkpoint(
         state of an optimiser.
     """
     epoch = as_int("epoch", epoch, minimum=0)
-    inner = as_encoder("teacher.module", as_teacher("teacher", teacher).module)
-    parts = {
-        "encoder": _published_encoder("encoder", as_encoder("encoder", encoder)),
-        "predictor": _published_predictor(as_predictor("predictor", predictor)),
+    average = unwrapped("teacher", teacher, EMATeacher)
+    inner = unwrapped("teacher.module", average.module, MaskedViT)
+    tensors = {
+        "encoder": _published_encoder("encoder", unwrapped("encoder", encoder, MaskedViT)),
+        "predictor": _published_predictor(unwrapped("predictor", predictor, MaskedPredictor)),
         "target_encoder": _published_encoder("teacher", inner),
     }
     states: dict[str, Any] = {
         key: {f"module.{name}": cpu_copy(tensor) for name, tensor in state.items()}
-        for key, state in parts.items()
+        for key, state in tensors.items()
     }
     return states | {"epoch": epoch}
 

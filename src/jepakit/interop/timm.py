@@ -4,7 +4,8 @@ from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from jepakit._wrapped import unwrap
-from jepakit.interop._weights import as_encoder, backbone_tensors, cpu_copy
+from jepakit.interop._weights import backbone_tensors, cpu_copy, unwrapped
+from jepakit.nn import MaskedViT
 from jepakit.teacher import EMATeacher
 
 __all__ = ["timm_state_dict"]
@@ -36,7 +37,7 @@ def timm_state_dict(model: nn.Module) -> dict[str, Shaped[Tensor, "..."]]:
     """
     inner = unwrap(model) if isinstance(model, nn.Module) else model
     if isinstance(inner, EMATeacher):
-        encoder = as_encoder("model.module", inner.module)
+        encoder = unwrapped("model.module", inner.module, MaskedViT)
     else:
-        encoder = as_encoder("model", model)
+        encoder = unwrapped("model", model, MaskedViT)
     return {name: cpu_copy(tensor) for name, tensor in backbone_tensors("model", encoder).items()}
