@@ -1,4 +1,4 @@
-"""Every model that timm lists, through `MaskedViT`: which law holds, and how closely.
+"""Laws of `MaskedViT`, measured on every model that timm lists.
 
     python benchmarks/timm_conformance.py --write docs/timm_models_table.md
     python benchmarks/timm_conformance.py --only "vit_*dinov3*"
@@ -9,11 +9,11 @@ hides what a block does. Of all other classes, the smallest model is tried in `r
 
 Laws, each as the largest difference over the output's largest value:
 
-full     everything visible is the backbone's `forward_features`
-masked   a context is the full forward in which attention does not see what is hidden
-leak     other pixels where nothing can see them change nothing (exact)
-batch    a sample alone and in a padded batch
-finite   outputs and gradients, a sample that sees nothing included
+full     all patches visible equals the backbone's `forward_features`
+masked   a context equals the full forward with hidden patches masked in attention
+leak     changing pixels outside all visible receptive fields changes nothing (exact)
+batch    a sample alone equals the same in a padded batch
+finite   outputs and gradients are finite, also with an empty context
 """
 
 import argparse
@@ -56,7 +56,7 @@ ALLOWED = {"leak": 0.0}
 
 @dataclass
 class Row:
-    """What was seen of one model."""
+    """Measured laws of one model."""
 
     name: str
     model_class: str
@@ -90,9 +90,9 @@ def plain_backbone(name: str) -> nn.Module:
 
 
 def move(model: nn.Module) -> None:
-    """Add noise to every parameter, half of what varies in it already.
+    """Add noise to every parameter, of half its std.
 
-    What does not vary, such as a bias, gets 0.02, a layer scale 0.5, a table of biases 1.
+    Constant parameters, such as biases, get 0.02, a layer scale 0.5, a table of biases 1.
     """
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -116,7 +116,7 @@ def ragged(grid_size: tuple[int, int], batch: int) -> TokenSet:
 
 @contextlib.contextmanager
 def hidden_keys(seen: Tensor) -> Iterator[None]:
-    """Every attention over as many keys as `seen` has masks those that are False."""
+    """Mask the keys that are False in `seen` in every attention over as many keys."""
     original = F.scaled_dot_product_attention
 
     def masked(q: Tensor, k: Tensor, v: Tensor, attn_mask: Any = None, **options: Any) -> Tensor:
@@ -156,7 +156,7 @@ def unseen_pixels(encoder: MaskedViT, images: Tensor, tokens: TokenSet) -> Tenso
     images = images.clone().requires_grad_()
     out = embed(images)
     out = out[0] if isinstance(out, tuple) else out
-    if encoder.mask_mode == "replace" and encoder._adapter.layout.patches == "NCHW":
+    if encoder.mask_mode == "replace" and encoder._adapter.layout.patch_order == "NCHW":
         out = out.permute(0, 2, 3, 1)
     grid = out.reshape(len(images), -1, out.shape[-1])
     cells = round((grid.shape[1] / (rows * columns)) ** 0.5)
@@ -166,7 +166,7 @@ def unseen_pixels(encoder: MaskedViT, images: Tensor, tokens: TokenSet) -> Tenso
 
 
 def has_stem(model: Any) -> bool:
-    """Whether the embedding is more than one convolution over patches that do not overlap."""
+    """True unless the embedding is one convolution over patches that do not overlap."""
     if hasattr(model, "embeds"):
         return False
     convolutions = [m for m in model.patch_embed.modules() if isinstance(m, nn.Conv2d)]
@@ -220,7 +220,7 @@ def unseen_pixels_with_grad(encoder: MaskedViT, images: Tensor, tokens: TokenSet
 
 
 def not_finite(encoder: MaskedViT, images: Tensor, tokens: TokenSet) -> float:
-    """0, or infinity if an output, a gradient or a padded place is not what it must be."""
+    """Return 0; infinity if an output or gradient is not finite, or padding is not zero."""
     mask = tokens.to_mask()
     mask[0] = False
     for context in (tokens, TokenSet.from_mask(mask, encoder.grid_size)):
@@ -240,7 +240,7 @@ def not_finite(encoder: MaskedViT, images: Tensor, tokens: TokenSet) -> float:
 
 
 def flat(features: Tensor, encoder: MaskedViT) -> Tensor:
-    """What a model of any layout puts out, as a list of tokens."""
+    """Return the output of a model of any layout as `[b n d]`."""
     if features.dim() == 3:
         return features
     rows, columns = encoder.grid_size

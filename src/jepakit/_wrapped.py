@@ -1,17 +1,17 @@
 """Wrappers that change a module's names or tensors: DDP, `torch.compile`, FSDP2."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["clean_names", "fsdp_parts", "loaded_type", "unwrap"]
+__all__ = ["clean_names", "fsdp_parts", "loaded_type", "name_difference", "unwrap"]
 
 
 def unwrap(module: nn.Module) -> nn.Module:
-    """The module within DDP, `DataParallel` and `torch.compile`, however they are nested."""
+    """Return the module within DDP, `DataParallel` and `torch.compile`, nested in any order."""
     while True:
         inner = getattr(module, "_orig_mod", None)  # torch.compile
         if inner is None and isinstance(
@@ -24,14 +24,25 @@ def unwrap(module: nn.Module) -> nn.Module:
 
 
 def clean_names(named: Iterable[tuple[str, Tensor]]) -> dict[str, Any]:
-    """Tensors under their names, without what a compiled submodule puts in the middle of one."""
+    """Return tensors by name, without the part that a compiled submodule adds to a name."""
     return {name.replace("_orig_mod.", ""): tensor for name, tensor in named}
 
 
+def name_difference(expected: Set[Any], actual: Set[Any]) -> str:
+    """Describe which names are missing and extra, for an error message; empty if none is."""
+    missing, extra = sorted(expected - actual), sorted(actual - expected)
+    if not missing and not extra:
+        return ""
+    return (
+        f"lacks {missing[:5] or 'none'} and adds {extra[:5] or 'none'} "
+        f"({len(missing)} missing, {len(extra)} extra)"
+    )
+
+
 def loaded_type(module: str, name: str) -> tuple[type, ...]:
-    """A class of `torch.distributed`, for `isinstance`; empty where nobody can be using it."""
-    # Without a process group nothing is sharded. And what nobody has imported nobody uses; to
-    # import it here would cost most of a second.
+    """Return a class of `torch.distributed` for `isinstance`; empty if it cannot be in use."""
+    # Without a process group nothing is sharded, and instances exist only of what is imported.
+    # To import it here would take most of a second.
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return ()
     found = getattr(sys.modules.get(module), name, None)
@@ -39,6 +50,6 @@ def loaded_type(module: str, name: str) -> tuple[type, ...]:
 
 
 def fsdp_parts(module: nn.Module) -> list[Any]:
-    """The submodules that `fully_shard` was called on, and the module itself if it was."""
-    kinds = loaded_type("torch.distributed.fsdp", "FSDPModule")
-    return [part for part in module.modules() if isinstance(part, kinds)] if kinds else []
+    """Return the submodules that `fully_shard` was called on, the module itself included."""
+    types = loaded_type("torch.distributed.fsdp", "FSDPModule")
+    return [part for part in module.modules() if isinstance(part, types)] if types else []

@@ -100,7 +100,7 @@ def test_all_or_nothing(build_encoder, state, change, message) -> None:
 
 
 def test_a_state_dict_does_not_know_its_grid(build_encoder, state) -> None:
-    with pytest.raises(ValueError, match=r"grid \(2, 8\), and a state dict does not say"):
+    with pytest.raises(ValueError, match=r"grid \(2, 8\), and a state dict does not show"):
         load_hf_ijepa(hf_state(state, OLD), build_encoder(img_size=(6, 24)))
 
 

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from tests.interop import published
@@ -141,6 +142,8 @@ def test_the_momentum_schedule_goes_on(parts) -> None:
     assert teacher.step == 0
     load_ijepa(published.checkpoint(), teacher=teacher, steps_per_epoch=100)
     assert (teacher.step, teacher.momentum) == (700, 0.85)
+    load_ijepa(published.checkpoint(), teacher=teacher, steps_per_epoch=np.int64(10))
+    assert type(teacher.step) is int and teacher.step == 70
 
 
 def test_pretraining_goes_on(parts, images, ragged) -> None:

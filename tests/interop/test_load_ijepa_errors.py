@@ -143,7 +143,7 @@ def test_all_or_nothing(parts, case) -> None:
     assert same(snapshot(parts), before)
 
 
-def test_a_backbone_of_another_kind_is_told_its_arguments(build_encoder) -> None:
+def test_the_error_names_the_arguments_of_the_backbone(build_encoder) -> None:
     checkpoint = published.checkpoint()
     wrong = {
         r"class_token=False, global_pool='avg', fc_norm=False, num_classes=0$": {
@@ -214,7 +214,7 @@ OTHERS: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: Eva(
             **PLAIN, attn_type="rope", use_rot_pos_emb=True, qkv_bias=True, use_fc_norm=False
         ),
-        "its Eva turns queries and keys by their positions",
+        "its Eva has rotary positions",
     ),
 }
 

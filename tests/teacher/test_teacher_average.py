@@ -184,9 +184,10 @@ def test_eight_bit_parameters_are_raised() -> None:
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64, Fraction, np.int64, int])
-def test_a_schedule_may_give_any_real_number(kind) -> None:
+def test_momentum_may_be_any_real_number(kind) -> None:
     """Trap: a schedule written with numpy gives numbers that are no float."""
     teacher = EMATeacher(student(), lambda step: kind(1))
     assert type(teacher.momentum) is float and teacher.momentum == 1
+    assert "momentum=1.0, step=0" in repr(EMATeacher(student(), kind(1)))
     teacher.update(student(1))
     assert torch.equal(teacher.module.first.weight, student().first.weight)

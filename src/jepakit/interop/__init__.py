@@ -1,7 +1,7 @@
-"""Weights of published models: into the parts that you built, and back into their layouts."""
+"""Weights of published models: load them into your modules, and save yours in their layouts."""
 
 from jepakit.interop.huggingface import load_hf_ijepa
 from jepakit.interop.ijepa import ijepa_checkpoint, load_ijepa
-from jepakit.interop.timm_names import timm_state_dict
+from jepakit.interop.timm import timm_state_dict
 
 __all__ = ["ijepa_checkpoint", "load_hf_ijepa", "load_ijepa", "timm_state_dict"]

@@ -10,19 +10,19 @@ from torch import Tensor, nn
 
 from jepakit._checks import type_name
 from jepakit._wrapped import clean_names, unwrap
-from jepakit.interop.assignment import assign, pair
-from jepakit.interop.backbones import backbone_arguments, check_arithmetic, num_heads
-from jepakit.interop.parts import as_encoder, backbone_tensors
+from jepakit.interop._encoder_layout import backbone_arguments, check_arithmetic, num_heads
+from jepakit.interop._weights import assign, backbone_tensors, match, unwrapped
 from jepakit.nn import MaskedViT
 
 __all__ = ["load_hf_ijepa"]
 
-_AROUND = {
+# Hugging Face's names and timm's; queries, keys and values are one layer in timm.
+_OUTER_NAMES = {
     "embeddings.patch_embeddings.projection": "patch_embed.proj",
     "layernorm": "norm",
 }
-# Two generations of names: of transformers 4, and of its later releases.
-_WITHIN = {
+# Within a block: first the names of transformers 4, then those of its later releases.
+_BLOCK_NAMES = {
     "layernorm_before": "norm1",
     "layernorm_after": "norm2",
     "attention.attention.query": "attn.q",
@@ -43,16 +43,16 @@ _WITHIN = {
 def load_hf_ijepa(model: nn.Module | Mapping[str, Any], encoder: nn.Module) -> None:
     """Load the weights of an `IJepaModel` of transformers into an encoder.
 
-    Queries, keys and values are put together as timm has them. Everything is compared first: where
-    something does not fit, this raises and the encoder has not changed. Build the teacher after.
+    Queries, keys and values are concatenated as in timm. Everything is compared first: if something
+    does not fit, this raises and the encoder is unchanged. Build the teacher after.
 
-    Given the model, its number of heads, the epsilon of its norms (1e-12 in its default
-    configuration, 1e-6 in timm and the published models), its activation and its grid are compared
-    with the encoder's. A state dict says none of these.
+    If `model` is the model itself, its number of heads, the epsilon of its norms (1e-12 in its
+    default configuration, 1e-6 in timm and the published models), its activation and its grid are
+    compared with the encoder's. A state dict holds none of these.
 
     Args:
-        model: An `IJepaModel`, or its state dict under the names of transformers 4 or 5, such as
-            `safetensors.torch.load_file` gives for a file.
+        model: An `IJepaModel`, or its state dict under the names of transformers 4 or 5, for
+            example from `safetensors.torch.load_file`.
         encoder: A `MaskedViT` around a timm model without class token, such as
             `vit_huge_patch14_gap_224` with `num_classes=0`; wrapped or not.
 
@@ -78,10 +78,10 @@ def load_hf_ijepa(model: nn.Module | Mapping[str, Any], encoder: nn.Module) -> N
         True
 
     Source:
-        `IJepaModel` of Hugging Face's transformers, of which only the names are used; weights of
-        Assran et al., I-JEPA (arXiv:2301.08243).
+        Weights of Assran et al., I-JEPA (arXiv:2301.08243), under the names of `IJepaModel` in
+        Hugging Face's transformers.
     """
-    target = as_encoder("encoder", encoder)
+    target = unwrapped("encoder", encoder, MaskedViT)
     ours = backbone_tensors("encoder", target)
     state: Any = model
     if isinstance(model, nn.Module):
@@ -94,35 +94,37 @@ def load_hf_ijepa(model: nn.Module | Mapping[str, Any], encoder: nn.Module) -> N
             "model: must be the IJepaModel alone, but has names that start with 'ijepa.'; pass "
             "model.ijepa of a model with a head"
         )
-    pairs = pair("model", "encoder's backbone", ours, _timm_names(state), backbone_arguments)
+    weights = _timm_names(state)
+    matched = match("model", "encoder's backbone", ours, weights, backbone_arguments)
     if isinstance(model, nn.Module):
         _check_configuration(model, target)
     else:
         _check_grid(target)
-    assign(pairs.values())
+    assign(matched.values())
 
 
 def _timm_names(state: Mapping[str, Any]) -> dict[str, Any]:
-    found = {_timm_name(str(name)): tensor for name, tensor in state.items()}
-    for name in [name for name in found if ".attn.q." in name]:
-        each = [name.replace(".attn.q.", f".attn.{letter}.") for letter in "qkv"]
-        tensors = [found.get(one) for one in each]
-        # One that is missing leaves the others as names that the backbone has not.
+    """Rename a state dict to timm's names, with queries, keys and values in one tensor."""
+    renamed = {_timm_name(str(name)): tensor for name, tensor in state.items()}
+    for query in [name for name in renamed if ".attn.q." in name]:
+        names = [query.replace(".attn.q.", f".attn.{letter}.") for letter in "qkv"]
+        tensors = [renamed.get(name) for name in names]
+        # If one is missing, the others keep their names, and are reported as extra ones.
         if all(isinstance(tensor, Tensor) and tensor.dim() > 0 for tensor in tensors):
-            fused = torch.cat([found.pop(one) for one in each])
-            found[name.replace(".attn.q.", ".attn.qkv.")] = fused
-    return found
+            fused = torch.cat([renamed.pop(name) for name in names])
+            renamed[query.replace(".attn.q.", ".attn.qkv.")] = fused
+    return renamed
 
 
 def _timm_name(name: str) -> str:
     if name == "embeddings.position_embeddings":
         return "pos_embed"
-    stem, _, kind = name.rpartition(".")
-    if stem in _AROUND:
-        return f"{_AROUND[stem]}.{kind}"
-    block = re.fullmatch(r"(?:encoder\.layer|layers)\.(\d+)\.(.+)", stem)
-    if block and block[2] in _WITHIN:
-        return f"blocks.{block[1]}.{_WITHIN[block[2]]}.{kind}"
+    layer, _, kind = name.rpartition(".")
+    if layer in _OUTER_NAMES:
+        return f"{_OUTER_NAMES[layer]}.{kind}"
+    block = re.fullmatch(r"(?:encoder\.layer|layers)\.(\d+)\.(.+)", layer)
+    if block and block[2] in _BLOCK_NAMES:
+        return f"blocks.{block[1]}.{_BLOCK_NAMES[block[2]]}.{kind}"
     return name
 
 
@@ -139,7 +141,7 @@ def _check_configuration(model: nn.Module, encoder: MaskedViT) -> None:
             f"encoder: has {heads} heads, the model {config.num_attention_heads}; build the "
             f"backbone with num_heads={config.num_attention_heads}"
         )
-    pixels, patch = _both(config.image_size), _both(config.patch_size)
+    pixels, patch = _both_sides(config.image_size), _both_sides(config.patch_size)
     grid = (pixels[0] // patch[0], pixels[1] // patch[1])
     if grid != encoder.grid_size:
         raise ValueError(
@@ -152,10 +154,11 @@ def _check_grid(encoder: MaskedViT) -> None:
     height, width = encoder.grid_size
     if height != width and isqrt(height * width) ** 2 == height * width:
         raise ValueError(
-            f"encoder: is on the grid {encoder.grid_size}, and a state dict does not say whether "
-            f"its {height * width} positions are that or a square; pass the IJepaModel itself"
+            f"encoder: is on the grid {encoder.grid_size}, and a state dict does not show whether "
+            f"its {height * width} positions are on that grid or on a square one; pass the "
+            "IJepaModel itself"
         )
 
 
-def _both(size: Any) -> tuple[int, int]:
+def _both_sides(size: Any) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])

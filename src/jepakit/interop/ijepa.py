@@ -6,32 +6,35 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from jepakit._checks import check_int
-from jepakit._wrapped import clean_names
-from jepakit.interop.assignment import Pairs, assign, copied, pair
-from jepakit.interop.backbones import (
+from jepakit._checks import as_int
+from jepakit._wrapped import clean_names, name_difference
+from jepakit.interop._encoder_layout import (
     backbone_arguments,
     check_arithmetic,
+    check_square_grid,
     depth_of,
     published_names,
 )
-from jepakit.interop.checkpoint_file import part_of, read
-from jepakit.interop.parts import (
-    as_encoder,
-    as_predictor,
-    as_teacher,
-    backbone_tensors,
-    square_side,
-)
-from jepakit.interop.published_predictor import (
+from jepakit.interop._predictor_layout import (
     TABLE,
     check_table,
     predictor_arguments,
     published_table,
     published_tensors,
-    reorder,
+    swap_halves,
+)
+from jepakit.interop._weights import (
+    Assignment,
+    assign,
+    backbone_tensors,
+    cpu_copy,
+    match,
+    read_checkpoint,
+    state_of,
+    unwrapped,
 )
 from jepakit.nn import MaskedPredictor, MaskedViT
+from jepakit.teacher import EMATeacher
 
 __all__ = ["ijepa_checkpoint", "load_ijepa"]
 
@@ -46,40 +49,41 @@ def load_ijepa(
     teacher: nn.Module | None = None,
     steps_per_epoch: int | None = None,
 ) -> None:
-    r"""Load a published I-JEPA checkpoint into the parts that you built.
+    r"""Load a published I-JEPA checkpoint into an encoder, a predictor and a teacher.
 
-    The checkpoint's `encoder` goes into `encoder`, `predictor` into `predictor`, and
-    `target_encoder` into `teacher`. Everything is compared first: where a name, a shape or a grid
-    does not fit, this raises and no part has changed.
+    The checkpoint's `encoder` is loaded into `encoder`, `predictor` into `predictor`, and
+    `target_encoder` into `teacher`. Everything is compared first: if a name, a shape or a grid does
+    not fit, this raises and nothing is changed.
 
-    The published predictor adds the table $[c \Vert r]$ of columns and rows, `MaskedPredictor`
-    adds $[r \Vert c]$. With $S$, which swaps the halves of a vector, every map $W$ into the
-    predictor's residual stream becomes $SW$ and every map out of it $WS$; norms commute with $S$.
-    So the loaded predictor is the published one exactly, up to the rounding of floats.
+    The published predictor adds the position table $[c \Vert r]$ of columns and rows,
+    `MaskedPredictor` adds $[r \Vert c]$. With $S$, which swaps the halves of a vector, every map
+    $W$ into the predictor's residual stream becomes $SW$ and every map out of it $WS$; norms
+    commute with $S$. So the loaded predictor computes the same as the published one, up to the
+    rounding of floats.
 
-    Not in the file, so taken from your parts and not checked: the number of attention heads (in
-    the published models the predictor has as many as the encoder), `joint` and `drop_path`. The
-    state of the optimiser is not read. The positions of the encoder, fixed in the published code,
-    are a parameter of timm's; `encoder.backbone.pos_embed.requires_grad_(False)` keeps them.
+    The file does not hold the number of attention heads (the published predictors have as many as
+    the encoder), `joint` and `drop_path`: they stay as you built them, unchecked. The state of the
+    optimiser is not read. The encoder's positions, fixed in the published code, are a parameter of
+    timm's; `encoder.backbone.pos_embed.requires_grad_(False)` keeps them.
 
-    For the weights of one part in another, rename the key:
+    To load the weights of one part into another, rename the key:
     `load_ijepa({"encoder": checkpoint["target_encoder"]}, encoder=encoder)`.
 
     Args:
-        checkpoint: What `torch.load` gives for the file, or its path. Names may start with
+        checkpoint: The path of a file, or the result of `torch.load`. Names may start with
             `module.` or not.
         encoder: A `MaskedViT` around a timm model without class token, such as
             `vit_huge_patch14_gap_224` with `num_classes=0`; wrapped or not. None leaves it out.
         predictor: A `MaskedPredictor` with position `"sincos"`, or `"learned"` for a checkpoint
             with another table. None leaves it out.
         teacher: An `EMATeacher` of such an encoder. None leaves it out.
-        steps_per_epoch: Optimiser steps in an epoch of the run that goes on. `teacher.step`
-            becomes the checkpoint's `epoch` times this, so that the momentum schedule goes on;
+        steps_per_epoch: Optimiser steps in an epoch of the run that continues. `teacher.step`
+            becomes the checkpoint's `epoch` times this, so that the momentum schedule continues;
             None leaves `teacher.step` as it is.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        TypeError: If a part is of another class, or the checkpoint or something in it is.
+        TypeError: If a part or something in the checkpoint is of another class.
         ValueError: If the file holds more than tensors and plain containers, or the checkpoint
             does not fit a part, or a part is sharded; if no part is given; if `steps_per_epoch` is
             given without `teacher`.
@@ -100,24 +104,26 @@ def load_ijepa(
 
     Source:
         Assran et al., I-JEPA (arXiv:2301.08243), and the layout of its published checkpoints.
-        Differences: everything must fit or nothing is loaded, where the published loader goes on
-        from epoch 0 after any error.
+        Difference: everything must fit or nothing is loaded; the published loader continues from
+        epoch 0 after any error.
     """
     given = {"encoder": encoder, "predictor": predictor, "teacher": teacher}
     if all(part is None for part in given.values()):
         raise ValueError("encoder, predictor, teacher: at least one must be given")
-    checkpoint = read(checkpoint)
-    step = _step(checkpoint, teacher, steps_per_epoch)
-    pairs: list[tuple[Tensor, Tensor]] = []
+    checkpoint = read_checkpoint(checkpoint)
+    step = _teacher_step(checkpoint, teacher, steps_per_epoch)
+    assignments: list[Assignment] = []
     if encoder is not None:
-        pairs += _encoder_pairs("encoder", as_encoder("encoder", encoder), checkpoint, "encoder")
+        student = unwrapped("encoder", encoder, MaskedViT)
+        assignments += _match_encoder("encoder", student, checkpoint, "encoder")
     if predictor is not None:
-        pairs += _predictor_pairs(as_predictor("predictor", predictor), checkpoint)
-    average = None if teacher is None else as_teacher("teacher", teacher)
+        plain = unwrapped("predictor", predictor, MaskedPredictor)
+        assignments += _match_predictor(plain, checkpoint)
+    average = None if teacher is None else unwrapped("teacher", teacher, EMATeacher)
     if average is not None:
-        inner = as_encoder("teacher.module", average.module)
-        pairs += _encoder_pairs("teacher", inner, checkpoint, "target_encoder")
-    assign(pairs)
+        inner = unwrapped("teacher.module", average.module, MaskedViT)
+        assignments += _match_encoder("teacher", inner, checkpoint, "target_encoder")
+    assign(assignments)
     if average is not None and step is not None:
         average.step = step
 
@@ -125,12 +131,12 @@ def load_ijepa(
 def ijepa_checkpoint(
     encoder: nn.Module, predictor: nn.Module, teacher: nn.Module, *, epoch: int
 ) -> dict[str, Any]:
-    """A checkpoint in the layout of the published I-JEPA, to give to `torch.save`.
+    """Checkpoint in the layout of the published I-JEPA, for `torch.save`.
 
     It has `encoder`, `predictor` and `target_encoder`, whose names start with `module.`, and
     `epoch`. Tensors are copies on the CPU. There is no `opt` and no `scaler`: the published code
-    loads the weights, says that `opt` is missing, and starts at epoch 0. To go on with a run of
-    your own, save the `state_dict` of the parts and of the optimiser instead.
+    loads the weights, reports that `opt` is missing, and starts at epoch 0. To resume a run of your
+    own, save the `state_dict` of the parts and of the optimiser instead.
 
     Args:
         encoder: A `MaskedViT` around a plain timm model without class token; wrapped or not.
@@ -140,9 +146,9 @@ def ijepa_checkpoint(
 
     Raises:
         TypeError: If a part is of another class.
-        ValueError: If the layout has no place for something in a part, such as a class token,
-            layer scales, rotary positions or a grid that is not square; if norms or activations
-            are not the published ones; if a part is sharded.
+        ValueError: If a part has something that the layout has not, such as a class token, layer
+            scales, rotary positions or a grid that is not square; if norms or activations are not
+            the published ones; if a part is sharded.
 
     Example:
         >>> import timm
@@ -161,26 +167,27 @@ def ijepa_checkpoint(
         The layout of the checkpoints of Assran et al., I-JEPA (arXiv:2301.08243). Difference: no
         state of an optimiser.
     """
-    check_int("epoch", epoch, minimum=0)
-    inner = as_encoder("teacher.module", as_teacher("teacher", teacher).module)
-    parts = {
-        "encoder": _published_encoder("encoder", as_encoder("encoder", encoder)),
-        "predictor": _published_predictor(as_predictor("predictor", predictor)),
+    epoch = as_int("epoch", epoch, minimum=0)
+    average = unwrapped("teacher", teacher, EMATeacher)
+    inner = unwrapped("teacher.module", average.module, MaskedViT)
+    tensors = {
+        "encoder": _published_encoder("encoder", unwrapped("encoder", encoder, MaskedViT)),
+        "predictor": _published_predictor(unwrapped("predictor", predictor, MaskedPredictor)),
         "target_encoder": _published_encoder("teacher", inner),
     }
     states: dict[str, Any] = {
-        key: {f"module.{name}": copied(tensor) for name, tensor in state.items()}
-        for key, state in parts.items()
+        key: {f"module.{name}": cpu_copy(tensor) for name, tensor in state.items()}
+        for key, state in tensors.items()
     }
     return states | {"epoch": epoch}
 
 
-def _step(
+def _teacher_step(
     checkpoint: Mapping[str, Any], teacher: nn.Module | None, steps_per_epoch: int | None
 ) -> int | None:
     if steps_per_epoch is None:
         return None
-    check_int("steps_per_epoch", steps_per_epoch, minimum=1)
+    steps_per_epoch = as_int("steps_per_epoch", steps_per_epoch, minimum=1)
     if teacher is None:
         raise ValueError(
             f"steps_per_epoch={steps_per_epoch}: must come with a teacher, whose step it sets"
@@ -190,64 +197,64 @@ def _step(
             f"steps_per_epoch={steps_per_epoch}: the checkpoint has no 'epoch' to multiply it by; "
             "leave it out and set teacher.step"
         )
-    check_int("checkpoint['epoch']", checkpoint["epoch"], minimum=0)
-    return steps_per_epoch * int(checkpoint["epoch"])
+    return steps_per_epoch * as_int("checkpoint['epoch']", checkpoint["epoch"], minimum=0)
 
 
-def _encoder_pairs(
+def _match_encoder(
     name: str, encoder: MaskedViT, checkpoint: Mapping[str, Any], key: str
-) -> list[tuple[Tensor, Tensor]]:
-    ours = backbone_tensors(name, encoder)
-    theirs = part_of(checkpoint, key)
-    pairs = pair(f"checkpoint[{key!r}]", f"{name}'s backbone", ours, theirs, backbone_arguments)
-    _check_plain(name, encoder)
-    return list(pairs.values())
+) -> list[Assignment]:
+    tensors = backbone_tensors(name, encoder)
+    weights = state_of(checkpoint, key)
+    source = f"checkpoint[{key!r}]"
+    matched = match(source, f"{name}'s backbone", tensors, weights, backbone_arguments)
+    _check_computation(name, encoder)
+    return list(matched.values())
 
 
-def _predictor_pairs(
-    predictor: MaskedPredictor, checkpoint: Mapping[str, Any]
-) -> list[tuple[Tensor, Tensor]]:
-    ours = _published_predictor(predictor, reordered=False)
+def _match_predictor(predictor: MaskedPredictor, checkpoint: Mapping[str, Any]) -> list[Assignment]:
     source = "checkpoint['predictor']"
-    theirs = part_of(checkpoint, "predictor")
-    pairs: Pairs = pair(source, "predictor", ours, theirs, predictor_arguments)
+    tensors = _with_table(predictor, published_tensors("predictor", predictor))
+    weights = state_of(checkpoint, "predictor")
+    matched = match(source, "predictor", tensors, weights, predictor_arguments)
     if predictor.position == "sincos":
-        check_table(source, predictor, pairs.pop(TABLE)[1])
-    return [(mine, reorder(predictor, name, tensor)) for name, (mine, tensor) in pairs.items()]
-
-
-def _check_plain(name: str, encoder: MaskedViT) -> None:
-    """What neither names nor shapes of the backbone's tensors tell."""
-    square_side(name, encoder.grid_size)
-    check_arithmetic(name, encoder, _EPS)
-    beside = [key for key in clean_names(encoder.state_dict().items()) if "backbone." not in key]
-    if beside:
-        raise ValueError(
-            f"{name}: holds {beside} beside its backbone, for which the published layout has no "
-            "place; it leaves hidden patches out, as MaskedViT does with mask_mode='drop'"
-        )
+        check_table(source, predictor, matched.pop(TABLE).weight)
+    return [
+        Assignment(tensor, swap_halves(predictor, name, weight))
+        for name, (tensor, weight) in matched.items()
+    ]
 
 
 def _published_encoder(name: str, encoder: MaskedViT) -> dict[str, Tensor]:
     tensors = backbone_tensors(name, encoder)
-    names = published_names(depth_of(tensors))
-    lacks, adds = sorted(names - tensors.keys()), sorted(tensors.keys() - names)
-    if lacks or adds:
+    if difference := name_difference(published_names(depth_of(tensors)), tensors.keys()):
         raise ValueError(
-            f"{name}: must have the names of the published layout, but lacks {lacks[:5] or 'none'} "
-            f"and adds {adds[:5] or 'none'} ({len(lacks)} missing, {len(adds)} extra); "
+            f"{name}: must have the names of the published layout, but {difference}; "
             "timm_state_dict saves any backbone"
         )
-    _check_plain(name, encoder)
+    _check_computation(name, encoder)
     return tensors
 
 
-def _published_predictor(
-    predictor: MaskedPredictor, *, reordered: bool = True
-) -> dict[str, Tensor]:
+def _published_predictor(predictor: MaskedPredictor) -> dict[str, Tensor]:
     tensors = published_tensors("predictor", predictor)
-    if reordered:
-        tensors = {name: reorder(predictor, name, tensor) for name, tensor in tensors.items()}
-    if predictor.position == "sincos":
-        tensors[TABLE] = published_table(predictor)
-    return tensors
+    swapped = {name: swap_halves(predictor, name, tensor) for name, tensor in tensors.items()}
+    return _with_table(predictor, swapped)
+
+
+def _with_table(predictor: MaskedPredictor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Add the fixed position table, which the published layout stores and ours computes."""
+    if predictor.position != "sincos":
+        return tensors
+    return tensors | {TABLE: published_table(predictor)}
+
+
+def _check_computation(name: str, encoder: MaskedViT) -> None:
+    """Raise if an encoder computes something else, though the names and shapes of tensors fit."""
+    check_square_grid(name, encoder.grid_size)
+    check_arithmetic(name, encoder, _EPS)
+    extra = [key for key in clean_names(encoder.state_dict().items()) if "backbone." not in key]
+    if extra:
+        raise ValueError(
+            f"{name}: holds {extra} beside its backbone, which the published layout does not have; "
+            "use mask_mode='drop'"
+        )

@@ -7,7 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from jepakit._checks import (
-    check_bool,
+    as_bool,
+    as_ints,
     check_choice,
     check_floating,
     check_images_finite,
@@ -21,41 +22,42 @@ __all__ = ["MaskedViT"]
 
 
 class MaskedViT(nn.Module):
-    r"""A timm vision transformer whose forward can be given the visible patches.
+    r"""A timm vision transformer that can be run on a subset of its patches.
 
-    With patch tokens $z_p$ (embedding and position) and a context $S$,
-    $f(x, S) = \mathrm{norm}(\mathrm{blocks}(\mathrm{prefix}, (z_p)_{p \in S}))$ without the prefix:
-    what is hidden is dropped before the first block, so it costs nothing and leaks nothing. The
-    backbone is used as it is, its own weights, blocks, attention and positions, and its state dict
-    keeps its names. Class and register tokens are computed and attended to, not returned.
+    With patch embeddings $z_p$ (positions added) and a context $S$,
+    $f(x, S) = \mathrm{norm}(\mathrm{blocks}(\mathrm{prefix}, (z_p)_{p \in S}))$ without the prefix.
+    Hidden patches are dropped before the first block, so they cost nothing and cannot leak. The
+    backbone keeps its weights, blocks, attention and positions, and the names in its state dict.
+    Class and register tokens are computed and attended to, but not returned.
 
     `encoder(images)` equals `backbone.forward_features(images)[:, num_prefix_tokens:]`, after the
-    backbone's final norm. A timm model that is built to average its tokens
-    (`global_pool="avg"`) has that norm in its head (`fc_norm`); its tokens come without.
+    backbone's final norm. A timm model that is built to average its features
+    (`global_pool="avg"`) has that norm in its head (`fc_norm`), and the features come without it.
 
     Build the backbone with `num_classes=0`: a head, or a pooling layer of timm's own, gets no
-    gradient from patch tokens, at which `DistributedDataParallel` stops; freeze what remains.
-    Hybrids, with a convolutional stem in front, compute it on the whole image: what is hidden then
-    reaches the visible patches through the stem, by its receptive field and its group norms.
-    Models with batch norms (XCiT, TinyViT ...) mix the images of a batch while they train, hidden
-    patches included; in eval mode they do not.
+    gradient from patch features, at which `DistributedDataParallel` stops; freeze what remains.
+    Hybrids compute their convolutional stem on the whole image: hidden pixels then reach visible
+    patches within the stem's receptive field and through its group norms. Models with batch norms
+    (XCiT, TinyViT ...) mix the images of a batch in training, hidden patches included; in eval mode
+    they do not.
 
-    `torch.compile(fullgraph=True)` takes every model, and gradient checkpointing with it, but for
-    one pair: blocks with a relative-position bias of their own, checkpointed, with a context. There
-    the compiler stops, and without `fullgraph` it leaves these blocks uncompiled.
+    Every model works with `torch.compile(fullgraph=True)` and with gradient checkpointing, with one
+    exception for both together: blocks with a relative-position bias of their own, given a context.
+    There `fullgraph=True` fails, and without it these blocks are not compiled.
 
     Args:
         backbone: A timm model. Patches are dropped from the `VisionTransformer` family (DeiT,
             DINOv2, SigLIP, AIMv2, hybrids ...), `Eva` (EVA-02, DINOv3 and other rotary models),
             `Beit`, `VisionTransformerRelPos` and `NaFlexVit`.
         mask_mode: `"drop"` leaves hidden patches out. `"replace"` is for models that need the whole
-            grid (Swin, Hiera and whatever has a `patch_embed`): a learnable token stands behind
-            `patch_embed` for every hidden patch, nothing is saved, and the tokens that come out are
-            those of the last stage, on whose grid samplers work.
+            grid (Swin, Hiera and others with a `patch_embed`): a learnable mask token replaces the
+            embedding of every hidden patch. No compute is saved, and features and grid are those
+            of the last stage.
 
     Raises:
-        UnsupportedBackboneError: If the backbone lacks what the mode needs; says what.
-        ValueError: If it drops patches itself (`patch_drop_rate` above 0).
+        UnsupportedBackboneError: If the backbone lacks a feature that the mode needs, which the
+            text names.
+        ValueError: If the backbone drops patches itself (`patch_drop_rate` above 0).
 
     Example:
         >>> import timm, torch
@@ -69,7 +71,7 @@ class MaskedViT(nn.Module):
     Source:
         Dropping as in MAE (arXiv:2111.06377) and I-JEPA (arXiv:2301.08243), with timm's own
         forward. Difference: contexts may be ragged; padding is no key and comes out as zeros.
-        Replacing as in SimMIM (arXiv:2111.09886); difference: a cell of the last stage is hidden
+        Replacing as in SimMIM (arXiv:2111.09886). Difference: a cell of the last stage is hidden
         as a whole.
     """
 
@@ -84,32 +86,31 @@ class MaskedViT(nn.Module):
 
     @property
     def grid_size(self) -> tuple[int, int]:
-        """Grid of the tokens, `(H, W)`, for images of the size that the backbone was built for."""
+        """Grid of the features, `(H, W)`, for images of the size the backbone was built for."""
         return self._adapter.grid_size
 
     @property
     def embed_dim(self) -> int:
-        """Width of a token."""
+        """Width of the features."""
         return self._adapter.embed_dim
 
     @property
     def num_prefix_tokens(self) -> int:
-        """Class and register tokens in front of the patches."""
+        """Number of class and register tokens in front of the patches."""
         return self._adapter.num_prefix_tokens
 
     def forward(
         self, images: Float[Tensor, "b c h w"], context: TokenSet | None = None
     ) -> Float[Tensor, "b n d"]:
-        """Patch tokens after the final norm: of all patches, or of the context alone.
+        """Patch features after the final norm, of all patches or of the context alone.
 
         Args:
             images: Pixels, normalised as the backbone expects.
-            context: What is visible, `[batch, n]`; None for everything. Not-valid entries come out
-                as exact zeros.
+            context: Visible patches, `[batch, n]`; None for all. Padding comes out as exact zeros.
         """
         self._check(images, context)
-        tokens = self._adapter.tokens(images, context)
-        return _zero_padding(tokens[:, self.num_prefix_tokens :], context)
+        features = self._adapter.features(images, context)
+        return _zero_padding(features[:, self.num_prefix_tokens :], context)
 
     def forward_intermediates(
         self,
@@ -119,44 +120,41 @@ class MaskedViT(nn.Module):
         *,
         norm: bool = False,
     ) -> list[Float[Tensor, "b n d"]]:
-        """Patch tokens after chosen layers.
+        """Patch features after chosen layers.
 
         Args:
             images: Pixels, normalised as the backbone expects.
             layers: Numbers of blocks from 0, ascending; negative ones count from the end. With
                 `mask_mode="replace"`, numbers of timm's feature stages.
-            context: What is visible; None for everything. With `mask_mode="replace"`, only stages
-                on `grid_size` can be asked for with a context.
-            norm: Apply the backbone's final norm to each, so that layer -1 is what `forward` gives
-                and no parameter of the norm is left without a gradient. Not with
-                `mask_mode="replace"`, whose stages differ in width. A backbone that is built to
-                average its tokens has its norm in the head: it has none to apply, here as in
-                `forward`.
+            context: Visible patches; None for all. With `mask_mode="replace"`, a context allows
+                only stages on `grid_size`.
+            norm: Apply the backbone's final norm to each, so that layer -1 equals `forward` and
+                every parameter of the norm gets a gradient. Not with `mask_mode="replace"`, whose
+                stages differ in width. A backbone that is built to average its features has no
+                final norm outside its head; its features stay as they are, as in `forward`.
         """
-        check_bool("norm", norm)
-        if norm and self.mask_mode == "replace":
+        if as_bool("norm", norm) and self.mask_mode == "replace":
             raise ValueError(
                 "norm=True: must be False with mask_mode='replace', where the final norm has the "
                 "width of the last stage only"
             )
         self._check(images, context)
-        numbers = self._layer_numbers(layers)
-        outputs = self._adapter.intermediates(images, numbers, context)
+        outputs = self._adapter.intermediates(images, self._layer_numbers(layers), context)
         if norm:
-            outputs = [cast(Any, self.backbone).norm(tokens) for tokens in outputs]
-        return [_zero_padding(tokens, context) for tokens in outputs]
+            outputs = [cast(Any, self.backbone).norm(features) for features in outputs]
+        return [_zero_padding(features, context) for features in outputs]
 
     def extract_features(
         self,
         images: Float[Tensor, "b c h w"],
         pool: Literal["mean", "cls", "map"] | None = "mean",
     ) -> Float[Tensor, "b ..."]:
-        """Features for probes and retrieval: one for each image, after the backbone's `fc_norm`.
+        """Pooled features of whole images for probes and retrieval, after `fc_norm` if there is one.
 
         Args:
             images: Pixels, normalised as the backbone expects.
-            pool: `"mean"` over the patch tokens, the `"cls"` token, or `"map"`, the backbone's own
-                attention pooling. None leaves the patch tokens `[b n d]` as `forward` gives them.
+            pool: `"mean"` of the patch features, the `"cls"` token, or `"map"`, the backbone's own
+                attention pooling. None returns the patch features `[b n d]` as `forward` does.
         """
         check_choice("pool", pool, ("mean", "cls", "map", None))
         model: Any = self.backbone
@@ -168,26 +166,23 @@ class MaskedViT(nn.Module):
                 "global_pool='map' or use pool='mean'"
             )
         self._check(images, None)
-        tokens = self._adapter.tokens(images, None)
-        patches = tokens[:, self.num_prefix_tokens :]
+        features = self._adapter.features(images, None)
+        patches = features[:, self.num_prefix_tokens :]
         if pool is None:
             return patches
         if pool == "map":
-            pooled = self._adapter.attention_pooled(tokens)
+            pooled = self._adapter.attention_pooled(features)
         else:
-            pooled = tokens[:, 0] if pool == "cls" else patches.mean(dim=1)
+            pooled = features[:, 0] if pool == "cls" else patches.mean(dim=1)
         return cast(Tensor, model.fc_norm(pooled)) if hasattr(model, "fc_norm") else pooled
 
     def _layer_numbers(self, layers: Sequence[int]) -> list[int]:
-        if not isinstance(layers, Sequence) or not all(type(layer) is int for layer in layers):
-            raise TypeError(f"layers={layers!r}: must be a sequence of ints, such as [2, 5, 8, 11]")
+        """Layers counted from 0; raise unless they are distinct, ascending and exist."""
+        layers = as_ints("layers", layers)
         depth = self._adapter.num_layers
         numbers = [layer + depth if layer < 0 else layer for layer in layers]
-        if (
-            not numbers
-            or numbers != sorted(set(numbers))
-            or not 0 <= numbers[0] <= numbers[-1] < depth
-        ):
+        ascending = numbers == sorted(set(numbers))
+        if not numbers or not ascending or not 0 <= numbers[0] <= numbers[-1] < depth:
             raise ValueError(
                 f"layers={list(layers)}: must be distinct numbers of the {depth} blocks, ascending"
             )
@@ -214,8 +209,7 @@ class MaskedViT(nn.Module):
                 f"images {tuple(images.shape)}: must have the {channels} channels of the backbone"
                 + hint * (images.shape[-1] == channels)
             )
-        height, width = images.shape[-2:]
-        grid = self._adapter.grid_of((height, width))
+        grid = self._adapter.grid_of((images.shape[2], images.shape[3]))
         if context is not None:
             check_token_set("context", context, like="masks.context")
             if context.grid_size != grid:
@@ -237,7 +231,7 @@ class MaskedViT(nn.Module):
         return f"mask_mode={self.mask_mode!r}"
 
 
-def _zero_padding(tokens: Tensor, context: TokenSet | None) -> Tensor:
+def _zero_padding(features: Tensor, context: TokenSet | None) -> Tensor:
     if context is None or not context.padded:
-        return tokens
-    return tokens.masked_fill(~context.valid.unsqueeze(-1), 0)
+        return features
+    return features.masked_fill(~context.valid.unsqueeze(-1), 0)

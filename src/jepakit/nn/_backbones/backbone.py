@@ -1,7 +1,8 @@
-"""What `MaskedViT` asks of a timm model, whatever its family."""
+"""Base classes of the adapters: what `MaskedViT` needs from a timm model of any family."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -11,13 +12,48 @@ from torch import Tensor, nn
 from jepakit.nn.blocks import key_mask
 from jepakit.tokens import TokenSet, take_tokens
 
-__all__: list[str] = []
+__all__ = ["UnsupportedBackboneError"]
+
+
+class UnsupportedBackboneError(TypeError):
+    """A model that `MaskedViT` cannot run on a context; the text names the missing feature.
+
+    Example:
+        >>> import timm
+        >>> from jepakit import MaskedViT
+        >>> try:
+        ...     MaskedViT(timm.create_model("resnet10t"))
+        ... except TypeError as error:
+        ...     print(type(error).__name__)
+        UnsupportedBackboneError
+    """
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A feature that a model would need for an adapter, as a noun phrase for an error message."""
+
+    feature: str
+
+    def __str__(self) -> str:
+        return self.feature
+
+
+def missing_attribute(model: Any, *names: str) -> Missing | None:
+    """Return the first of some dotted attributes that a model does not have."""
+    for name in names:
+        owner = model
+        for part in name.split("."):
+            if not hasattr(owner, part):
+                return Missing(name)
+            owner = getattr(owner, part)
+    return None
 
 
 class Backbone(ABC):
-    """A timm model, how it is told what is visible, and where its patches are.
+    """A timm model, its grid, and its forward with a context.
 
-    No module: the model's own names in a state dict stay as they are.
+    It is not a module, so the model keeps its own names in a state dict.
     """
 
     def __init__(self, model: Any) -> None:
@@ -26,27 +62,32 @@ class Backbone(ABC):
     @property
     @abstractmethod
     def grid_size(self) -> tuple[int, int]:
-        """Grid of the tokens that come out, for images of the size the model was built for."""
+        """Grid of the output for images of the size that the model was built for."""
 
     @abstractmethod
     def grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Grid of the tokens for images of `size` pixels; raises if the model refuses them."""
+        """Grid of the output for images of `size` pixels; raise if the model refuses them."""
 
     @abstractmethod
-    def tokens(
+    def features(
         self, images: Float[Tensor, "b c h w"], context: TokenSet | None
     ) -> Float[Tensor, "b n d"]:
-        """Tokens after the final norm, prefix tokens first; of the context, if there is one."""
+        """Features after the final norm: class and register tokens, then patches of the context."""
 
     @abstractmethod
     def intermediates(
         self, images: Float[Tensor, "b c h w"], layers: Sequence[int], context: TokenSet | None
     ) -> list[Float[Tensor, "b n d"]]:
-        """Patch tokens after the given layers, without norm."""
+        """Patch features after the given layers, without the final norm."""
+
+    @property
+    @abstractmethod
+    def num_layers(self) -> int:
+        """Number of layers that `intermediates` can return."""
 
     @property
     def embed_dim(self) -> int:
-        """Width of a token that comes out."""
+        """Width of the output features."""
         return int(self.model.num_features)
 
     @property
@@ -56,73 +97,88 @@ class Backbone(ABC):
 
     @property
     def num_prefix_tokens(self) -> int:
-        """Class and register tokens in front of the patches."""
+        """Number of class and register tokens in front of the patches."""
         return int(getattr(self.model, "num_prefix_tokens", 0))
 
     @property
-    @abstractmethod
-    def num_layers(self) -> int:
-        """How many layers `intermediates` can choose from."""
-
-    @property
     def has_class_token(self) -> bool:
-        """Whether the first prefix token is a class token."""
+        """True if the first prefix token is a class token."""
         return getattr(self.model, "cls_token", None) is not None
 
-    def attention_pooled(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
-        """All tokens pooled by the model's own `attn_pool`."""
-        return cast(Tensor, self.model.pool(tokens))
+    def attention_pooled(self, features: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
+        """All features, prefix included, pooled by the model's own `attn_pool`."""
+        return cast(Tensor, self.model.pool(features))
 
 
 class DroppingBackbone(Backbone):
-    """A model of one sequence of blocks, before which patches can be dropped."""
+    """A model with one sequence of blocks, in front of which patches can be dropped."""
 
     @classmethod
     @abstractmethod
-    def lacks(cls, model: Any) -> str | None:
-        """What a model lacks to be one of this family; None if nothing."""
+    def missing_feature(cls, model: Any) -> Missing | None:
+        """Return what a model lacks to be of this family; None if it has everything."""
+
+    @abstractmethod
+    def set_context(self, context: TokenSet | None) -> dict[str, Tensor]:
+        """Make the model keep the context's patches (all with None); return forward arguments.
+
+        Not a context manager, which breaks the graph in older versions of torch.
+        """
 
     @property
     def num_layers(self) -> int:
         return len(self.model.blocks)
 
-    @abstractmethod
-    def show(self, context: TokenSet | None) -> dict[str, Tensor]:
-        """Make the model keep the context's patches, all with None; gives what its forward takes.
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        rows, columns = self.model.patch_embed.grid_size
+        return rows, columns
 
-        A plain call, since a context manager would break the graph of older versions of torch.
-        """
+    def grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
+        embed = self.model.patch_embed
+        if not getattr(self.model, "dynamic_img_size", False):
+            if size != tuple(embed.img_size):
+                raise ValueError(
+                    f"images of {size[0]} x {size[1]} pixels: must be {embed.img_size[0]} x "
+                    f"{embed.img_size[1]}, as the backbone was built; build it with "
+                    f"img_size={size} or dynamic_img_size=True"
+                )
+            return self.grid_size
+        if not embed.dynamic_img_pad:
+            check_multiples(size, embed.feat_ratio(as_scalar=False))
+        rows, columns = embed.dynamic_feat_size(size)
+        return rows, columns
 
-    def tokens(
+    def features(
         self, images: Float[Tensor, "b c h w"], context: TokenSet | None
     ) -> Float[Tensor, "b n d"]:
         try:
-            return cast(Tensor, self.model.forward_features(images, **self.show(context)))
+            return cast(Tensor, self.model.forward_features(images, **self.set_context(context)))
         finally:
-            self.show(None)
+            self.set_context(None)
 
     def intermediates(
         self, images: Float[Tensor, "b c h w"], layers: Sequence[int], context: TokenSet | None
     ) -> list[Float[Tensor, "b n d"]]:
         try:
-            # "NCHW" would scramble a dropped set onto a full grid.
+            # "NCHW" would scramble the features of a context onto a full grid.
             outputs = self.model.forward_intermediates(
                 images,
                 indices=list(layers),
                 intermediates_only=True,
                 stop_early=True,
                 output_fmt="NLC",
-                **self.show(context),
+                **self.set_context(context),
             )
         finally:
-            self.show(None)
+            self.set_context(None)
         return list(outputs)
 
 
-class KeepTokens(nn.Module):
-    """Keeps the prefix tokens and the context's patches of a sequence; everything without one.
+class KeepContext(nn.Module):
+    """Keeps the prefix and the context's patches of a sequence; everything without a context.
 
-    It has no parameters, so a backbone's state dict stays as it was.
+    It has no parameters, so the backbone's state dict does not change.
     """
 
     def __init__(self, num_prefix_tokens: int) -> None:
@@ -131,11 +187,11 @@ class KeepTokens(nn.Module):
         self.context: TokenSet | None = None
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b k d"]:
-        return kept_tokens(x, self.context, self.num_prefix_tokens)
+        return keep_context(x, self.context, self.num_prefix_tokens)
 
 
-class KeepAfter:
-    """The same as a forward hook, where a model has no module of its own to stand in for."""
+class KeepContextHook:
+    """`KeepContext` as a forward hook, for models without a module that it could replace."""
 
     def __init__(self, num_prefix_tokens: int) -> None:
         self.num_prefix_tokens = num_prefix_tokens
@@ -144,23 +200,26 @@ class KeepAfter:
     def __call__(
         self, _module: nn.Module, _arguments: tuple[Any, ...], output: Float[Tensor, "b n d"]
     ) -> Float[Tensor, "b k d"]:
-        return kept_tokens(output, self.context, self.num_prefix_tokens)
+        return keep_context(output, self.context, self.num_prefix_tokens)
 
 
-def kept_tokens(
+def keep_context(
     x: Float[Tensor, "b n d"], context: TokenSet | None, num_prefix_tokens: int
 ) -> Float[Tensor, "b k d"]:
-    """The prefix and the context's patches of a sequence; all of it without a context."""
+    """Return the prefix and the context's patches of a sequence; all of it without a context."""
     if context is None:
         return x
     prefix, patches = x[:, :num_prefix_tokens], x[:, num_prefix_tokens:]
     return torch.cat([prefix, take_tokens(patches, context)], dim=1)
 
 
-def seen_keys(context: TokenSet | None, num_prefix_tokens: int) -> Bool[Tensor, "b 1 1 n"] | None:
-    """The mask of keys that are no padding; None where nothing is padded.
+def context_key_mask(
+    context: TokenSet | None, num_prefix_tokens: int
+) -> Bool[Tensor, "b 1 1 n"] | None:
+    """Return the attention mask that excludes padding; None where the context promises none.
 
-    An all-true mask would cost time, and no value is read back to find out.
+    `padded` is a static flag: an all-true mask would cost time, and looking for padding among the
+    values would be a host synchronisation.
     """
     if context is None or not context.padded:
         return None
@@ -168,19 +227,21 @@ def seen_keys(context: TokenSet | None, num_prefix_tokens: int) -> Bool[Tensor, 
     return key_mask(torch.cat([prefix, context.valid], dim=1))
 
 
-def kept_positions(context: TokenSet, num_prefix_tokens: int) -> Int[Tensor, "b n"]:
-    """Positions in the model's own sequence: the prefix, then the context's patches."""
+def sequence_positions(context: TokenSet, num_prefix_tokens: int) -> Int[Tensor, "b n"]:
+    """Return positions in the model's sequence: the prefix, then the context's patches.
+
+    With one class token, patch p of the grid is entry p + 1 of the sequence: the context [0, 5]
+    gives [0, 1, 6].
+    """
     prefix = torch.arange(num_prefix_tokens, device=context.idx.device)
     prefix = prefix.expand(len(context.idx), num_prefix_tokens)
     return torch.cat([prefix, context.idx + num_prefix_tokens], dim=1)
 
 
-def missing(model: Any, *names: str) -> str | None:
-    """The first of some dotted attributes that a model does not have."""
-    for name in names:
-        place = model
-        for part in name.split("."):
-            if not hasattr(place, part):
-                return name
-            place = getattr(place, part)
-    return None
+def check_multiples(size: tuple[int, int], patch_size: Sequence[int]) -> None:
+    """Raise unless both sides of an image, in pixels, are multiples of the patch's."""
+    if any(side % patch for side, patch in zip(size, patch_size, strict=True)):
+        raise ValueError(
+            f"images of {size[0]} x {size[1]} pixels: sides must be multiples of the patch size "
+            f"{tuple(patch_size)}, or build the backbone with dynamic_img_pad=True"
+        )

@@ -1,21 +1,29 @@
-"""timm's `NaFlexVit`, which embeds patches and positions in a module of its own."""
+"""Adapter for timm's `NaFlexVit`, which embeds patches and positions in a module of its own."""
 
 from typing import Any, cast
 
 from jaxtyping import Float
 from torch import Tensor
 
-from jepakit.nn._backbones.backbone import DroppingBackbone, KeepAfter, missing, seen_keys
+from jepakit.nn._backbones.backbone import (
+    DroppingBackbone,
+    KeepContextHook,
+    Missing,
+    check_multiples,
+    context_key_mask,
+    missing_attribute,
+)
 from jepakit.tokens import TokenSet
 
 __all__: list[str] = []
 
 
 class NaFlexBackbone(DroppingBackbone):
-    """Images go in as images, so that positions follow the whole grid, and patches go thereafter.
+    """Drops patches after the whole image is embedded.
 
-    Given patches and coordinates instead, timm takes the largest visible coordinate for the grid's
-    size and stretches the positions to it; and its `patch_drop` is left out in eval mode.
+    `NaFlexVit` also takes patches with coordinates. That is not used: timm takes the largest
+    coordinate among them for the size of the grid and stretches the positions to it. Nor is its
+    `patch_drop`, which is skipped in eval mode.
     """
 
     def __init__(self, model: Any) -> None:
@@ -26,19 +34,21 @@ class NaFlexBackbone(DroppingBackbone):
                 "backbone with patch_drop_rate=0"
             )
         self.default_size = cast(tuple[int, int], _default_size(model))
-        self.keep = KeepAfter(model.num_prefix_tokens)
+        self.keep = KeepContextHook(model.num_prefix_tokens)
         model.embeds.pos_drop.register_forward_hook(self.keep)
 
     @classmethod
-    def lacks(cls, model: Any) -> str | None:
-        name = missing(
+    def missing_feature(cls, model: Any) -> Missing | None:
+        attribute = missing_attribute(
             model, "embeds.pos_drop", "embeds.dynamic_feat_size", "blocks", "norm", "patch_drop"
         )
-        if name is None and model.rope is not None:
-            return "positions that are added (rope=None)"
-        if name is None and _default_size(model) is None:
-            return "an image size to report a grid for; build it with img_size"
-        return name
+        if attribute is not None:
+            return attribute
+        if model.rope is not None:
+            return Missing("positions that are added (rope=None)")
+        if _default_size(model) is None:
+            return Missing("an image size to report a grid for; build it with img_size")
+        return None
 
     @property
     def grid_size(self) -> tuple[int, int]:
@@ -46,12 +56,8 @@ class NaFlexBackbone(DroppingBackbone):
 
     def grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
         embeds = self.model.embeds
-        patch = embeds.patch_size
-        if not embeds.dynamic_img_pad and any(s % p for s, p in zip(size, patch, strict=True)):
-            raise ValueError(
-                f"images of {size[0]} x {size[1]} pixels: sides must be multiples of the patch "
-                f"size {tuple(patch)}, or build the backbone with dynamic_img_pad=True"
-            )
+        if not embeds.dynamic_img_pad:
+            check_multiples(size, embeds.patch_size)
         rows, columns = embeds.dynamic_feat_size(size)
         return rows, columns
 
@@ -59,20 +65,21 @@ class NaFlexBackbone(DroppingBackbone):
     def has_class_token(self) -> bool:
         return bool(self.model.has_class_token)
 
-    def attention_pooled(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
-        return cast(Tensor, self.model._pool(tokens))
+    def attention_pooled(self, features: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
+        return cast(Tensor, self.model._pool(features))
 
-    def show(self, context: TokenSet | None) -> dict[str, Tensor]:
+    def set_context(self, context: TokenSet | None) -> dict[str, Tensor]:
         self.keep.context = context
-        mask = seen_keys(context, self.model.num_prefix_tokens)
+        mask = context_key_mask(context, self.model.num_prefix_tokens)
         return {} if mask is None else {"attn_mask": mask}
 
 
 def _default_size(model: Any) -> tuple[int, int] | None:
+    """Return the image size in pixels that a model was built for, if it records one."""
     embeds = model.embeds
     if embeds.default_img_size is not None:
         return cast(tuple[int, int], tuple(embeds.default_img_size))
     if embeds.pos_embed_grid_size is not None:
-        grid, patch = embeds.pos_embed_grid_size, embeds.patch_size
-        return grid[0] * patch[0], grid[1] * patch[1]
+        (rows, columns), (height, width) = embeds.pos_embed_grid_size, embeds.patch_size
+        return rows * height, columns * width
     return None

@@ -1,21 +1,22 @@
-"""Any model with a `patch_embed`: hidden patches become a mask token behind it, as in SimMIM."""
+"""Adapter for any model with a `patch_embed`: hidden patches become a mask token, as in SimMIM."""
 
 from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
+from einops import rearrange, repeat
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from jepakit.nn._backbones.backbone import Backbone
-from jepakit.nn._backbones.layout import Layout, flat_tokens, image_size_of
+from jepakit.nn._backbones.backbone import Backbone, keep_context
+from jepakit.nn._backbones.layout import Layout, flat_features, image_size_of
 from jepakit.tokens import TokenSet, take_tokens
 
 __all__: list[str] = []
 
 
 class MaskToken(nn.Module):
-    """A learnable token that takes the place of every hidden patch's embedding."""
+    """A learnable vector that replaces the embedding of every hidden patch."""
 
     def __init__(self, dim: int, *, channels_first: bool) -> None:
         super().__init__()
@@ -24,8 +25,8 @@ class MaskToken(nn.Module):
         self.channels_first = channels_first
         self.hidden: Bool[Tensor, "b h w"] | None = None
 
-    def after(self, _module: nn.Module, _arguments: tuple[Any, ...], output: Any) -> Any:
-        """The forward hook of a `patch_embed`; some return their grid beside the tokens."""
+    def hook(self, _module: nn.Module, _arguments: tuple[Any, ...], output: Any) -> Any:
+        """Forward hook of a `patch_embed`, which may return `(patches, grid)`."""
         if self.hidden is None:
             return output
         if isinstance(output, tuple):
@@ -36,7 +37,7 @@ class MaskToken(nn.Module):
         """Replace in `[b n d]`, `[b h w d]` or `[b d h w]`."""
         hidden, token = cast(Tensor, self.hidden), self.mask_token.to(x.dtype)
         if x.dim() == 3:
-            return torch.where(hidden.flatten(1)[:, :, None], token, x)
+            return torch.where(rearrange(hidden, "b h w -> b (h w) 1"), token, x)
         if self.channels_first:
             return torch.where(hidden[:, None], token[:, None, None], x)
         return torch.where(hidden[..., None], token, x)
@@ -45,21 +46,19 @@ class MaskToken(nn.Module):
 class ReplacingBackbone(Backbone):
     """Runs the whole model, with mask tokens where patches are hidden.
 
-    A token that comes out is a cell of the last stage. A hidden cell hides every patch under it, so
-    that a sampler on `grid_size` keeps to the model's stride.
+    An output feature is a cell of the last stage. A hidden cell hides all patches under it, so
+    contexts and targets are on the grid of the last stage.
     """
 
     def __init__(self, model: Any, layout: Layout) -> None:
         super().__init__(model)
         self.layout = layout
-        self.replacing = MaskToken(
-            self.layout.patch_dim, channels_first=self.layout.patches == "NCHW"
-        )
-        model.patch_embed.register_forward_hook(self.replacing.after)
+        self.replacing = MaskToken(layout.patch_dim, channels_first=layout.patch_order == "NCHW")
+        model.patch_embed.register_forward_hook(self.replacing.hook)
 
     @property
     def grid_size(self) -> tuple[int, int]:
-        # timm's `set_input_size` may have come after.
+        # Read anew, since timm's `set_input_size` may have changed it.
         return self.grid_of(image_size_of(self.model) or self.layout.image_size)
 
     @property
@@ -85,31 +84,28 @@ class ReplacingBackbone(Backbone):
             )
         return size[0] // stride[0], size[1] // stride[1]
 
-    def tokens(
+    def features(
         self, images: Float[Tensor, "b c h w"], context: TokenSet | None
     ) -> Float[Tensor, "b n d"]:
-        self.replacing.hidden = self._hidden(context)
+        self.replacing.hidden = self._hidden_patches(context)
         try:
-            features = self.model.forward_features(images)
+            output = self.model.forward_features(images)
         finally:
             self.replacing.hidden = None
-        out = flat_tokens(self.model, features, self.layout.features)
-        if context is None:
-            return out
-        prefix = self.num_prefix_tokens
-        return torch.cat([out[:, :prefix], take_tokens(out[:, prefix:], context)], dim=1)
+        features = flat_features(self.model, output, self.layout.feature_order)
+        return keep_context(features, context, self.num_prefix_tokens)
 
     def intermediates(
         self, images: Float[Tensor, "b c h w"], layers: Sequence[int], context: TokenSet | None
     ) -> list[Float[Tensor, "b n d"]]:
-        self.replacing.hidden = self._hidden(context)
+        self.replacing.hidden = self._hidden_patches(context)
         try:
             maps = self.model.forward_intermediates(
                 images, indices=list(layers), intermediates_only=True, output_fmt="NCHW"
             )
         finally:
             self.replacing.hidden = None
-        outputs = [features.flatten(2).transpose(1, 2) for features in maps]
+        outputs = [rearrange(features, "b d h w -> b (h w) d") for features in maps]
         if context is None:
             return outputs
         for layer, features in zip(layers, maps, strict=True):
@@ -121,10 +117,9 @@ class ReplacingBackbone(Backbone):
                 )
         return [take_tokens(features, context) for features in outputs]
 
-    def _hidden(self, context: TokenSet | None) -> Bool[Tensor, "b h w"] | None:
+    def _hidden_patches(self, context: TokenSet | None) -> Bool[Tensor, "b h w"] | None:
+        """Mark every patch under a cell that is not in the context."""
         if context is None:
             return None
-        hidden: Tensor = ~context.to_mask().view(len(context.idx), *context.grid_size)
-        for axis, cells in enumerate(self.layout.cells, start=1):
-            hidden = hidden.repeat_interleave(cells, dim=axis)
-        return hidden
+        (h, w), (p, q) = context.grid_size, self.layout.patches_per_cell
+        return repeat(~context.to_mask(), "b (h w) -> b (h p) (w q)", h=h, w=w, p=p, q=q)

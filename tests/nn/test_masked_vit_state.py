@@ -209,7 +209,7 @@ def test_a_backbone_that_drops_patches_itself_raises(name) -> None:
         ("naflexvit_rope", "positions that are added", "vit_small_patch16_224"),
         ("beit_both", "a relative-position bias that is either shared", "mask_mode='replace'"),
         ("features_only", "patch_embed", "without features_only"),
-        ("own_attention", "attention of timm's own class, Own is none", "mask_mode='replace'"),
+        ("own_attention", "attention of timm's own classes, but has Own", "mask_mode='replace'"),
     ],
 )
 def test_other_models_raise_by_name(name, lacks, nearest) -> None:

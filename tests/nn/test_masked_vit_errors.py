@@ -142,9 +142,19 @@ def test_context_of_another_kind(context, got, cached) -> None:
 
 
 @pytest.mark.no_hook
-@pytest.mark.parametrize("layers", [1, None, {0, 1}, [0.0, 1], ["0"], "01", [True]])
-def test_layers_of_another_kind(layers, cached) -> None:
-    text = f"layers={layers!r}: must be a sequence of ints, such as [2, 5, 8, 11]"
+@pytest.mark.parametrize(
+    ("layers", "text"),
+    [
+        (1, "layers=1: must be a sequence of ints, got int"),
+        (None, "layers=None: must be a sequence of ints, got NoneType"),
+        ({0, 1}, "layers={0, 1}: must be a sequence of ints, got set"),
+        ("01", "layers='01': must be a sequence of ints, got str"),
+        ([0.0, 1], "layers[0]=0.0: must be an int, got float"),
+        ([0, "1"], "layers[1]='1': must be an int, got str"),
+        ([True], "layers[0]=True: must be an int, got bool"),
+    ],
+)
+def test_layers_of_another_kind(layers, text, cached) -> None:
     with pytest.raises(TypeError, match=f"^{re.escape(text)}$"):
         cached("vit_cls").forward_intermediates(torch.zeros(2, 3, 64, 64), layers)
 

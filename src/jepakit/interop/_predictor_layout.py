@@ -1,4 +1,4 @@
-"""A `MaskedPredictor`'s tensors in I-JEPA's published layout: its names and its feature order."""
+"""A `MaskedPredictor` in I-JEPA's published layout: its names and its order of features."""
 
 import re
 from collections.abc import Mapping
@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jepakit.interop.backbones import depth_of, ratio, shape_of
-from jepakit.interop.parts import square_side, tensors_of
+from jepakit.interop._encoder_layout import check_square_grid, depth_of, mlp_ratio, shape_of
+from jepakit.interop._weights import tensors_of
 from jepakit.nn import MaskedPredictor
 from jepakit.nn.positions import sincos_table
 
@@ -17,10 +17,13 @@ __all__: list[str] = []
 
 TABLE = "predictor_pos_embed"
 
-# The published table has the column's sines and cosines in its first half and the row's in its
-# second; `sincos_table` has the row first. Everything between the two linear maps at the ends is
-# equivariant under a permutation of the features of the residual stream, so a published predictor
-# becomes one on our table by swapping the halves along each axis that runs over that stream.
+# The published position table has the sines and cosines of the column in its first half and those
+# of the row in its second; `sincos_table` has the row first. Norms, attention and MLPs work with
+# any order of the features in the residual stream, as long as all of them use the same. So a
+# published predictor becomes one for our table by swapping the halves of every tensor along the
+# axis that runs over that stream. For a stream of width 4, with S = [[0, I], [I, 0]] swapping
+# (x0, x1, x2, x3) to (x2, x3, x0, x1): a map W into the stream becomes S W (its rows are swapped),
+# and a map W out of it W S (its columns are).
 _STREAM_AXIS = {
     "predictor_embed.weight": 0,
     "predictor_embed.bias": 0,
@@ -42,36 +45,37 @@ _STREAM_AXIS = {
 
 
 def published_tensors(name: str, predictor: MaskedPredictor) -> dict[str, Tensor]:
-    """A predictor's tensors under the published names and shapes; shares its memory.
+    """Return a predictor's tensors under the published names and shapes; shares memory.
 
-    The features are still in our order. The fixed table of `"sincos"` is not among them.
+    Features are in our order. The fixed table of `position="sincos"`, which is not part of the
+    state, is not included.
     """
     levels, width = len(predictor.grid_sizes), predictor.embed.in_features
     if levels > 1 or predictor.proj.out_features != width:
         raise ValueError(
             f"{name}: has {levels} levels and predictions of width {predictor.proj.out_features} "
-            f"from tokens of width {width}; the published layout has one level and one width"
+            f"from features of width {width}; the published layout has one level and one width"
         )
     if predictor.position == "rope":
         raise ValueError(
             f"{name}: position='rope' has no place in the published layout, which adds positions; "
             "build the predictor with position='sincos'"
         )
-    square_side(name, predictor.grid_size)
-    found = {}
+    check_square_grid(name, predictor.grid_size)
+    tensors = {}
     for key, tensor in tensors_of(name, predictor).items():
         if key == "mask_token":
-            found[key] = tensor[None, None]
+            tensors[key] = tensor[None, None]
         elif key == "position_table":
-            found[TABLE] = tensor[None]
+            tensors[TABLE] = tensor[None]
         else:
-            key = re.sub(r"\.mlp\.0\.", ".mlp.fc1.", re.sub(r"\.mlp\.2\.", ".mlp.fc2.", key))
-            found[f"predictor_{key}"] = tensor
-    return found
+            key = key.replace(".mlp.0.", ".mlp.fc1.").replace(".mlp.2.", ".mlp.fc2.")
+            tensors[f"predictor_{key}"] = tensor
+    return tensors
 
 
-def reorder(predictor: MaskedPredictor, name: str, tensor: Tensor) -> Tensor:
-    """From the published order of features to ours, and as well from ours to the published."""
+def swap_halves(predictor: MaskedPredictor, name: str, tensor: Tensor) -> Tensor:
+    """Convert a tensor between the published order of features and ours; its own inverse."""
     axis = _STREAM_AXIS.get(re.sub(r"^predictor_blocks\.\d+\.", "", name))
     if axis is None or predictor.position != "sincos":
         return tensor
@@ -79,17 +83,17 @@ def reorder(predictor: MaskedPredictor, name: str, tensor: Tensor) -> Tensor:
 
 
 def published_table(predictor: MaskedPredictor) -> Tensor:
-    """The fixed table of the published code, for a predictor's grid and width, `[1, N, P]`."""
+    """Return the fixed table of the published code for a predictor's grid and width, `[1 N d]`."""
     width = predictor.embed.out_features
     return sincos_table(predictor.grid_size, width).roll(width // 2, dims=-1)[None]
 
 
 def check_table(source: str, predictor: MaskedPredictor, table: Tensor) -> None:
-    """Raise unless `table` is the published one, which our fixed table stands for."""
+    """Raise unless `table` is the published one, which our fixed table replaces."""
     table = table.detach().cpu()
-    precision = max(1e-5, torch.finfo(table.dtype).eps)
+    tolerance = max(1e-5, torch.finfo(table.dtype).eps)
     error = (table.float() - published_table(predictor)).abs().max().item()
-    if not error <= precision:  # NaN lands here too
+    if not error <= tolerance:  # also for NaN
         raise ValueError(
             f"{source}: {TABLE} differs from the published sine-cosine table by up to {error:.2g}, "
             "so it was learned or made in another way; build the predictor with "
@@ -98,14 +102,14 @@ def check_table(source: str, predictor: MaskedPredictor, table: Tensor) -> None:
 
 
 def predictor_arguments(state: Mapping[str, Any]) -> dict[str, str]:
-    """Arguments, written out, of the predictor that has these tensors."""
-    found: dict[str, str] = {}
+    """Return the arguments, as source code, of the predictor with these tensors."""
+    arguments: dict[str, str] = {}
     if embed := shape_of(state, "predictor_embed.weight", 2):
-        found |= {"encoder_dim": str(embed[1]), "predictor_embed_dim": str(embed[0])}
+        arguments |= {"encoder_dim": str(embed[1]), "predictor_embed_dim": str(embed[0])}
     if hidden := shape_of(state, "predictor_blocks.0.mlp.fc1.weight", 2):
-        found["mlp_ratio"] = ratio(hidden[0], hidden[1])
-    found["depth"] = str(depth_of(state, "predictor_blocks"))
+        arguments["mlp_ratio"] = mlp_ratio(*hidden)
+    arguments["depth"] = str(depth_of(state, "predictor_blocks"))
     table = shape_of(state, TABLE, 3)
     if table and isqrt(table[1]) ** 2 == table[1]:
-        found["grid_size"] = str((isqrt(table[1]), isqrt(table[1])))
-    return found
+        arguments["grid_size"] = str((isqrt(table[1]), isqrt(table[1])))
+    return arguments

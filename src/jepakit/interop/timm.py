@@ -1,22 +1,22 @@
-"""`timm_state_dict`: the backbone alone, as timm names it."""
+"""`timm_state_dict`: the backbone's weights under timm's names."""
 
 from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from jepakit._wrapped import unwrap
-from jepakit.interop.assignment import copied
-from jepakit.interop.parts import as_encoder, backbone_tensors
+from jepakit.interop._weights import backbone_tensors, cpu_copy, unwrapped
+from jepakit.nn import MaskedViT
 from jepakit.teacher import EMATeacher
 
 __all__ = ["timm_state_dict"]
 
 
 def timm_state_dict(model: nn.Module) -> dict[str, Shaped[Tensor, "..."]]:
-    """The weights of an encoder's or a teacher's backbone under timm's names, without wrappers.
+    """Weights of an encoder's or a teacher's backbone under timm's names, without wrappers.
 
-    Saved with `torch.save`, `timm.create_model(..., checkpoint_path=...)` loads them into a model
-    that is built with the same arguments; no jepakit is needed there. Tensors are copies on the
-    CPU. A mask token of `mask_mode="replace"` is the encoder's, not the backbone's, and stays out.
+    Saved with `torch.save`, they are loaded by `timm.create_model(..., checkpoint_path=...)` into a
+    model that is built with the same arguments; that takes no jepakit. Tensors are copies on the
+    CPU. The mask token of `mask_mode="replace"` belongs to the encoder and is not included.
 
     Args:
         model: A `MaskedViT`, or an `EMATeacher` of one; wrapped by DDP or `torch.compile` or not.
@@ -34,13 +34,10 @@ def timm_state_dict(model: nn.Module) -> dict[str, Shaped[Tensor, "..."]]:
         >>> state = timm_state_dict(EMATeacher(encoder, 0.996))
         >>> timm.create_model("vit_tiny_patch16_224", **arguments).load_state_dict(state)
         <All keys matched successfully>
-
-    Source:
-        The names are those of timm (Wightman, 2019).
     """
     inner = unwrap(model) if isinstance(model, nn.Module) else model
     if isinstance(inner, EMATeacher):
-        encoder = as_encoder("model.module", inner.module)
+        encoder = unwrapped("model.module", inner.module, MaskedViT)
     else:
-        encoder = as_encoder("model", model)
-    return {name: copied(tensor) for name, tensor in backbone_tensors("model", encoder).items()}
+        encoder = unwrapped("model", model, MaskedViT)
+    return {name: cpu_copy(tensor) for name, tensor in backbone_tensors("model", encoder).items()}

@@ -1,8 +1,10 @@
 """`MaskedViT.forward_intermediates` and `.extract_features`."""
 
+import numpy as np
 import pytest
 import timm
 import torch
+from omegaconf import OmegaConf
 
 from jepakit import MaskedViT, TokenSet, take_tokens
 
@@ -96,6 +98,18 @@ def test_intermediates_refuse_other_layers(layers, cached, images_for) -> None:
         encoder.forward_intermediates(images_for(encoder, 1), layers)
 
 
+@pytest.mark.parametrize("kind", [tuple, np.array, torch.Size, OmegaConf.create])
+def test_layers_may_be_any_sequence(kind, cached, images_for) -> None:
+    encoder = cached("vit_cls")
+    images = images_for(encoder, 1)
+    for ours, expected in zip(
+        encoder.forward_intermediates(images, kind([0, 1])),
+        encoder.forward_intermediates(images, [0, 1]),
+        strict=True,
+    ):
+        assert torch.equal(ours, expected)
+
+
 def test_mean_features_are_the_mean_of_patches(any_kind, cached, images_for, assert_close) -> None:
     """Traps: a mean over the wrong axis; class and register tokens in the mean; no `fc_norm`."""
     encoder = cached(any_kind)
@@ -159,7 +173,7 @@ def test_map_needs_attention_pooling(cached, images_for) -> None:
         encoder.extract_features(images_for(encoder, 1), pool="map")
 
 
-def test_unpooled_features_are_the_tokens(few_kind, cached, images_for) -> None:
+def test_unpooled_features_are_those_of_forward(few_kind, cached, images_for) -> None:
     encoder = cached(few_kind)
     images = images_for(encoder, 2)
     with torch.no_grad():

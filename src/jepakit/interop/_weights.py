@@ -1,0 +1,178 @@
+"""Weights: read from a checkpoint, matched with the tensors of a user's modules, copied to them.
+
+Loading is all or nothing: every name, shape and type is compared before the first tensor is
+written.
+"""
+
+import os
+import pickle
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from jepakit._checks import check_floating, type_name
+from jepakit._wrapped import clean_names, fsdp_parts, loaded_type, name_difference, unwrap
+from jepakit.nn import MaskedViT
+
+__all__: list[str] = []
+
+_Part = TypeVar("_Part", bound=nn.Module)
+
+
+# Checkpoints
+
+
+def read_checkpoint(checkpoint: Mapping[str, Any] | str | os.PathLike[str]) -> Mapping[str, Any]:
+    """Return a checkpoint's mapping; of a file, without running code, and on the CPU."""
+    if isinstance(checkpoint, Mapping):
+        return checkpoint
+    if not isinstance(checkpoint, str | os.PathLike):
+        raise TypeError(f"checkpoint: must be a mapping or a path, got {type_name(checkpoint)}")
+    path = Path(checkpoint)
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint={str(path)!r}: must be a file, and there is none")
+    try:
+        # Most of a published file is the state of the optimiser, which `mmap` leaves unread; it
+        # does not work with the older format of torch.save, which is no zip file.
+        loaded = torch.load(
+            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+        )
+    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+        raise ValueError(
+            f"checkpoint={str(path)!r}: must be a file of torch.save with nothing but tensors and "
+            "plain containers in it, since anything else could run code. If you trust it, load it "
+            "with torch.load(..., weights_only=False) and pass the result; for .safetensors pass "
+            "the result of safetensors.torch.load_file"
+        ) from error
+    if not isinstance(loaded, Mapping):
+        raise TypeError(
+            f"checkpoint={str(path)!r}: must hold a dict of names, got {type_name(loaded)}"
+        )
+    return loaded
+
+
+def state_of(checkpoint: Mapping[str, Any], key: str) -> Any:
+    """Return one state dict of a published checkpoint, without the prefix of DDP."""
+    if key not in checkpoint:
+        names = sorted(map(str, checkpoint))
+        shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        raise ValueError(
+            f"checkpoint: must hold {key!r}, but has {shown or 'nothing'}. A plain state dict of a "
+            "timm model is loaded by encoder.backbone.load_state_dict, Hugging Face's by "
+            "load_hf_ijepa"
+        )
+    state = checkpoint[key]
+    if isinstance(state, Mapping) and all(str(name).startswith("module.") for name in state):
+        return {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
+    return state
+
+
+# The user's modules
+
+
+def unwrapped(name: str, module: nn.Module, kind: type[_Part]) -> _Part:
+    """Return the module of a class of jepakit's within wrappers."""
+    inner = unwrap(module) if isinstance(module, nn.Module) else module
+    if not isinstance(inner, kind):
+        raise TypeError(
+            f"{name}={type_name(inner)}: must be the {kind.__name__} that the weights belong to, "
+            "wrapped by DDP or torch.compile or not"
+        )
+    return inner
+
+
+def backbone_tensors(name: str, encoder: MaskedViT) -> dict[str, Tensor]:
+    """Return the state of an encoder's backbone under timm's names; shares memory."""
+    return tensors_of(name, unwrap(encoder.backbone))
+
+
+def tensors_of(name: str, module: nn.Module) -> dict[str, Tensor]:
+    """Return a module's state, which must be whole and on a real device; shares memory."""
+    tensors: dict[str, Any] = clean_names(module.state_dict().items())
+    dtensor = loaded_type("torch.distributed.tensor", "DTensor")
+    if fsdp_parts(module) or any(isinstance(tensor, dtensor) for tensor in tensors.values()):
+        raise ValueError(
+            f"{name}: must not be sharded yet; load weights before fully_shard, and save them from "
+            "the whole tensors that get_model_state_dict(..., full_state_dict=True) gives"
+        )
+    for key, tensor in tensors.items():
+        if tensor.is_meta:
+            raise ValueError(
+                f"{name}: {key} is on the meta device and holds nothing; use to_empty(device=...) "
+                "first"
+            )
+    return tensors
+
+
+def cpu_copy(tensor: Tensor) -> Tensor:
+    """Return a copy on the CPU, which does not change when training continues."""
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+# From one to the other
+
+
+class Assignment(NamedTuple):
+    """A module's tensor and the weight to be copied into it."""
+
+    tensor: Tensor
+    weight: Tensor
+
+
+def match(
+    source: str,
+    part: str,
+    tensors: Mapping[str, Tensor],
+    weights: Any,
+    arguments_of: Callable[[Mapping[str, Any]], dict[str, str]],
+) -> dict[str, Assignment]:
+    """Match each tensor of a part with its weight; raise unless all names and shapes fit.
+
+    Args:
+        source: Origin of `weights`, for errors.
+        part: Owner of `tensors`, for errors.
+        tensors: The part's tensors by name.
+        weights: The weights by name.
+        arguments_of: Infers from tensors the arguments that build the part for them. An error
+            recommends those that differ.
+    """
+    if not isinstance(weights, Mapping):
+        raise TypeError(
+            f"{source}: must be a mapping from names to tensors, got {type_name(weights)}"
+        )
+
+    def advice() -> str:
+        have, want = arguments_of(tensors), arguments_of(weights)
+        changes = [f"{name}={value}" for name, value in want.items() if have.get(name) != value]
+        return f"; build the {part} with {', '.join(changes)}" if changes else ""
+
+    if difference := name_difference(tensors.keys(), weights.keys()):
+        raise ValueError(f"{source}: must have the names of the {part}, but {difference}{advice()}")
+    assignments, differing = {}, []
+    for name, tensor in tensors.items():
+        weight = weights[name]
+        check_floating(f"{source}: {name}", weight)
+        if weight.is_meta:
+            raise ValueError(f"{source}: {name} is on the meta device and holds nothing")
+        if weight.layout != torch.strided:
+            raise ValueError(f"{source}: {name} must be a dense tensor, got {weight.layout}")
+        if weight.shape != tensor.shape:
+            differing.append(f"{name} {tuple(weight.shape)} against {tuple(tensor.shape)}")
+        assignments[name] = Assignment(tensor, weight)
+    if differing:
+        raise ValueError(
+            f"{source}: must have the shapes of the {part}, but differs in {len(differing)}: "
+            f"{', '.join(differing[:3])}{advice()}"
+        )
+    return assignments
+
+
+@torch.no_grad()
+def assign(assignments: Iterable[Assignment]) -> None:
+    """Copy every weight into its tensor."""
+    for tensor, weight in assignments:
+        tensor.copy_(weight)
