@@ -1,4 +1,4 @@
-"""Pictures of audits: what they show is what was found."""
+"""Plots show the numbers that they were given."""
 
 import pytest
 import torch
@@ -21,7 +21,9 @@ def _close():
 
 
 def small(sampler):
-    return audit_masks(sampler, batches=4, batch_size=8, generator=torch.Generator().manual_seed(0))
+    return audit_masks(
+        sampler, num_batches=4, batch_size=8, generator=torch.Generator().manual_seed(0)
+    )
 
 
 def test_mask_audit_shows_the_frequencies():
@@ -88,7 +90,7 @@ def test_autocast_leaves_the_colours_alone():
 
 def test_curves_are_drawn_over_what_was_counted():
     curves = {"loss": [(0, 1.0), (5, 0.5)], "rank": [(1, 2.0), (2, 3.0)]}
-    panels = plots.plot_curves(curves, x="epoch").axes
+    panels = plots.plot_curves(curves, xlabel="epoch").axes
     assert [ax.get_title() for ax in panels] == list(curves)
     assert [ax.get_xlabel() for ax in panels] == ["epoch"] * 2
     for ax, points in zip(panels, curves.values(), strict=True):
