@@ -1,5 +1,6 @@
-"""PixelStatistics: standardised images have mean 0 and deviation 1."""
+"""`PixelStatistics`: standardised images have mean 0 and standard deviation 1."""
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import TensorDataset
@@ -49,5 +50,14 @@ def test_wrong_images_raise():
 
 @pytest.mark.parametrize(("mean", "std"), [((0.5,), (0.1, 0.1)), ((0.5,), (0.0,)), ((), ())])
 def test_wrong_numbers_raise(mean, std):
-    with pytest.raises(ValueError, match="std="):
+    with pytest.raises(ValueError, match=r"std(\[0\])?="):
         PixelStatistics(mean=mean, std=std)
+
+
+@pytest.mark.no_hook
+@pytest.mark.parametrize("kind", [list, np.array])
+def test_numbers_of_any_kind(kind):
+    """Values of a configuration file are stored as plain numbers, which `repr` shows."""
+    statistics = PixelStatistics(kind([0.5, 0.25]), kind([1, 0.5]))
+    assert repr(statistics) == "PixelStatistics(mean=(0.5, 0.25), std=(1.0, 0.5))"
+    assert hash(statistics) == hash(PixelStatistics((0.5, 0.25), (1.0, 0.5)))

@@ -64,7 +64,7 @@ def test_mask_audit_of_nothing():
         plots.plot_mask_audit({})
 
 
-def test_features_stand_on_their_grid():
+def test_features_are_drawn_on_their_grid():
     """Trap: the square root of the number of tokens for a grid."""
     images, features = torch.rand(2, 1, 24, 16), {"a": torch.randn(2, 24, 8)}
     figure = plots.plot_patch_pca(images, features, (6, 4))
@@ -74,6 +74,7 @@ def test_features_stand_on_their_grid():
         ((6, 4), 0, features, "columns=0: must be at least 1"),
         ((6, 4), 6, {}, "features=.*: must hold at least one row"),
         ((6, 0), 6, features, r"grid_size=\(6, 0\)"),
+        ((24,), 6, features, r"grid_size=\(24,\): must have 2 axes, got 1"),
     ):
         with pytest.raises(ValueError, match=error):
             plots.plot_patch_pca(images, rows, grid_size, columns=columns)

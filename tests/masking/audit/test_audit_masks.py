@@ -119,11 +119,8 @@ def test_it_counts_what_a_naive_loop_counts(grid, num_targets, num_batches, batc
     assert found.undersized_context_rate == sum(count < 1 for count in counts) / total
     assert found.target_sizes == dict(boxes)
     assert list(found.target_sizes.values()) == sorted(boxes.values(), reverse=True)
-    assert (
-        found.trimmed_tokens is None
-        and found.min_context_tokens == 1
-        and found.seconds_per_image > 0
-    )
+    assert found.trimmed_tokens is None and found.min_context_tokens == 1
+    assert found.seconds_per_image > 0
     assert str(found)
 
 
@@ -153,7 +150,7 @@ def test_good_samplers_have_no_faults(sampler):
     torch.testing.assert_close(found.context_frequency, contexts.float().mean(dim=0))
 
 
-def test_what_trimming_throws_away():
+def test_trimmed_tokens():
     """The same draw, once trimmed and once not."""
     whole = MultiBlockMask((12, 12))
     for length in ("trim", 20):
@@ -170,7 +167,7 @@ def test_what_trimming_throws_away():
     assert found.trimmed_tokens == 3
     found = audit_masks(ReferenceMultiBlockMask((12, 12)), num_batches=6, batch_size=16)
     assert found.trimmed_tokens > 5
-    # Under another name nothing is known of it.
+    # Only jepakit's samplers can be drawn again without trimming.
     assert audit_masks(lambda n, **_: whole(n), num_batches=1, batch_size=2).trimmed_tokens is None
 
 
@@ -195,7 +192,7 @@ TRIMMED = MultiBlockMask((12, 12), context_length=20)
     ],
     ids=repr,
 )
-def test_what_is_thrown_away_is_known_for_every_sampler(sampler, least):
+def test_trimmed_tokens_are_known_for_every_sampler(sampler, least):
     found = audit_masks(sampler, num_batches=3, batch_size=8, generator=generator())
     (found,) = found if isinstance(found, list) else [found]
     assert found.trimmed_tokens >= least and bool(found.trimmed_tokens) == bool(least)
@@ -209,7 +206,7 @@ def test_a_mixture_is_held_to_its_members():
 
 
 def test_prefix_truncation_shows():
-    """The trap: the bottom rows starve. Found in a stranger's sampler."""
+    """Trap: a foreign sampler that cuts contexts to a prefix, so that bottom rows are rare."""
 
     def prefix(batch_size: int, *, generator: torch.Generator) -> Masks:
         masks = MultiBlockMask((12, 12))(batch_size, generator=generator)
@@ -344,7 +341,7 @@ def test_errors():
 
 
 def test_any_callable():
-    """A sampler need not know of generators, nor be written in Python."""
+    """A sampler need not take a generator, nor be written in Python."""
 
     def plain(batch_size: int) -> Masks:
         return RandomMask((4,))(batch_size)
@@ -390,7 +387,7 @@ def test_the_table(sampler, axes):
     assert max(map(len, lines)) <= 100
 
 
-def test_frozen_and_told_in_short():
+def test_frozen_and_short_repr():
     found = audit_masks(RandomMask((4,)), num_batches=1, batch_size=2)
     with pytest.raises(AttributeError):
         found.leak_rate = 1.0
