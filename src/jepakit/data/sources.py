@@ -166,6 +166,7 @@ def _to_dataset(images: Any, labels: Any, image_size: int | None) -> TensorDatas
 def _resize(images: Tensor, size: int) -> Tensor:
     # In chunks: as floats all images at once would take four times the memory of the set.
     chunks = [
-        F.interpolate(chunk.float(), (size, size), mode="area") for chunk in images.split(512)
+        F.interpolate(chunk.float(), (size, size), mode="area")
+        for chunk in torch.split(images, 512)
     ]
     return torch.cat(chunks).round().to(torch.uint8)

@@ -35,23 +35,13 @@ def masks_from_indices(
             is off the grid.
 
     Example:
-        An I-JEPA collator returns the batch, one index tensor for each context and one for each
-        target:
-
         >>> import torch
-        >>> from jepakit.masking import audit_masks, masks_from_indices
-        >>> def collate(samples):
-        ...     n = len(samples)
-        ...     context, target = torch.arange(6).expand(n, -1), torch.tensor([8, 9]).expand(n, -1)
-        ...     return torch.stack(samples), [context], [target, target + 4]
-        >>> def sampler(batch_size, *, generator=None):
-        ...     _, contexts, targets = collate([torch.zeros(1)] * batch_size)
-        ...     return masks_from_indices(contexts[0], targets, (4, 4))
-        >>> audit_masks(sampler, num_batches=2).context_frequency.view(4, 4)
-        tensor([[1., 1., 1., 1.],
-                [1., 1., 0., 0.],
-                [0., 0., 0., 0.],
-                [0., 0., 0., 0.]])
+        >>> from jepakit.masking import masks_from_indices
+        >>> context, target = torch.tensor([[2, 0, 1]]), torch.tensor([[8, 9]])
+        >>> masks = masks_from_indices(context, [target, target + 4], (4, 4))
+        >>> masks.context.idx, masks.targets.idx
+        (tensor([[0, 1, 2]]), tensor([[[ 8,  9],
+                 [12, 13]]]))
     """
     grid = as_grid_size("grid_size", grid_size)
     if not isinstance(targets, Sequence):

@@ -57,51 +57,46 @@ def plot_mask_audit(audit: MaskAudit | Mapping[str, MaskAudit]) -> "Figure":
         layout="constrained",
     )
     colours = plt.get_cmap("cividis").with_extremes(under=_NEVER)
-    grids = [one.grid_size for one in audits.values()]
-    contexts = [one.context_frequency for one in audits.values()]
-    targets = [one.target_frequency for one in audits.values()]
-    _plot_row(figure, axes[0], contexts, grids, colours, role="context", unit="samples")
-    _plot_row(figure, axes[1], targets, grids, colours, role="target", unit="targets")
+    never = False
+    for row, role, unit in zip(axes, ("context", "target"), ("samples", "targets"), strict=True):
+        maps = {
+            ax: _as_picture(getattr(one, f"{role}_frequency"), one.grid_size)
+            for ax, one in zip(row, audits.values(), strict=True)
+        }
+        never |= _plot_maps(figure, maps, colours, label=f"fraction of {unit}")
+        row[0].set_ylabel(role)
     for name, top, bottom, one in zip(audits, *axes, audits.values(), strict=True):
         top.set_title(name)
         bottom.set_xlabel(_summary(one), fontsize="small")
-    if any(bool((values == 0).any()) for values in contexts + targets):
+    if never:
         patch = plt.Rectangle((0, 0), 1, 1, color=_NEVER)
         figure.legend([patch], ["never"], loc="outside lower right", frameon=False)
     return figure
 
 
-def _plot_row(
-    figure: "Figure",
-    axes: Any,
-    frequencies: list[Tensor],
-    grid_sizes: list[tuple[int, ...]],
-    colours: Any,
-    *,
-    role: str,
-    unit: str,
-) -> None:
-    """One map for each audit, and the colour bar that they share."""
-    highest = max(float(values.max()) for values in frequencies) or 1.0
-    never = any(bool((values == 0).any()) for values in frequencies)
-    for ax, values, grid_size in zip(axes, frequencies, grid_sizes, strict=True):
+def _plot_maps(figure: "Figure", maps: Mapping[Any, Tensor], colours: Any, *, label: str) -> bool:
+    """Plot a map into each of some axes, with one colour bar; return whether a value is 0."""
+    # NaN, between frames, is neither the largest value nor 0.
+    highest = max(float(values.nan_to_num().max()) for values in maps.values()) or 1.0
+    never = any(bool((values == 0).any()) for values in maps.values())
+    for ax, values in maps.items():
         shown = ax.imshow(
-            _as_picture(values, grid_size).numpy(),
+            values.numpy(),
             cmap=colours,
             # Only exact zeros lie below the scale and are orange; small values keep their colour.
             vmin=highest * 1e-9,
             vmax=highest,
             interpolation="nearest",
-            aspect="auto" if len(grid_size) == 1 else "equal",
+            aspect="auto" if len(values) == 1 else "equal",
         )
         for spine in ax.spines.values():
             spine.set_visible(False)
-    hide_ticks(axes)
-    axes[0].set_ylabel(role)
-    bar = figure.colorbar(shown, ax=list(axes), extend="min" if never else "neither", pad=0.02)
+    hide_ticks(maps)
+    bar = figure.colorbar(shown, ax=list(maps), extend="min" if never else "neither", pad=0.02)
     bar.ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     bar.outline.set_visible(False)
-    bar.set_label(f"fraction of {unit}")
+    bar.set_label(label)
+    return never
 
 
 def _summary(audit: MaskAudit) -> str:
