@@ -1,8 +1,8 @@
-"""What `MaskedViT` costs over the bare backbone, and what dropping tokens saves.
+"""Time of `MaskedViT`, with all patches and with a context, relative to the bare backbone.
 
     python benchmarks/encoder.py --write benchmarks/results/encoder.json
 
-Reported are the medians of the rounds' ratios to the bare backbone, timed in the same round.
+Ratios are to the bare backbone in the same round; the median over rounds is reported.
 """
 
 import argparse
@@ -19,7 +19,8 @@ from timing import in_turns
 from jepakit import MaskedViT, TokenSet
 
 Row = dict[str, Any]
-WAYS = ("encoder(x)", "everything", "everything, padded", "25 % visible", "25 % visible, padded")
+# Contexts: None, all patches, and a quarter of them, the last two also with padding allowed.
+CALLS = ("encoder(x)", "everything", "everything, padded", "25 % visible", "25 % visible, padded")
 
 CASES = [
     ("vit_tiny_patch16_224", 32, 8),
@@ -31,31 +32,35 @@ CASES = [
 def random_context(
     grid_size: tuple[int, int], batch: int, fraction: float, device: torch.device, *, padded: bool
 ) -> TokenSet:
+    """Contexts of a fraction of the patches each; `padded` only sets the flag."""
     size = grid_size[0] * grid_size[1]
     order = torch.rand(batch, size).argsort(dim=1)
     tokens = TokenSet.from_mask(order < round(fraction * size), grid_size).to(device)
     return TokenSet(tokens.idx, tokens.valid, grid_size, padded)
 
 
-def measured(name: str, size: int, batch: int, rounds: int, device: torch.device) -> Row:
-    """Milliseconds of each way, and the median of its rounds' ratios to the bare backbone."""
+def measure(name: str, size: int, batch: int, rounds: int, device: torch.device) -> Row:
+    """Milliseconds of each call, and the median of its ratios to the bare backbone."""
     backbone = timm.create_model(name, num_classes=0, img_size=size).eval().to(device)
     bare = timm.create_model(name, num_classes=0, img_size=size).eval().to(device)
     bare.load_state_dict(backbone.state_dict())
     encoder = MaskedViT(backbone)
     images = torch.randn(batch, 3, size, size, device=device)
-    everything = TokenSet.full(encoder.grid_size, (batch,), device=device)
-    masked = TokenSet(everything.idx, everything.valid, everything.grid_size, padded=True)
+    full = TokenSet.full(encoder.grid_size, (batch,), device=device)
+    full_padded = TokenSet(full.idx, full.valid, full.grid_size, padded=True)
     quarter = random_context(encoder.grid_size, batch, 0.25, device, padded=False)
-    ragged = random_context(encoder.grid_size, batch, 0.25, device, padded=True)
-    contexts = dict(zip(WAYS, (None, everything, masked, quarter, ragged), strict=True))
-    calls = {way: partial(encoder, images, context) for way, context in contexts.items()}
+    quarter_padded = random_context(encoder.grid_size, batch, 0.25, device, padded=True)
+    contexts = (None, full, full_padded, quarter, quarter_padded)
+    calls = {
+        name: partial(encoder, images, context)
+        for name, context in zip(CALLS, contexts, strict=True)
+    }
     times = in_turns({"bare": partial(bare.forward_features, images), **calls}, rounds, device)
     row: Row = {"name": name, "image_size": size, "batch_size": batch}
-    row["ms"] = {way: 1e3 * statistics.median(values) for way, values in times.items()}
+    row["ms"] = {call: 1e3 * statistics.median(values) for call, values in times.items()}
     row["ratio"] = {
-        way: statistics.median(a / b for a, b in zip(times[way], times["bare"], strict=True))
-        for way in WAYS
+        call: statistics.median(a / b for a, b in zip(times[call], times["bare"], strict=True))
+        for call in CALLS
     }
     return row
 
@@ -72,18 +77,18 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
     with torch.inference_mode():
-        rows = [measured(*case, args.rounds, device) for case in CASES]
+        rows = [measure(*case, args.rounds, device) for case in CASES]
     values = f"medians of {args.rounds} rounds on {args.threads} thread(s)"
     save(args, rows, table, args.device, values)
 
 
 def table(rows: list[Row]) -> str:
-    """Time of each way as a share of the bare backbone's."""
-    lines = [f"| | {' | '.join(WAYS)} |", "|---" * (1 + len(WAYS)) + "|"]
+    """Time of each call relative to the bare backbone."""
+    lines = [f"| | {' | '.join(CALLS)} |", "|---" * (1 + len(CALLS)) + "|"]
     for row in rows:
         size = row["image_size"]
         head = f"{row['name']} at {size} x {size} pixels, batch {row['batch_size']}"
-        ratios = [f"{row['ratio'][way]:.3f}" for way in WAYS]
+        ratios = [f"{row['ratio'][call]:.3f}" for call in CALLS]
         lines.append(f"| {head} | {' | '.join(ratios)} |")
     return "\n".join(lines)
 

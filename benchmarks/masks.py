@@ -1,12 +1,12 @@
-"""Time to sample multi-block masks: `MultiBlockMask` in every mode beside a loop over samples.
+"""Images per second of mask samplers: `MultiBlockMask` in all modes, and a loop over samples.
 
-Then masks for video, and the samplers of lightly and stable-pretraining, where installed.
+Also masks for video, and the samplers of lightly and stable-pretraining, where installed.
 
     python benchmarks/masks.py --write benchmarks/results/masks.json
 
-One CPU thread. The loop does what is usual: for each sample it draws sizes and places with
-Python's `random`, paints torch masks, and lists the positions left. It keeps no floor on the
-context, so it is spared that work.
+One CPU thread. The loop is the usual implementation: for each sample it draws sizes and positions
+with Python's `random`, fills torch masks, and lists the positions that are left. It guarantees no
+minimum context, which saves work.
 """
 
 import argparse
@@ -26,13 +26,13 @@ from timing import in_turns
 from jepakit import MultiBlockMask
 
 TARGET_SCALE = (0.15, 0.2)
-DISJOINT_SCALE = (0.08, 0.1)  # four disjoint blocks of the paper's size do not always fit
+DISJOINT_SCALE = (0.08, 0.1)  # four disjoint blocks at the paper's scale do not always fit
 GRID = (14, 14)
-COVERAGE = 0.4  # the dearer of the usual ones: the floor has something to do
+COVERAGE = 0.4  # high enough for the guarantee to restrict blocks, so that its cost is measured
 
 
 class Mode(NamedTuple):
-    """What `MultiBlockMask` is asked for."""
+    """Arguments of `MultiBlockMask`."""
 
     target_size_per: str
     context_length: str | int
@@ -42,7 +42,7 @@ class Mode(NamedTuple):
 def naive_masks(
     grid_size: tuple[int, int], batch_size: int, mode: Mode
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Masks sample by sample: indices of the contexts, padded or cut, and of the targets."""
+    """Masks sample by sample: indices of the contexts, padded or trimmed, and of the targets."""
     target_size_per, context_length, overlap = mode
     target_scale = TARGET_SCALE if overlap else DISJOINT_SCALE
     height, width = grid_size
@@ -68,14 +68,14 @@ def naive_masks(
         blocks = []
         for _ in range(4):
             block = draw_block(*size)
-            for _ in range(0 if overlap else 20):  # gives up, as published codes do
+            for _ in range(0 if overlap else 20):  # then it gives up, as published code does
                 if not taken[block].any():
                     break
                 block = draw_block(*size)
             taken[block] = True
-            one = torch.zeros(height, width, dtype=torch.bool)
-            one[block] = True
-            blocks.append(one.flatten().nonzero().squeeze(1))
+            target = torch.zeros(height, width, dtype=torch.bool)
+            target[block] = True
+            blocks.append(target.flatten().nonzero().squeeze(1))
         contexts.append((context & ~taken).flatten().nonzero().squeeze(1))
         targets.extend(blocks)
     if context_length != "pad":
@@ -88,9 +88,9 @@ def naive_masks(
     return pad(contexts, batch_first=True), pad(targets, batch_first=True)
 
 
-def of_others(grid: tuple[int, int], batch: int) -> dict[str, Callable[[], object]]:
-    """One batch of I-JEPA masks by other libraries, of those that are installed."""
-    found: dict[str, Callable[[], object]] = {}
+def other_libraries(grid: tuple[int, int], batch: int) -> dict[str, Callable[[], object]]:
+    """Calls that sample one batch of I-JEPA masks, one for each library that is installed."""
+    calls: dict[str, Callable[[], object]] = {}
     paper = {"aspect_ratio": (0.75, 1.5), "min_keep": 10}
     pixels = (16 * grid[0], 16 * grid[1])
     try:
@@ -102,17 +102,17 @@ def of_others(grid: tuple[int, int], batch: int) -> dict[str, Callable[[], objec
             pixels, 16, enc_mask_scale=(0.85, 1.0), pred_mask_scale=TARGET_SCALE, npred=4, **paper
         )
         samples = [0] * batch
-        found["lightly, IJEPAMaskCollator"] = lambda: collator(samples)
+        calls["lightly, IJEPAMaskCollator"] = lambda: collator(samples)
     try:
         from stable_pretraining.data.transforms import ContextTargetsMultiBlockMask
     except ImportError:
         print("stable-pretraining: not installed")
     else:
         transform, image = ContextTargetsMultiBlockMask(16), torch.zeros(3, *pixels)
-        found["stable-pretraining, ContextTargetsMultiBlockMask"] = lambda: [
+        calls["stable-pretraining, ContextTargetsMultiBlockMask"] = lambda: [
             transform({"image": image}) for _ in range(batch)
         ]
-    return found
+    return calls
 
 
 def modes() -> Iterator[tuple[Mode, MultiBlockMask]]:
@@ -133,7 +133,7 @@ def modes() -> Iterator[tuple[Mode, MultiBlockMask]]:
 
 
 def clips(grid: tuple[int, int, int]) -> dict[str, MultiBlockMask]:
-    """V-JEPA's masks: many small targets and few large ones."""
+    """V-JEPA's masks: many small targets, and few large ones."""
     sets = {"short range, 8 x 15 %": (8, 0.15), "long range, 2 x 70 %": (2, 0.7)}
     return {
         f"{name}, target_size_per={target_size_per}": MultiBlockMask(
@@ -150,7 +150,7 @@ def clips(grid: tuple[int, int, int]) -> dict[str, MultiBlockMask]:
 
 
 def rates(calls: dict[str, Callable[[], object]], batch: int, rounds: int) -> dict[str, float]:
-    """Images a second: medians of the rounds."""
+    """Images per second: medians over the rounds."""
     times = in_turns(calls, rounds, torch.device("cpu"))
     return {name: batch / statistics.median(values) for name, values in times.items()}
 
@@ -169,35 +169,32 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for mode, sampler in modes():
         loop = partial(naive_masks, GRID, batch, mode)
-        both = rates({"jepakit": partial(sampler, batch), "loop": loop}, batch, rounds)
-        rows.append({"kind": "mode", **mode._asdict(), **both})
+        measured = rates({"jepakit": partial(sampler, batch), "loop": loop}, batch, rounds)
+        rows.append({"kind": "mode", **mode._asdict(), **measured})
     papers = {
         "jepakit, MultiBlockMask": partial(MultiBlockMask(GRID, context_length="trim"), batch)
     }
     videos = {name: partial(sampler, batch) for name, sampler in clips((8, *GRID)).items()}
-    for kind, calls in (("sampler", papers | of_others(GRID, batch)), ("clip", videos)):
-        found = rates(calls, batch, rounds)
-        rows += [{"kind": kind, "name": name, "rate": rate} for name, rate in found.items()]
+    for kind, calls in (("sampler", papers | other_libraries(GRID, batch)), ("clip", videos)):
+        measured = rates(calls, batch, rounds)
+        rows += [{"kind": kind, "name": name, "rate": rate} for name, rate in measured.items()]
     shape = f"{GRID[0]} x {GRID[1]} tokens, batch {batch}, one thread; clips 8 times as many tokens"
     save(args, rows, table, values=f"{shape}; images/s, medians of {rounds} rounds")
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Every mode beside the loop; the paper's masks beside other libraries' samplers; clips."""
+    """Three tables: modes and the loop, samplers of several libraries, masks for clips."""
     lines = [
         "| target_size_per | context_length | overlap | jepakit | loop | ratio |",
         "|---" * 6 + "|",
     ]
     for row in rows:
         if row["kind"] == "mode":
-            head = [
-                row["target_size_per"],
-                row["context_length"],
-                "yes" if row["overlap"] else "no",
-            ]
+            overlap = "yes" if row["overlap"] else "no"
             ratio = f"{row['jepakit'] / row['loop']:.1f}"
-            numbers = [f"{row[side]:,.0f}" for side in ("jepakit", "loop")]
-            lines.append(f"| {' | '.join(map(str, [*head, *numbers, ratio]))} |")
+            rate, loop_rate = (f"{row[side]:,.0f}" for side in ("jepakit", "loop"))
+            cells = row["target_size_per"], row["context_length"], overlap, rate, loop_rate, ratio
+            lines.append(f"| {' | '.join(map(str, cells))} |")
     for kind, title in (("sampler", "the paper's masks"), ("clip", "V-JEPA's masks")):
         chosen = [row for row in rows if row["kind"] == kind]
         lines += ["", f"| {title} | images/s | of the first |", "|---|---|---|"]

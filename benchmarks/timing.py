@@ -1,4 +1,4 @@
-"""Calls timed in turns: a machine that slows down for a while slows all of them."""
+"""Interleaved timing: a machine that is slow for a while slows all calls alike."""
 
 import os
 import time
@@ -8,14 +8,14 @@ import torch
 
 
 def seconds(call: Callable[[], object], device: torch.device, repeats: int = 1) -> float:
-    """Of one call, over so many without a pause."""
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    wait()
-    began = time.perf_counter()
+    """Mean time of a call over `repeats` calls in a row."""
+    synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    synchronize()
+    start = time.perf_counter()
     for _ in range(repeats):
         call()
-    wait()
-    return (time.perf_counter() - began) / repeats
+    synchronize()
+    return (time.perf_counter() - start) / repeats
 
 
 def in_turns(
@@ -25,13 +25,13 @@ def in_turns(
     *,
     repeats: int = 1,
 ) -> dict[str, list[float]]:
-    """Seconds of each call in each round; every other round goes backwards."""
+    """Seconds of each call in each round; every other round runs in reverse order."""
     if os.environ.get("JEPAKIT_TYPECHECK") == "1":
-        raise SystemExit("JEPAKIT_TYPECHECK=1 would be timed, too: unset it")
+        raise SystemExit("JEPAKIT_TYPECHECK=1 slows every call: unset it")
     for call in calls.values():
-        call()  # the first one of all takes longer
-    found: dict[str, list[float]] = {name: [] for name in calls}
+        call()  # warm-up
+    times: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(rounds):
         for name in list(calls) if number % 2 else reversed(list(calls)):
-            found[name].append(seconds(calls[name], device, repeats))
-    return found
+            times[name].append(seconds(calls[name], device, repeats))
+    return times

@@ -1,4 +1,4 @@
-"""The pictures of the page on diagnostics."""
+"""Pictures of the page on diagnostics: four runs and the monitor's warnings."""
 
 from collections.abc import Callable
 
@@ -13,15 +13,16 @@ START, STEPS, DIM = 20, 60, 32
 
 
 def runs() -> dict[str, Callable[[int, torch.Tensor], torch.Tensor]]:
-    first = torch.arange(DIM) < 2
-    random = torch.Generator().manual_seed(1)
-    basis, _ = torch.linalg.qr(torch.randn(DIM, DIM, generator=random))
-    low = 4 * 0.5 ** torch.arange(DIM)
+    """Features as functions of the steps since the collapse began and of random features."""
+    first_two = torch.arange(DIM) < 2
+    generator = torch.Generator().manual_seed(1)
+    basis, _ = torch.linalg.qr(torch.randn(DIM, DIM, generator=generator))
+    low_rank = 4 * 0.5 ** torch.arange(DIM)
     return {
-        "full": lambda s, x: x * 0.7**s,
-        "dimensional": lambda s, x: x * torch.where(first, 1, 0.8**s),
-        "slow": lambda s, x: x * 0.95**s,
-        "low rank, and well": lambda s, x: x * low @ basis,
+        "full": lambda steps, x: x * 0.7**steps,
+        "dimensional": lambda steps, x: x * torch.where(first_two, 1, 0.8**steps),
+        "slow": lambda steps, x: x * 0.95**steps,
+        "low rank, no collapse": lambda steps, x: x * low_rank @ basis,
     }
 
 
@@ -31,16 +32,16 @@ def collapses(theme: Theme) -> Figure:
     for (name, run), colour in zip(runs().items(), colours, strict=True):
         monitor = CollapseMonitor(action="record")
         generator = torch.Generator().manual_seed(0)
-        found = []
+        reports = []
         for step in range(STEPS):
             x = torch.randn(128, DIM, generator=generator)
-            said = monitor.update(run(max(0, step - START), x))
-            found += [said] if said else []
+            report = monitor.update(run(max(0, step - START), x))
+            reports += [report] if report else []
         for ax, field in zip(axes, ("std", "rank"), strict=True):
-            values = [getattr(seen, field) for seen in monitor.history]
+            values = [getattr(entry, field) for entry in monitor.history]
             ax.plot(range(STEPS), values, color=colour, lw=1.5, label=name)
-            for said in found[:1]:
-                ax.plot(said.step, values[said.step], "o", color=colour, ms=6)
+            for report in reports[:1]:
+                ax.plot(report.step, values[report.step], "o", color=colour, ms=6)
     for ax, label in zip(axes, ("standard deviation", "effective rank"), strict=True):
         ax.set_title(label, fontsize=9)
         ax.set_xlabel("step", fontsize=8.5)

@@ -1,4 +1,4 @@
-"""What the pictures share: colours for light and dark pages, and grids as coloured squares."""
+"""Shared by all pictures: themes, grids as coloured squares, legends."""
 
 from dataclasses import dataclass
 
@@ -13,6 +13,8 @@ from jepakit import TokenSet
 
 @dataclass(frozen=True)
 class Theme:
+    """Colours of a light or a dark page."""
+
     text: str
     faint: str
     hidden: str
@@ -23,7 +25,7 @@ class Theme:
     page: str
 
 
-# Blue and orange keep their distance for every kind of colour vision.
+# Blue and orange are distinct for every kind of colour vision.
 THEMES = {
     "light": Theme(
         "#25292f", "#8a929c", "#e6e9ed", "#2b74b8", "#e08a2e", "#2a9d78", "#9a5fb4", "#ffffff"
@@ -34,8 +36,16 @@ THEMES = {
 }
 
 
+def hide_frame(ax: Axes) -> None:
+    """Remove ticks and spines."""
+    ax.set_xticks([])
+    ax.set_yticks([])
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+
+
 def paint(ax: Axes, layers: list[tuple[torch.Tensor, str]], base: str, theme: Theme) -> None:
-    """Cells of a grid as squares, each layer's True cells in its colour."""
+    """Draw a grid as squares: colour `base`, and each layer's True cells in the layer's colour."""
     height, width = layers[0][0].shape
     image = torch.tensor(to_rgb(base)).expand(height, width, 3).clone()
     for mask, colour in layers:
@@ -45,14 +55,11 @@ def paint(ax: Axes, layers: list[tuple[torch.Tensor, str]], base: str, theme: Th
         ax.axvline(k - 0.5, color=theme.page, linewidth=0.8)
     for k in range(1, height):
         ax.axhline(k - 0.5, color=theme.page, linewidth=0.8)
-    ax.set_xticks([])
-    ax.set_yticks([])
-    for spine in ax.spines.values():
-        spine.set_visible(False)
+    hide_frame(ax)
 
 
 def outline_blocks(ax: Axes, targets: TokenSet, theme: Theme) -> None:
-    """The rectangles, which the cells alone do not show where they overlap."""
+    """Outline the target blocks of a sample, to tell overlapping ones apart."""
     width = targets.grid_size[1]
     for idx, valid in zip(targets.idx, targets.valid, strict=True):
         first, last = int(idx[valid][0]), int(idx[valid][-1])
@@ -61,7 +68,8 @@ def outline_blocks(ax: Axes, targets: TokenSet, theme: Theme) -> None:
         ax.add_patch(Rectangle(corner, *size, fill=False, ec=theme.text, lw=0.9, zorder=3))
 
 
-def legend(figure: Figure, entries: list[tuple[str, str]], theme: Theme) -> None:
+def legend(figure: Figure, entries: list[tuple[str, str]]) -> None:
+    """Add a legend of (colour, label) entries below a figure."""
     handles = [Rectangle((0, 0), 1, 1, color=colour) for colour, _ in entries]
     figure.legend(
         handles,

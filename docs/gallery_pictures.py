@@ -1,8 +1,8 @@
-"""A picture of every sampler, for the gallery: what each draws on images, video and sequences."""
+"""Pictures of the gallery: masks of every sampler on images, videos and sequences."""
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from drawing import Theme, legend, outline_blocks, paint
@@ -27,7 +27,7 @@ SHORT = MultiBlockMask(
     (8, 14, 14), num_targets=8, target_scale=(0.15, 0.15), min_context_coverage=0.1
 )
 LONG = MultiBlockMask((8, 14, 14), num_targets=2, target_scale=(0.7, 0.7), min_context_coverage=0.1)
-# What a name shows: samples side by side, or the frames of one video.
+# By name: samples side by side, and the frames of one video.
 IMAGES: dict[str, Any] = {
     "multi-block": MultiBlockMask((14, 14), target_size_per="sample"),
     "reference": ReferenceMultiBlockMask((14, 14)),
@@ -44,8 +44,8 @@ VIDEOS: dict[str, list[Any]] = {
     "mixture": [MultiContextMask((SHORT, LONG))],
     "causal": [CausalMask((8, 14, 14), num_context_steps=(4, 4), num_target_steps=2)],
 }
-# Videos with several targets, whose outlines tell them apart.
-BOXES = ("multi-block-video", "mixture")
+# Videos with several targets, which are outlined.
+OUTLINED = ("multi-block-video", "mixture")
 SEQUENCES = {
     "MultiBlockMask": MultiBlockMask((64,), target_size_per="sample", target_scale=(0.1, 0.15)),
     "RandomMask": RandomMask((64,)),
@@ -53,29 +53,35 @@ SEQUENCES = {
 }
 
 
-def fields(masks: Masks, grid_size: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Context and the union of the targets, on the grid."""
-    batch = len(masks.context.idx)
-    context = masks.context.to_mask().view(batch, *grid_size)
-    return context, masks.targets.to_mask().any(dim=1).view(batch, *grid_size)
+class GridMasks(NamedTuple):
+    """Context and union of the targets as masks `[b, *grid_size]`."""
+
+    context: torch.Tensor
+    targets: torch.Tensor
 
 
-def key(figure: Figure, theme: Theme) -> None:
+def on_grid(masks: Masks) -> GridMasks:
+    shape = (len(masks), *masks.grid_size)
+    union = masks.targets.to_mask().any(dim=1)
+    return GridMasks(masks.context.to_mask().view(shape), union.view(shape))
+
+
+def role_legend(figure: Figure, theme: Theme) -> None:
     entries = [(theme.context, "context"), (theme.target, "target"), (theme.hidden, "neither")]
-    legend(figure, entries, theme)
+    legend(figure, entries)
 
 
 def images(name: str, theme: Theme) -> Figure:
     sampler = IMAGES[name]
     masks = sampler(COLUMNS, generator=torch.Generator().manual_seed(1))
     figure, axes = plt.subplots(1, COLUMNS, figsize=(8.4, 1.5))
-    context, targets = fields(masks, sampler.grid_size)
+    context, targets = on_grid(masks)
     for k, ax in enumerate(axes):
         layers = [(context[k], theme.context), (targets[k], theme.target)]
         paint(ax, layers, theme.hidden, theme)
         if isinstance(sampler, MultiBlockMask | ReferenceMultiBlockMask):
             outline_blocks(ax, masks.targets[k], theme)
-    key(figure, theme)
+    role_legend(figure, theme)
     return figure
 
 
@@ -88,17 +94,17 @@ def video(name: str, theme: Theme) -> Figure:
         len(rows), COLUMNS, figsize=(8.4, 1.25 * len(rows) + 0.4), squeeze=False
     )
     for row, masks in zip(axes, rows, strict=True):
-        context, targets = fields(masks, (8, 14, 14))
+        context, targets = on_grid(masks)
         for frame, ax in enumerate(row):
             layers = [(context[0, frame], theme.context), (targets[0, frame], theme.target)]
             paint(ax, layers, theme.hidden, theme)
-            if name in BOXES:
+            if name in OUTLINED:
                 blocks = masks.targets.to_mask()[0].unflatten(1, (8, 14 * 14))[:, frame]
                 present = TokenSet.from_mask(blocks[blocks.any(dim=1)], (14, 14))
                 outline_blocks(ax, present, theme)
     for frame, ax in enumerate(axes[0]):
         ax.set_title(f"frame {frame}", fontsize=8)
-    key(figure, theme)
+    role_legend(figure, theme)
     return figure
 
 
@@ -108,14 +114,14 @@ def nested(theme: Theme) -> Figure:
     figure, axes = plt.subplots(3, 4, figsize=(6.0, 4.6))
     for level, row in enumerate(axes):
         coarse = masks.coarsen(level)
-        context, targets = fields(coarse, coarse.context.grid_size)
+        context, targets = on_grid(coarse)
         for k, ax in enumerate(row):
             paint(
                 ax, [(context[k], theme.context), (targets[k], theme.target)], theme.hidden, theme
             )
-        height, width = coarse.context.grid_size
+        height, width = coarse.grid_size
         row[0].set_ylabel(f"level {level}\n{height} x {width}", fontsize=8.5)
-    key(figure, theme)
+    role_legend(figure, theme)
     return figure
 
 
@@ -123,11 +129,11 @@ def sequences(theme: Theme) -> Figure:
     figure, axes = plt.subplots(len(SEQUENCES), 1, figsize=(8.4, 2.6))
     for ax, (name, sampler) in zip(axes, SEQUENCES.items(), strict=True):
         masks = sampler(4, generator=torch.Generator().manual_seed(2))
-        context, targets = fields(masks, sampler.grid_size)
+        context, targets = on_grid(masks)
         paint(ax, [(context, theme.context), (targets, theme.target)], theme.hidden, theme)
         ax.set_aspect("auto")
         ax.set_ylabel(name, fontsize=8, rotation=0, ha="right", va="center")
-    key(figure, theme)
+    role_legend(figure, theme)
     return figure
 
 

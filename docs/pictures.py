@@ -1,10 +1,11 @@
-"""The pictures of the pages, drawn by the library itself, once for light and once for dark."""
+"""Pictures of the docs, drawn with the library, each for the light and the dark theme."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 import torch
@@ -15,10 +16,13 @@ import collapse_pictures
 import gallery_pictures
 import pyramid_pictures
 import results_pictures
-from drawing import THEMES, Theme, legend, outline_blocks, paint
+from drawing import THEMES, Theme, hide_frame, legend, outline_blocks, paint
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.colorbar import Colorbar
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
 from jepakit import MultiBlockMask, RandomMask, TokenSet, plots, schedules
@@ -48,55 +52,68 @@ def masks(theme: Theme) -> Figure:
         (theme.target, "target: what is predicted"),
         (theme.hidden, "neither"),
     ]
-    legend(figure, entries, theme)
+    legend(figure, entries)
     return figure
 
 
+class RoleFrequency(NamedTuple):
+    """Fraction of samples in which each position has a role."""
+
+    role: str
+    batch_size: int
+    frequency: torch.Tensor  # [H, W]
+
+
 @cache
-def role_frequencies(samples: int) -> list[tuple[str, int, torch.Tensor]]:
-    """(role, batch size, share of samples in which each position has the role)."""
+def role_frequencies(num_samples: int) -> list[RoleFrequency]:
+    """For both roles, each in batches of 1 and of 64."""
     sampler = MultiBlockMask((14, 14))
     maps = []
     for batch_size in (1, 64):
         generator = torch.Generator().manual_seed(0)
-        context, target = torch.zeros(196), torch.zeros(196)
-        for _ in range(samples // batch_size):
+        counts = {"context": torch.zeros(196), "target": torch.zeros(196)}
+        for _ in range(num_samples // batch_size):
             drawn = sampler(batch_size, generator=generator)
-            context += drawn.context.to_mask().sum(dim=0)
-            target += drawn.targets.to_mask().any(dim=1).sum(dim=0)
-        maps += [("context", batch_size, context), ("target", batch_size, target)]
-    maps.sort(key=lambda entry: entry[0])
-    return [(role, size, (counts / samples).view(14, 14)) for role, size, counts in maps]
+            counts["context"] += drawn.context.to_mask().sum(dim=0)
+            counts["target"] += drawn.targets.to_mask().any(dim=1).sum(dim=0)
+        maps += [
+            RoleFrequency(role, batch_size, (count / num_samples).view(14, 14))
+            for role, count in counts.items()
+        ]
+    return sorted(maps, key=lambda one: one.role)
 
 
 def frequencies(theme: Theme) -> Figure:
     figure, axes = plt.subplots(1, 4, figsize=(8.4, 2.6))
     ramp = LinearSegmentedColormap.from_list("ramp", [theme.hidden, theme.context])
-    maps = role_frequencies(samples=3200)
-    for ax, (role, batch_size, share) in zip(axes, maps, strict=True):
-        shown = ax.imshow(share.numpy(), cmap=ramp, vmin=0, vmax=1)
-        ax.set_title(f"{role}, batch {batch_size}", fontsize=9)
-        ax.set_xticks([])
-        ax.set_yticks([])
-        for spine in ax.spines.values():
-            spine.set_visible(False)
-    bar = figure.colorbar(shown, ax=list(axes), fraction=0.02, pad=0.02)
-    bar.set_label("share of samples", fontsize=8.5)
-    bar.ax.tick_params(labelsize=8, length=0)
-    bar.outline.set_visible(False)
+    for ax, one in zip(axes, role_frequencies(num_samples=3200), strict=True):
+        shown = ax.imshow(one.frequency.numpy(), cmap=ramp, vmin=0, vmax=1)
+        ax.set_title(f"{one.role}, batch {one.batch_size}", fontsize=9)
+        hide_frame(ax)
+    frequency_bar(figure, shown, axes)
     return figure
 
 
+def frequency_bar(figure: Figure, shown: AxesImage, axes: Iterable[Axes]) -> Colorbar:
+    """Add the colour bar of all maps of a row."""
+    bar = figure.colorbar(shown, ax=list(axes), fraction=0.02, pad=0.02)
+    bar.set_label("fraction of samples", fontsize=8.5)
+    bar.ax.tick_params(labelsize=8, length=0)
+    bar.outline.set_visible(False)
+    return bar
+
+
 @cache
-def audited(sampler: MultiBlockMask | ReferenceMultiBlockMask) -> MaskAudit:
+def audit_of(sampler: MultiBlockMask | ReferenceMultiBlockMask) -> MaskAudit:
+    """An audit that both themes use."""
     return audit_masks(sampler, generator=torch.Generator().manual_seed(0))
 
 
 def audits(theme: Theme) -> Figure:
     return plots.plot_mask_audit(
         {
-            "ReferenceMultiBlockMask": audited(ReferenceMultiBlockMask((14, 14))),
-            "MultiBlockMask": audited(MultiBlockMask((14, 14))),
+            "ReferenceMultiBlockMask": audit_of(ReferenceMultiBlockMask((14, 14))),
+            "MultiBlockMask": audit_of(MultiBlockMask((14, 14))),
         }
     )
 
@@ -112,19 +129,14 @@ def quirks(theme: Theme) -> Figure:
     ramp = LinearSegmentedColormap.from_list("ramp", [theme.hidden, theme.context])
     ramp = ramp.with_extremes(under=theme.target)
     for ax, (name, sampler) in zip(axes, samplers.items(), strict=True):
-        share = audited(sampler).context_frequency.view(14, 14)
-        shown = ax.imshow(share.numpy(), cmap=ramp, vmin=1e-9, vmax=0.9)
+        frequency = audit_of(sampler).context_frequency.view(14, 14)
+        # Zeros lie below the scale, so they have the colour of `under`.
+        shown = ax.imshow(frequency.numpy(), cmap=ramp, vmin=1e-9, vmax=0.9)
         ax.set_title(name, fontsize=8.5)
-        ax.set_xticks([])
-        ax.set_yticks([])
-        for spine in ax.spines.values():
-            spine.set_visible(False)
-    bar = figure.colorbar(shown, ax=list(axes), fraction=0.02, pad=0.02)
-    bar.set_label("share of samples", fontsize=8.5)
-    bar.ax.tick_params(labelsize=8, length=0)
+        hide_frame(ax)
+    bar = frequency_bar(figure, shown, axes)
     bar.ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    bar.outline.set_visible(False)
-    legend(figure, [(theme.target, "never")], theme)
+    legend(figure, [(theme.target, "never")])
     return figure
 
 
@@ -209,8 +221,8 @@ def loop(theme: Theme) -> Figure:
 
     box(0, 13, 13, "images", "[b, 3, H, W]", theme.faint)
     box(24, 24, 19, "MaskedViT", "the context only", theme.context)
-    box(53, 24, 21, "MaskedPredictor", "at the targets' places", theme.context)
-    box(24, 2, 19, "EMATeacher", "every patch, no gradient", theme.target)
+    box(53, 24, 21, "MaskedPredictor", "at target positions", theme.context)
+    box(24, 2, 19, "EMATeacher", "all patches, no gradient", theme.target)
     box(53, 2, 21, "normalize, take", "the targets only", theme.target)
     box(85, 13, 15, "loss", "valid tokens only", theme.faint)
     arrow((13, 19), (18, 19), (18, 28), (24, 28), colour=theme.context)
@@ -266,7 +278,7 @@ def ranks(theme: Theme) -> Figure:
         ax.set_xlabel("direction", fontsize=8.5)
         for spine in ax.spines.values():
             spine.set_visible(False)
-    axes[0].set_ylabel("share of the variance", fontsize=8.5)
+    axes[0].set_ylabel("fraction of the variance", fontsize=8.5)
     return figure
 
 
@@ -287,7 +299,7 @@ PICTURES: dict[str, Callable[[Theme], Figure]] = {
 
 
 def draw_all(folder: Path) -> None:
-    """Draw every picture as SVG, with text as outlines and a transparent background."""
+    """Draw every picture as SVG, with text as outlines, on a transparent background."""
     folder.mkdir(exist_ok=True)
     torch.set_num_threads(1)
     for theme_name, theme in THEMES.items():

@@ -1,9 +1,9 @@
-"""Pictures of the pyramid: what its cells are, what they hold, and how far coarse ones reach."""
+"""Pictures of the pyramid: cells of its levels, pooled values, and the reach of fusion."""
 
 from collections.abc import Callable
 
 import torch
-from drawing import Theme, legend, paint
+from drawing import Theme, hide_frame, legend, paint
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
@@ -14,15 +14,8 @@ from jepakit import HierarchicalPyramid, MultiBlockMask, TokenSet
 GRID = (14, 14)
 
 
-def bare(ax: Axes) -> None:
-    ax.set_xticks([])
-    ax.set_yticks([])
-    for spine in ax.spines.values():
-        spine.set_visible(False)
-
-
-def on_image(values: torch.Tensor, level: int) -> torch.Tensor:
-    """Cells of a level as large as the patches that they cover, the border's cut off."""
+def on_finest(values: torch.Tensor, level: int) -> torch.Tensor:
+    """Repeat the cells of a level over the patches that they cover; the border cuts some off."""
     large = values.repeat_interleave(2**level, dim=0).repeat_interleave(2**level, dim=1)
     return large[: GRID[0], : GRID[1]]
 
@@ -44,7 +37,7 @@ def cells(theme: Theme) -> Figure:
             tokens = levels[rule][number].tokens
             shown[rule] = tokens.to_mask()[sample].view(*tokens.grid_size)
         colours = {"any": theme.third if number else theme.context, "all": theme.context}
-        layers = [(on_image(shown[rule], number), colours[rule]) for rule in shown]
+        layers = [(on_finest(shown[rule], number), colours[rule]) for rule in shown]
         paint(ax, layers, theme.hidden, theme)
         for k in range(0, 14, 2**number) if number else ():
             ax.axvline(k - 0.5, color=theme.page, linewidth=2.2)
@@ -56,18 +49,18 @@ def cells(theme: Theme) -> Figure:
     listed.view(-1)[context.idx[sample, 32:36]] = True
     layers = [(context[sample].to_mask().view(GRID), theme.context), (listed, theme.target)]
     paint(ax, layers, theme.hidden, theme)
-    ax.set_title("not this: four on the list", fontsize=9)
+    ax.set_title("not this: four in list order", fontsize=9)
     entries = [
-        (theme.context, "all positions under it are context"),
+        (theme.context, "all positions in the cell are context"),
         (theme.third, "some are"),
-        (theme.target, "one window of a pool along the list"),
+        (theme.target, "one window of a pool along the token list"),
     ]
-    legend(figure, entries, theme)
+    legend(figure, entries)
     return figure
 
 
 def scene() -> torch.Tensor:
-    """Something to look at: a disc, a stripe and noise on 14 x 14 patches."""
+    """Values on 14 x 14 patches: a disc, a stripe and noise."""
     rows, columns = torch.meshgrid(torch.arange(14.0), torch.arange(14.0), indexing="ij")
     disc = ((rows - 4.5) ** 2 + (columns - 5) ** 2 < 14).float()
     stripe = ((rows - columns).abs() < 1.2).float() * 0.7
@@ -86,7 +79,7 @@ def pools(theme: Theme) -> Figure:
     def show(ax: Axes, values: torch.Tensor, title: str) -> None:
         ax.imshow(values.numpy(), cmap=ramp, vmin=0, vmax=1.2)
         ax.set_title(title, fontsize=9)
-        bare(ax)
+        hide_frame(ax)
 
     for row, (features, where) in zip(
         axes, ((field.view(1, -1, 1), None), (seen, tokens)), strict=True
@@ -99,7 +92,7 @@ def pools(theme: Theme) -> Figure:
                 values = torch.full((level.tokens.num_positions,), torch.nan)
                 valid = level.tokens.valid[0]
                 values[level.tokens.idx[0][valid]] = level.features[0, valid, 0]
-                values = on_image(values.view(level.tokens.grid_size), number)
+                values = on_finest(values.view(level.tokens.grid_size), number)
                 show(row[place], values, f"level {number}, {pool}" if number else "level 0")
     axes[0][0].set_ylabel("all tokens", fontsize=8.5)
     axes[1][0].set_ylabel("half of them", fontsize=8.5)
@@ -107,7 +100,7 @@ def pools(theme: Theme) -> Figure:
 
 
 def fused(theme: Theme) -> Figure:
-    """How far one coarse cell reaches: a pyramid with laterals that change nothing."""
+    """Contribution of one coarsest cell to the finest level, with constant lateral weights."""
     ramp = LinearSegmentedColormap.from_list("ramp", [theme.hidden, theme.target])
     figure, axes = plt.subplots(1, 4, figsize=(8.4, 2.4))
     some = torch.rand(196, generator=torch.Generator().manual_seed(9)) < 0.6
@@ -120,7 +113,7 @@ def fused(theme: Theme) -> Figure:
         pyramid = HierarchicalPyramid(GRID, 1, fusion="fpn-add", upsample=upsample)
         with torch.no_grad():
             for number, lateral in enumerate(pyramid.top_down.laterals):
-                lateral.weight.fill_(float(number == 2))  # only what the coarsest level says
+                lateral.weight.fill_(float(number == 2))  # the coarsest level only
             if where is None:
                 tokens = TokenSet.full(GRID, (1,))
             else:
@@ -133,7 +126,7 @@ def fused(theme: Theme) -> Figure:
         axes[place].set_title(
             f"{upsample}, {'all' if where is None else 'some'} tokens", fontsize=9
         )
-        bare(axes[place])
+        hide_frame(axes[place])
     return figure
 
 

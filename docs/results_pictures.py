@@ -1,4 +1,4 @@
-"""Pictures of the results, drawn from the files that the runs wrote."""
+"""Pictures of the results, drawn from the result files of the benchmarks."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -15,20 +15,20 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 NAMES = {"cifar10_jpeg.npz": "CIFAR-10", "fashion_mnist.npz": "Fashion-MNIST"}
 
 
-def by_dataset() -> dict[str, list[dict[str, Any]]]:
-    """Rows of all recipes that were run, by dataset and machine."""
-    found: dict[str, list[dict[str, Any]]] = {}
+def rows_by_dataset() -> dict[str, list[dict[str, Any]]]:
+    """Rows of all recipes with a result file, by dataset and machine."""
+    rows: dict[str, list[dict[str, Any]]] = {}
     for recipe in sorted((BENCHMARKS / "recipes").glob("*.toml")):
         path = BENCHMARKS / "results" / f"{recipe.stem}.json"
         if path.is_file():
             record = json.loads(path.read_text())
             name = NAMES.get(record["dataset"], record["dataset"])
             where = "" if "CPU" in record["machine"] else f", {record['machine']}"
-            found.setdefault(name + where, []).extend(record["rows"])
-    return found
+            rows.setdefault(name + where, []).extend(record["rows"])
+    return rows
 
 
-def plain(ax: Axes, theme: Theme) -> None:
+def grid_without_frame(ax: Axes, theme: Theme) -> None:
     ax.tick_params(labelsize=8, length=0)
     ax.set_axisbelow(True)
     ax.grid(color=theme.hidden, lw=0.8)
@@ -37,8 +37,8 @@ def plain(ax: Axes, theme: Theme) -> None:
 
 
 def curves(theme: Theme) -> Figure:
-    """Loss, as a share of where it began, and effective rank, for every seed of every recipe."""
-    datasets = by_dataset()
+    """Loss relative to its first value, and effective rank, for every seed of every recipe."""
+    datasets = rows_by_dataset()
     figure, axes = plt.subplots(
         len(datasets), 2, figsize=(8.4, 2.6 * len(datasets)), squeeze=False, sharex="row"
     )
@@ -48,17 +48,17 @@ def curves(theme: Theme) -> Figure:
     for (loss, rank), (dataset, rows) in zip(axes, datasets.items(), strict=True):
         for row in rows:
             colour = colours[row["title"]]
-            each = row["images"] / row["steps"] / 1000  # thousand images a step
+            per_step = row["images"] / row["steps"] / 1000  # thousand images
             for seed, run in enumerate(row["curves"]):
                 label = row["title"] if seed == 0 else None
                 first = run["loss"][0][1]
-                line(loss, [(s * each, v / first) for s, v in run["loss"]], colour, label)
-                line(rank, [(s * each, v) for s, v in run["rank"]], colour, None)
-        loss.set_title(f"{dataset}: loss, its first value is 1", fontsize=9)
+                line(loss, [(s * per_step, v / first) for s, v in run["loss"]], colour, label)
+                line(rank, [(s * per_step, v) for s, v in run["rank"]], colour, None)
+        loss.set_title(f"{dataset}: loss relative to its first value", fontsize=9)
         rank.set_title("effective rank of a batch of features", fontsize=9)
         loss.legend(frameon=False, fontsize=8)
         for ax in (loss, rank):
-            plain(ax, theme)
+            grid_without_frame(ax, theme)
             ax.set_xlabel("thousand images", fontsize=8.5)
     return figure
 
@@ -69,8 +69,8 @@ def line(ax: Axes, points: Sequence[tuple[float, float]], colour: str, label: st
 
 
 def accuracies(theme: Theme) -> Figure:
-    """kNN and linear probe of every recipe before and after, a dot for each seed."""
-    datasets = by_dataset()
+    """kNN and linear probe of every recipe before and after training, a dot for each seed."""
+    datasets = rows_by_dataset()
     heights = [len(rows) for rows in datasets.values()]
     figure, axes = plt.subplots(
         len(datasets), 2, figsize=(8.4, 0.5 + 0.55 * len(heights) + 0.32 * sum(heights)),
@@ -84,7 +84,7 @@ def accuracies(theme: Theme) -> Figure:
                     x = [100 * run[number] for run in row[key]]
                     ax.plot(x, [y] * len(x), "o", ms=6, mec=theme.context, mfc=fill)
             ax.set_title(f"{dataset}: {what}", fontsize=9)
-            plain(ax, theme)
+            grid_without_frame(ax, theme)
         panels[0].set_yticks(range(len(rows)), [row["title"] for row in rows])
         panels[0].set_ylim(len(rows) - 0.4, -0.6)
     for ax in axes[-1]:
@@ -93,7 +93,7 @@ def accuracies(theme: Theme) -> Figure:
         (theme.context, "trained; hollow: the same encoder untrained"),
         (theme.third, "raw pixels"),
     ]
-    legend(figure, entries, theme)
+    legend(figure, entries)
     return figure
 
 

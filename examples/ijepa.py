@@ -54,7 +54,7 @@ def main() -> None:
     console, out, device = Console(), Path(args.out), torch.device(args.device)
     out.mkdir(parents=True, exist_ok=True)
     train, test = load_images(args.data, image_size=args.image_size)
-    normalize, (channels, *size) = PixelStatistics.of(train), train[0][0].shape
+    normalize, (channels, *size) = PixelStatistics.from_dataset(train), train[0][0].shape
     torch.manual_seed(args.seed)
     steps = args.epochs * (len(train) // args.batch_size) if args.steps is None else args.steps
 

@@ -44,7 +44,7 @@ def main() -> None:
     console, out, device = Console(), Path(args.out), torch.device(args.device)
     out.mkdir(parents=True, exist_ok=True)
     train, test = load_images(args.data, image_size=args.image_size)
-    normalize, (channels, *size) = PixelStatistics.of(train), train[0][0].shape
+    normalize, (channels, *size) = PixelStatistics.from_dataset(train), train[0][0].shape
     if channels == 1 and (args.colour or args.grey):
         raise SystemExit(f"--colour, --grey: the images of {args.data} have a single channel")
     torch.manual_seed(args.seed)

@@ -1,5 +1,6 @@
-"""random_crops: crops that lie within the image, each image's own."""
+"""`random_crops`: each image has its own crop, which lies inside it."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -21,7 +22,7 @@ def ramps(count: int, height: int, width: int) -> torch.Tensor:
     low=st.floats(0.3, 0.9),
     seed=st.integers(0, 999),
 )
-def test_a_ramp_tells_where_the_crop_was(height, width, low, seed):
+def test_a_ramp_shows_where_the_crop_was(height, width, low, seed):
     """A linear ramp stays linear; its slope is the side, and its ends lie within the image."""
     generator = torch.Generator().manual_seed(seed)
     crops = random_crops(ramps(16, height, width), (low, 1.0), generator=generator)
@@ -49,8 +50,8 @@ def test_the_whole_image_is_left_alone():
     assert random_crops(images, (1.0, 1.0)) is images
 
 
-def test_autocast_and_half_types_move_no_crop():
-    """Trap: places computed in bfloat16, off by up to a pixel in 256."""
+def test_autocast_and_half_precision_move_no_crop():
+    """Trap: coordinates computed in bfloat16, off by up to a pixel in 256."""
     images = ramps(16, 64, 64)
     once = random_crops(images, (0.3, 1.0), generator=torch.Generator().manual_seed(0))
     with torch.autocast("cpu", torch.bfloat16):
@@ -71,6 +72,14 @@ def test_a_generator_decides():
         for _ in range(2)
     )
     assert torch.equal(once, again)
+
+
+@pytest.mark.parametrize("scale", [[0.2, 0.9], np.array([0.2, 0.9])])
+def test_scales_of_any_kind(scale):
+    images, generator = torch.rand(3, 1, 5, 7), torch.Generator()
+    expected = random_crops(images, (0.2, 0.9), generator=generator.manual_seed(4))
+    crops = random_crops(images, scale, generator=generator.manual_seed(4))
+    assert torch.equal(crops, expected)
 
 
 @pytest.mark.parametrize("scale", [(0.9, 0.5), (0.0, 1.0), (0.5, 1.5)])

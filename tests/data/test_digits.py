@@ -1,4 +1,4 @@
-"""digit_canvases: the same for everyone, and no pixel that gives the class away."""
+"""`digit_canvases`: reproducible, and no single pixel is informative."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def test_always_the_same():
     assert not torch.equal(once[0].tensors[0][:20], once[1].tensors[0])
 
 
-def test_a_pixel_knows_nothing_by_itself():
+def test_a_single_pixel_is_not_informative():
     """Trap: a demo task that raw pixels solve. Rolled canvases have one mean image per class."""
     images, labels = digit_canvases(3000, 1)[0].tensors
     images = images.double() / 255

@@ -1,4 +1,4 @@
-"""load_images: files and folders, and what is said when something is missing."""
+"""`load_images`: files, folders and downloaded sets, and errors where something is missing."""
 
 import hashlib
 import io
@@ -25,7 +25,8 @@ def arrays(channels: int | None = 3) -> dict[str, np.ndarray]:
 def test_arrays_come_back(channels, tmp_path):
     given = arrays(channels)
     np.savez(tmp_path / "a.npz", **given)
-    for part, dataset in zip(("train", "test"), load_images(str(tmp_path / "a.npz")), strict=True):
+    # A path as well as a str.
+    for part, dataset in zip(("train", "test"), load_images(tmp_path / "a.npz"), strict=True):
         assert len(dataset) == 6
         for index in range(6):
             image, label = dataset[index]
@@ -118,7 +119,7 @@ def test_folders(parts, tmp_path):
             folder = tmp_path / part / f"class{number % 2}"
             folder.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (12, 8), (number, 0, 0)).save(folder / f"{number}.png")
-    train, test = load_images(str(tmp_path), image_size=8)
+    train, test = load_images(tmp_path, image_size=np.int64(8))
     assert (len(train), len(test)) == ((10, 10) if parts else (8, 2))
     assert train[0][0].shape == (3, 8, 8)
     reds = [[int(image[0, 0, 0]) for image, _ in part] for part in (train, test)]
@@ -153,6 +154,12 @@ def test_nothing_there_raises(tmp_path):
         load_images(str(tmp_path))
     with pytest.raises(ValueError, match="image_size=64: digits are 32 x 32"):
         load_images("digits", image_size=64)
+
+
+@pytest.mark.no_hook
+def test_a_source_is_a_name_or_a_path():
+    with pytest.raises(TypeError, match="source=3: must be a str or a path, got int"):
+        load_images(3)
 
 
 def folders(root, parts: dict[str, str]) -> str:

@@ -108,10 +108,10 @@ def test_masks_of_a_collator_and_their_audit(surroundings):
     def drawn() -> Iterator[Any]:
         for sampler in (RandomMask((8, 9)), MultiBlockMask((8, 9), target_size_per="sample")):
             collator = MaskCollator(sampler, seed=3)
-            found = audit_masks(sampler, batches=2, batch_size=4, generator=seeded())
+            found = audit_masks(sampler, num_batches=2, batch_size=4, generator=seeded())
             yield collator(items)[1].context.idx
             yield found.context_frequency
-            yield found.block_sizes
+            yield found.target_sizes
 
     assert_unchanged(lambda: list(drawn()), surroundings)
 

@@ -137,7 +137,7 @@ def worst(one: dict[str, Tensor], other: dict[str, Tensor]) -> dict[str, float]:
 @pytest.mark.no_hook
 def test_the_known_defects():
     """Published settings, 14x14, batches of 64, with the numbers that were measured of it."""
-    found = audit_masks(ReferenceMultiBlockMask((14, 14)), batches=100, generator=generator())
+    found = audit_masks(ReferenceMultiBlockMask((14, 14)), num_batches=100, generator=generator())
     assert abs(found.context_coverage.mean - 0.27) < 0.015
     context, target = (
         role.view(14, 14) for role in (found.context_frequency, found.target_frequency)
@@ -147,8 +147,8 @@ def test_the_known_defects():
         assert (role[:-1, :-1] > 0).all()
     assert abs(float(context[0].mean()) - 0.75) < 0.02
     assert abs(float(context[6:8].mean()) - 0.20) < 0.03
-    assert found.leak_rate == 0 and found.undersized_contexts == 0
-    assert len(found.block_sizes) == 5
+    assert found.leak_rate == 0 and found.undersized_context_rate == 0
+    assert len(found.target_sizes) == 5
 
 
 @pytest.mark.no_hook
@@ -202,7 +202,7 @@ def off(*quirks: str, **arguments: object) -> tuple:
     base = ReferenceMultiBlockMask(**{"grid_size": (14, 14)} | arguments)
     other = dataclasses.replace(base, **dict.fromkeys(quirks, False))
     return tuple(
-        audit_masks(s, batches=30, batch_size=32, generator=generator()) for s in (base, other)
+        audit_masks(s, num_batches=30, batch_size=32, generator=generator()) for s in (base, other)
     )
 
 
@@ -245,7 +245,7 @@ def test_skip_last():
             assert bool((field[-1] == 0).all()) is zero
             assert bool((field[:, -1] == 0).all()) is zero
     # Sizes do not depend on it.
-    assert on.block_sizes.keys() == removed.block_sizes.keys()
+    assert on.target_sizes.keys() == removed.target_sizes.keys()
 
 
 @pytest.mark.no_hook
@@ -269,11 +269,11 @@ def test_skip_last_leaves_full_blocks_one_place():
 def test_tied_aspect():
     on, removed = off("tied_aspect")
     # One number: the higher the larger, and the width always about the same.
-    heights = sorted(h for h, _ in on.block_sizes)
-    by_height = sorted(on.block_sizes, key=lambda size: (size[0], -size[1]))
+    heights = sorted(h for h, _ in on.target_sizes)
+    by_height = sorted(on.target_sizes, key=lambda size: (size[0], -size[1]))
     areas = [h * w for h, w in by_height]
     assert heights[0] < heights[-1] and areas[0] < areas[-1]
-    assert len(removed.block_sizes) > len(on.block_sizes)
+    assert len(removed.target_sizes) > len(on.target_sizes)
     # Log-uniform: tall and wide are equally likely where the range is symmetric.
     symmetric = ReferenceMultiBlockMask((14, 14), target_aspect_ratio=(0.5, 2.0))
     uniforms = torch.rand(20_000, 2, generator=generator())
@@ -295,8 +295,8 @@ def test_floor_area():
         "target_scale": (0.309, 0.309),
         "target_aspect_ratio": (1.0, 1.0),
     }
-    assert off("floor_area", **arguments)[0].block_sizes.keys() == {(5, 5)}
-    assert off("floor_area", **arguments)[1].block_sizes.keys() == {(6, 6)}
+    assert off("floor_area", **arguments)[0].target_sizes.keys() == {(5, 5)}
+    assert off("floor_area", **arguments)[1].target_sizes.keys() == {(6, 6)}
 
 
 @pytest.mark.no_hook
@@ -338,8 +338,8 @@ STUCK = {
 def test_relax_when_stuck():
     """Trap: after n tries the context overlaps targets, silently."""
     on, removed = off("relax_when_stuck", **STUCK)
-    assert on.leak_rate > 0.3 and on.undersized_contexts == 0
-    assert removed.leak_rate == 0 and removed.undersized_contexts > 0.3
+    assert on.leak_rate > 0.3 and on.undersized_context_rate == 0
+    assert removed.leak_rate == 0 and removed.undersized_context_rate > 0.3
     assert on.target_frequency.equal(removed.target_frequency)
     assert off("relax_when_stuck")[0].context_frequency.equal(
         off("relax_when_stuck")[1].context_frequency

@@ -1,9 +1,9 @@
-"""Small image sets as tensors: what the examples train on, and a first try of your own parts."""
+"""Small image sets as tensors, with batches, crops and standardisation to train on them."""
 
-from jepakit.data.batches import EpochIndex, ResumableBatches
 from jepakit.data.crops import random_crops
 from jepakit.data.digits import digit_canvases
-from jepakit.data.pixels import PixelStatistics
+from jepakit.data.pixel_statistics import PixelStatistics
+from jepakit.data.resumable_batches import EpochIndex, ResumableBatches
 from jepakit.data.sources import load_images
 
 __all__ = [

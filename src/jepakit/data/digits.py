@@ -1,36 +1,35 @@
-"""`digit_canvases`: images that need no download, and that an untrained encoder cannot solve."""
+"""`digit_canvases`: a small labelled image set that needs no download."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from jepakit._checks import check_int
+from jepakit._checks import as_int
 
 __all__ = ["digit_canvases"]
 
-_SIDE = 32
-_CORNERS = ((0, 0), (0, 16), (16, 0), (16, 16))
-_SIZES = range(14, 17)
+_SIDE = 32  # of a canvas, pixels
+_QUADRANTS = ((0, 0), (0, 16), (16, 0), (16, 16))  # top left corners
+_DIGIT_SIDES = range(14, 17)
 
 
 def digit_canvases(
     num_train: int = 6000, num_test: int = 1500
 ) -> tuple[TensorDataset, TensorDataset]:
-    """32 x 32 canvases with four of scikit-learn's digits, all of one class, which is the label.
+    """32 x 32 canvases, each with four of scikit-learn's digits of one class, which is the label.
 
-    Each is rolled at random, so that no pixel knows anything by itself, and has a contrast, a
-    brightness and noise of its own: they fill the features of an untrained encoder, and none of
-    them helps to predict one part of a canvas from another. The test canvases show other
-    handwritten digits than the training canvases. Always the same ones, for the same numbers.
+    Each canvas is rolled at random, so that no single pixel is informative, and has its own
+    contrast, brightness and noise, which dominate the features of an untrained encoder and say
+    nothing about the class. Training and test canvases show different handwritten digits. The same
+    arguments give the same canvases.
 
     Args:
-        num_train: Training canvases.
-        num_test: Test canvases.
+        num_train: Number of training canvases.
+        num_test: Number of test canvases.
 
     Raises:
         ImportError: If scikit-learn is missing.
-        ValueError: If a number is below 1.
 
     Returns:
         Training and test set of `(uint8 image [1, 32, 32], label)`.
@@ -42,10 +41,11 @@ def digit_canvases(
         (torch.Size([1, 32, 32]), 5)
 
     Source:
-        jepakit's own, from the UCI digits that come with scikit-learn.
+        The digits are scikit-learn's copy of the UCI set "Optical Recognition of Handwritten
+        Digits" (1998).
     """
-    check_int("num_train", num_train, minimum=1)
-    check_int("num_test", num_test, minimum=1)
+    num_train = as_int("num_train", num_train, minimum=1)
+    num_test = as_int("num_test", num_test, minimum=1)
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -55,8 +55,8 @@ def digit_canvases(
 
     source = load_digits()
     generator = torch.Generator().manual_seed(0)
-    # In their own order the last digits are those of other writers.
-    with torch.device("cpu"):  # whatever is the default
+    with torch.device("cpu"):  # whatever the default device is
+        # Shuffled before the split: in the source's order the last digits are by other writers.
         order = torch.randperm(len(source.target), generator=generator)
         digits = torch.tensor(source.images)[order, None] / 16
         labels = torch.tensor(source.target)[order]
@@ -68,8 +68,8 @@ def digit_canvases(
 def _canvases(
     digits: Tensor, labels: Tensor, count: int, generator: torch.Generator
 ) -> TensorDataset:
-    sized = {side: F.interpolate(digits, (side, side), mode="bilinear") for side in _SIZES}
-    members = [(labels == label).nonzero()[:, 0] for label in range(10)]
+    resized = {side: F.interpolate(digits, (side, side), mode="bilinear") for side in _DIGIT_SIDES}
+    members = [(labels == label).nonzero()[:, 0] for label in range(10)]  # of each class
     classes = torch.randint(10, (count,), generator=generator)
     images = torch.zeros(count, 1, _SIDE, _SIDE, dtype=torch.uint8)
 
@@ -78,17 +78,17 @@ def _canvases(
         return drawn
 
     for image, label in zip(images, classes.tolist(), strict=True):
-        for y, x in _CORNERS:
-            (which,) = draw(0, len(members[label]))
-            (side,) = draw(_SIZES.start, _SIZES.stop)
+        for y, x in _QUADRANTS:
+            (member,) = draw(0, len(members[label]))
+            (side,) = draw(_DIGIT_SIDES.start, _DIGIT_SIDES.stop)
             top, left = draw(0, 17 - side, 2)
-            place = image[0, y + top :, x + left :][:side, :side]
-            place.copy_((sized[side][members[label][which], 0] * 255).round())
+            region = image[0, y + top :, x + left :][:side, :side]
+            region.copy_((resized[side][members[label][member], 0] * 255).round())
         down, right = draw(0, _SIDE, 2)
         image.copy_(image.roll((down, right), dims=(1, 2)))
-    one = (count, 1, 1, 1)
-    contrast = 0.4 + 0.6 * torch.rand(one, generator=generator, dtype=torch.float32)
-    dark = torch.rand(one, generator=generator, dtype=torch.float32) * (1 - contrast)
+    per_image = (count, 1, 1, 1)
+    contrast = 0.4 + 0.6 * torch.rand(per_image, generator=generator, dtype=torch.float32)
+    black = torch.rand(per_image, generator=generator, dtype=torch.float32) * (1 - contrast)
     noise = 0.15 * torch.randn(images.shape, generator=generator, dtype=torch.float32)
-    noisy = (images.float() / 255 * contrast + dark + noise).clamp(0, 1)
+    noisy = (images.float() / 255 * contrast + black + noise).clamp(0, 1)
     return TensorDataset((noisy * 255).round().byte(), classes)

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from jepakit._checks import check_number
-from jepakit.data._drawn import drawn_indices
+from jepakit.data._subset import stratified_indices
 
 __all__: list[str] = []
 
@@ -19,7 +19,7 @@ def some_images(
 ) -> DataLoader[Any]:
     """Batches of at most `num_images` images from all over a set, the same in every call."""
     size = len(dataset)  # type: ignore[arg-type]  # a map-style dataset has a length
-    chosen = Subset(dataset, drawn_indices(size, num_images))
+    chosen = Subset(dataset, stratified_indices(size, num_images))
     # Without a generator a loader draws a seed for its workers from torch's own, so that a look at
     # the scores would change the training that goes on after it.
     # It draws it on the default device, and wants the generator there.

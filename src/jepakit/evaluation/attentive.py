@@ -89,7 +89,7 @@ def attentive_probe(
         >>> encoder = MaskedViT(timm.create_model(
         ...     "vit_tiny_patch16_224", num_classes=0, in_chans=1, img_size=32, depth=1))
         >>> accuracy = attentive_probe(
-        ...     encoder, train, test, prepare=PixelStatistics.of(train), epochs=2)
+        ...     encoder, train, test, prepare=PixelStatistics.from_dataset(train), epochs=2)
         >>> 0 <= accuracy <= 1
         True
 

@@ -1,15 +1,15 @@
-"""Masks in a `DataLoader`: drawn in the workers, the same however the loading is arranged."""
+"""Masks in a `DataLoader`: drawn in its workers, reproducible for any number of them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils.data import Dataset, default_collate
 
-from jepakit._checks import check_images_finite, check_int, type_name
+from jepakit._checks import as_int, check_images_finite, type_name
 from jepakit.masking.base import MaskSampler, UniformSampler
 from jepakit.masking.uniforms import derive_seed, keyed_uniforms
 
@@ -20,20 +20,17 @@ M = TypeVar("M")  # `Masks`, or a list of them
 
 @dataclass(frozen=True)
 class Indexed:
-    """A sample together with its index in the dataset, as `IndexedDataset` gives it.
+    """A sample and its index in the dataset; `IndexedDataset` returns it.
 
     Args:
         index: Position of the sample in the dataset.
-        sample: What the dataset holds there.
-        epoch: Number of the pass over the data, where the index knew it (`EpochIndex`).
+        sample: The sample, such as `(image, label)`.
+        epoch: Number of the pass over the data, if the index carries it (`EpochIndex`).
 
     Example:
         >>> from jepakit.masking import Indexed
         >>> Indexed(3, "image").index
         3
-
-    Source:
-        jepakit's own.
     """
 
     index: int
@@ -42,32 +39,29 @@ class Indexed:
 
 
 class IndexedDataset(Dataset[Indexed]):
-    """A map-style dataset that hands on each sample's index, for `MaskCollator`.
+    """A map-style dataset that returns each sample with its index, for `MaskCollator`.
 
-    Wrap last, after `Subset` and the like: they number samples anew, and their indices know no pass
-    (see `EpochIndex`).
+    Wrap last, after `Subset` and the like: they renumber samples, and pass on indices without an
+    epoch (see `EpochIndex`).
 
     Args:
         dataset: Anything with `__len__` and `__getitem__`.
 
     Raises:
-        TypeError: If `dataset` lacks one of the two.
+        TypeError: If `dataset` lacks one of the two methods.
 
     Example:
         >>> from jepakit.masking import IndexedDataset
         >>> IndexedDataset(["a", "b"])[1]
         Indexed(index=1, sample='b')
-
-    Source:
-        jepakit's own.
     """
 
     def __init__(self, dataset: Any) -> None:
         for method in ("__len__", "__getitem__"):
             if not hasattr(dataset, method):
                 raise TypeError(
-                    f"dataset={type(dataset).__name__}: must have {method}; iterable datasets have "
-                    "no index to hand on"
+                    f"dataset={type(dataset).__name__}: must have {method}; samples of iterable "
+                    "datasets have no index"
                 )
         self.dataset = dataset
 
@@ -81,31 +75,33 @@ class IndexedDataset(Dataset[Indexed]):
 
 
 class MaskCollator(Generic[M]):
-    r"""Collate a batch and draw its masks, by (seed, epoch, sample index).
+    r"""Collate a batch and draw its masks from the seed, the epoch and the sample indices.
 
-    Where a sampler's `per_sample` is True, the masks of sample $i$ depend on
-    $(\mathrm{seed}, \mathrm{epoch}, i)$ alone: the same for any number of workers or ranks, any
-    batch size, and after a resume. So it is wherever samples share neither a size nor a length:
-    without `target_size_per="batch"` and `context_length="trim"`, where a sampler has these arguments;
-    always for `RandomMask`, `BlockMask` and `InverseBlockMask`; for samplers made of others if it
-    is so for all of them; never for `ReferenceMultiBlockMask`. Otherwise, and for any other
-    callable, a batch's masks depend on $(\mathrm{seed}, \mathrm{epoch}, i_1, \dots, i_b)$, the
-    indices of the batch in order.
+    If the sampler's `per_sample` is True, the masks of sample $i$ are a function of
+    $(\mathrm{seed}, \mathrm{epoch}, i)$: the same for any number of workers or ranks, any batch
+    size, and after a resume. Otherwise, and for callables that are not jepakit's, the masks of a
+    batch are a function of $(\mathrm{seed}, \mathrm{epoch}, i_1, \dots, i_b)$, the indices of the
+    batch in order.
 
-    The epoch is that of the indices, where these know it, as those of `ResumableBatches` do. Else
-    call `set_epoch` before each epoch, as with `DistributedSampler`: it lies in shared memory, so
-    it reaches persistent workers. Without either, every epoch repeats the masks of epoch 0.
+    `per_sample` is False where the samples of a batch share a size (`target_size_per="batch"`) or a
+    length (`context_length="trim"`), for samplers that wrap such a sampler, and for
+    `ReferenceMultiBlockMask`.
+
+    The epoch is read from the indices if they carry it, as those of `ResumableBatches` do. If not,
+    call `set_epoch` before each epoch, as with `DistributedSampler`; the epoch is kept in shared
+    memory, so that it reaches persistent workers. Without either, every epoch repeats the masks of
+    epoch 0.
 
     Args:
-        sampler: What draws masks.
-        seed: Any int; runs that should differ need different ones.
-        collate_fn: What collates the samples themselves.
+        sampler: A mask sampler.
+        seed: Any 64-bit int; use different ones for runs that should differ.
+        collate_fn: Collates the samples themselves.
 
     Raises:
         TypeError: If a sample does not come from `IndexedDataset`, or the loader's `batch_size` is
             None.
-        ValueError: If the batch is empty or a floating tensor in it holds NaN or infinity; if
-            indices say another epoch than `set_epoch`, or several epochs in one batch.
+        ValueError: If the batch is empty or one of its floating tensors holds NaN or infinity; if
+            its indices are of several epochs, or of another epoch than that of `set_epoch`.
 
     Example:
         >>> import torch
@@ -122,8 +118,9 @@ class MaskCollator(Generic[M]):
         (torch.Size([4, 3, 64, 64]), torch.Size([4, 4]))
 
     Source:
-        jepakit's own. I-JEPA's published collator seeds block sizes by a counter shared between
-        workers, in the order in which they happen to come, and places from the global generator.
+        The published code of I-JEPA (arXiv:2301.08243) collates in the workers too. Difference:
+        it seeds block sizes from a counter that the workers share, in the order in which they
+        happen to run, and draws places from the global generator.
     """
 
     def __init__(
@@ -135,34 +132,30 @@ class MaskCollator(Generic[M]):
     ) -> None:
         if not callable(sampler):
             raise TypeError(f"sampler={sampler!r}: must be callable as sampler(batch_size)")
-        check_int("seed", seed, minimum=-(2**63))
-        if seed >= 2**63:
-            raise ValueError(f"seed={seed}: must fit 64 bits, so be below 2**63")
         self.sampler = sampler
-        self.seed = seed
+        self.seed = as_int("seed", seed, minimum=-(2**63), maximum=2**63 - 1)
         self.collate_fn = collate_fn
         epoch = torch.zeros((), dtype=torch.int64, device="cpu")
         self._epoch = epoch.share_memory_()  # type: ignore[no-untyped-call]
 
     @property
     def epoch(self) -> int:
-        """The epoch that masks are drawn for."""
+        """Epoch that masks are drawn for, unless the indices carry one."""
         return int(self._epoch)
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw the masks of another epoch from the next iteration of the loader on.
+        """Set the epoch, from the next iteration of the loader on.
 
         Args:
             epoch: Number of the epoch, from 0.
         """
-        check_int("epoch", epoch, minimum=0)
-        self._epoch.fill_(epoch)
+        self._epoch.fill_(as_int("epoch", epoch, minimum=0))
 
     def __call__(self, samples: Sequence[Indexed]) -> tuple[Any, M]:
-        """The collated samples and their masks.
+        """Return the collated samples and their masks.
 
         Args:
-            samples: Of an `IndexedDataset`.
+            samples: Samples of an `IndexedDataset`.
         """
         if not isinstance(samples, Sequence):
             raise TypeError(
@@ -184,32 +177,33 @@ class MaskCollator(Generic[M]):
         return batch, self._draw(samples)
 
     def _draw(self, samples: Sequence[Indexed]) -> M:
-        sampler, seed, epoch = self.sampler, self.seed, self._epoch_of(samples)
+        seed, epoch = self.seed, self._epoch_of(samples)
         indices = [sample.index for sample in samples]
-        if isinstance(sampler, UniformSampler) and sampler.per_sample:
+        if isinstance(self.sampler, UniformSampler) and self.sampler.per_sample:
             keys = [derive_seed(seed, epoch, index) for index in indices]
-            masks: M = sampler.from_uniforms(keyed_uniforms(keys, sampler.num_uniforms))
+            uniforms = keyed_uniforms(keys, self.sampler.num_uniforms)
+            masks: M = self.sampler.from_uniforms(uniforms)
             return masks
         generator = torch.Generator().manual_seed(derive_seed(seed, epoch, *indices))
-        return sampler(len(indices), generator=generator)
+        return self.sampler(len(indices), generator=generator)
 
     def _epoch_of(self, samples: Sequence[Indexed]) -> int:
-        told = {sample.epoch for sample in samples}
-        if told == {None}:
+        epoch, *others = {sample.epoch for sample in samples}
+        if others:
+            raise ValueError(f"samples: must be of one epoch, got some of {[epoch, *others]}")
+        if epoch is None:
             return self.epoch
-        if len(told) > 1:
-            raise ValueError(f"samples: must be of one epoch, got some of {told}")
-        (epoch,) = told
         if self.epoch not in (0, epoch):
             raise ValueError(
-                f"set_epoch({self.epoch}): has no effect, the indices say that they are of epoch "
-                f"{epoch}; with ResumableBatches leave it out"
+                f"set_epoch({self.epoch}): has no effect, since the indices are of epoch {epoch}; "
+                "do not call set_epoch with ResumableBatches"
             )
-        return cast(int, epoch)
+        return epoch
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        # A pickled copy would else hold an epoch that its own workers cannot see change.
+        # Unpickled memory is not shared: without this, `set_epoch` on a copy would not reach the
+        # copy's workers.
         self._epoch.share_memory_()
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""Pictures of masks, training curves and patch features; needs matplotlib."""
+"""Plots of masks, sampler audits, training curves and patch features; needs matplotlib."""
 
 from jepakit.plots.audit import plot_mask_audit
 from jepakit.plots.curves import plot_curves

@@ -1,14 +1,20 @@
-"""What all pictures share: matplotlib, colours, axes without numbers."""
+"""Shared by all plots: matplotlib, colours, images as pixels, axes without ticks."""
 
+from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["TARGETS", "bare", "matplotlib"]
+from einops import repeat
+from jaxtyping import Float
+from torch import Tensor
 
-# Okabe and Ito's palette: told apart by colour-blind readers, on light and dark pages.
-TARGETS = ("#E69F00", "#D55E00", "#CC79A7", "#F0E442")
+__all__: list[str] = []
+
+# Okabe and Ito's palette: distinct for colour-blind readers, on light and dark pages.
+TARGET_COLOURS = ("#E69F00", "#D55E00", "#CC79A7", "#F0E442")
 
 
-def matplotlib() -> tuple[Any, Any]:
+def import_matplotlib() -> tuple[Any, Any]:
+    """Return `matplotlib.pyplot` and `matplotlib.colors`; matplotlib is optional."""
     try:
         import matplotlib.colors
         import matplotlib.pyplot as plt
@@ -17,8 +23,14 @@ def matplotlib() -> tuple[Any, Any]:
     return plt, matplotlib.colors
 
 
-def bare(axes: Any) -> None:
-    """Take the ticks off: pixels need no numbers."""
+def to_rgb(image: Float[Tensor, "c h w"]) -> Float[Tensor, "h w 3"]:
+    """Pixels for `imshow`: clipped to [0, 1], one channel repeated to three."""
+    pixels = image.detach().float().cpu().clamp(0, 1)
+    return repeat(pixels, "c h w -> h w (repeats c)", repeats=3 // len(pixels))
+
+
+def hide_ticks(axes: Iterable[Any]) -> None:
+    """Remove the ticks of images."""
     for ax in axes:
         ax.set_xticks([])
         ax.set_yticks([])

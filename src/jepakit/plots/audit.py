@@ -1,29 +1,32 @@
-"""`plot_mask_audit`: how often each position is context and target."""
+"""`plot_mask_audit`: maps of how often each position is context and target."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
 from jepakit.masking import MaskAudit
-from jepakit.plots._figures import TARGETS, matplotlib
+from jepakit.plots._figures import TARGET_COLOURS, hide_ticks, import_matplotlib
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["plot_mask_audit"]
 
+_NEVER = TARGET_COLOURS[1]  # colour of positions that never have the role
+
 
 def plot_mask_audit(audit: MaskAudit | Mapping[str, MaskAudit]) -> "Figure":
-    """How often each position is context and target, with the figures that matter most.
+    """Plot how often each position is context and target, with the main numbers below.
 
-    One column for each audit; the colours of a row mean the same in all of them. Positions that
-    never have the role stand out in orange. A three-dimensional grid is shown frame by frame.
+    One column for each audit, with one colour scale for all columns of a row. Positions that never
+    have the role are orange. Frames of a three-dimensional grid are shown side by side.
 
     Args:
-        audit: What `jepakit.masking.audit_masks` found, or several of them by name.
+        audit: From `jepakit.masking.audit_masks`; or several audits by name.
 
     Raises:
         ValueError: If the mapping is empty.
@@ -32,19 +35,17 @@ def plot_mask_audit(audit: MaskAudit | Mapping[str, MaskAudit]) -> "Figure":
         >>> from jepakit import MultiBlockMask
         >>> from jepakit.masking import audit_masks
         >>> from jepakit.plots import plot_mask_audit
-        >>> figure = plot_mask_audit({"MultiBlockMask": audit_masks(MultiBlockMask((12, 12)), batches=5)})
-        >>> [ax.get_title() for ax in figure.axes[:1]]
-        ['MultiBlockMask']
-
-    Source:
-        jepakit's own.
+        >>> audit = audit_masks(MultiBlockMask((12, 12)), num_batches=5)
+        >>> figure = plot_mask_audit({"MultiBlockMask": audit})
+        >>> figure.axes[0].get_title()
+        'MultiBlockMask'
     """
-    plt, _ = matplotlib()
+    plt, _ = import_matplotlib()
     audits = audit if isinstance(audit, Mapping) else {"": audit}
     if not audits:
         raise ValueError("audit={}: must hold at least one audit")
-    tiles = [_tiled(found.context_frequency, found.grid_size) for found in audits.values()]
-    across, down = (max(tile.shape[axis] for tile in tiles) for axis in (1, 0))
+    sizes = [_as_picture(one.context_frequency, one.grid_size).shape for one in audits.values()]
+    down, across = (max(sides) for sides in zip(*sizes, strict=True))
     width = 3.0 if across < 2 * down else 5.6
     height = max(1.1, 0.9 * width * down / across)
     figure: Figure
@@ -55,52 +56,64 @@ def plot_mask_audit(audit: MaskAudit | Mapping[str, MaskAudit]) -> "Figure":
         squeeze=False,
         layout="constrained",
     )
-    colours = plt.get_cmap("cividis").with_extremes(under=TARGETS[1])
-    for row, role in zip(axes, ("context", "target"), strict=True):
-        shares = [getattr(found, f"{role}_frequency") for found in audits.values()]
-        top = max(float(share.max()) for share in shares) or 1.0
-        never = any(bool((share == 0).any()) for share in shares)
-        for ax, share, found in zip(row, shares, audits.values(), strict=True):
-            picture = _tiled(share, found.grid_size)
-            # Only exact zeros lie under the scale, so what is merely rare keeps its colour.
-            shown = ax.imshow(
-                picture.numpy(),
-                cmap=colours,
-                vmin=top * 1e-9,
-                vmax=top,
-                interpolation="nearest",
-                aspect="auto" if len(found.grid_size) == 1 else "equal",
-            )
-            ax.set_xticks([])
-            ax.set_yticks([])
-            for spine in ax.spines.values():
-                spine.set_visible(False)
+    colours = plt.get_cmap("cividis").with_extremes(under=_NEVER)
+    never = False
+    for row, role, unit in zip(axes, ("context", "target"), ("samples", "targets"), strict=True):
+        maps = {
+            ax: _as_picture(getattr(one, f"{role}_frequency"), one.grid_size)
+            for ax, one in zip(row, audits.values(), strict=True)
+        }
+        never |= _plot_maps(figure, maps, colours, label=f"fraction of {unit}")
         row[0].set_ylabel(role)
-        bar = figure.colorbar(shown, ax=list(row), extend="min" if never else "neither", pad=0.02)
-        bar.ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-        bar.outline.set_visible(False)
-        bar.set_label("share of samples" if role == "context" else "share of targets")
-    for name, ax, below, found in zip(audits, *axes, audits.values(), strict=True):
-        ax.set_title(name)
-        below.set_xlabel(_key_figures(found), fontsize="small")
-    if any(bool((a.context_frequency * a.target_frequency == 0).any()) for a in audits.values()):
-        patch = plt.Rectangle((0, 0), 1, 1, color=TARGETS[1])
+    for name, top, bottom, one in zip(audits, *axes, audits.values(), strict=True):
+        top.set_title(name)
+        bottom.set_xlabel(_summary(one), fontsize="small")
+    if never:
+        patch = plt.Rectangle((0, 0), 1, 1, color=_NEVER)
         figure.legend([patch], ["never"], loc="outside lower right", frameon=False)
     return figure
 
 
-def _key_figures(found: MaskAudit) -> str:
-    low, mean, high = found.context_coverage
-    trimmed = "" if found.discarded is None else f", {found.discarded:.0f} tokens trimmed"
+def _plot_maps(figure: "Figure", maps: Mapping[Any, Tensor], colours: Any, *, label: str) -> bool:
+    """Plot a map into each of some axes, with one colour bar; return whether a value is 0."""
+    # NaN, between frames, is neither the largest value nor 0.
+    highest = max(float(values.nan_to_num().max()) for values in maps.values()) or 1.0
+    never = any(bool((values == 0).any()) for values in maps.values())
+    for ax, values in maps.items():
+        shown = ax.imshow(
+            values.numpy(),
+            cmap=colours,
+            # Only exact zeros lie below the scale and are orange; small values keep their colour.
+            vmin=highest * 1e-9,
+            vmax=highest,
+            interpolation="nearest",
+            aspect="auto" if len(values) == 1 else "equal",
+        )
+        for spine in ax.spines.values():
+            spine.set_visible(False)
+    hide_ticks(maps)
+    bar = figure.colorbar(shown, ax=list(maps), extend="min" if never else "neither", pad=0.02)
+    bar.ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    bar.outline.set_visible(False)
+    bar.set_label(label)
+    return never
+
+
+def _summary(audit: MaskAudit) -> str:
+    low, mean, high = audit.context_coverage
+    trimmed = ""
+    if audit.trimmed_tokens is not None:
+        trimmed = f", {audit.trimmed_tokens:.0f} tokens trimmed"
     return (
         f"context {mean:.0%} ({low:.0%} to {high:.0%}){trimmed}\n"
-        f"leaks {found.leak_rate:.1%}, {len(found.block_sizes)} target sizes"
+        f"leaks {audit.leak_rate:.1%}, {len(audit.target_sizes)} target sizes"
     )
 
 
-def _tiled(shares: Tensor, grid_size: tuple[int, ...]) -> Tensor:
-    """A picture of a map over the grid: a sequence as one row, frames side by side."""
+def _as_picture(values: Float[Tensor, " N"], grid_size: tuple[int, ...]) -> Float[Tensor, "h w"]:
+    """A map over the grid as a picture: a sequence as one row, frames side by side."""
     if len(grid_size) < 3:
-        return shares.view(-1, grid_size[-1])
-    frames = F.pad(shares.view(grid_size), (0, 1), value=float("nan"))
+        return values.view(-1, grid_size[-1])
+    # One column of NaN, which stays blank, after each frame but the last.
+    frames = F.pad(values.view(grid_size), (0, 1), value=float("nan"))
     return torch.cat([*frames], dim=1)[:, :-1]

@@ -1,15 +1,16 @@
-"""`plot_masks`: what is seen and what is predicted, on images."""
+"""`plot_masks`: contexts and targets on images."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from jepakit.plots._figures import TARGETS, bare, matplotlib
-from jepakit.tokens import Masks
+from jepakit._checks import as_int
+from jepakit.plots._figures import TARGET_COLOURS, hide_ticks, import_matplotlib, to_rgb
+from jepakit.tokens import Masks, TokenSet
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,14 +19,15 @@ __all__ = ["plot_masks"]
 
 
 def plot_masks(images: Float[Tensor, "b c h w"], masks: Masks, *, columns: int = 6) -> "Figure":
-    """Images with what the student sees and what it predicts.
+    """Plot images with their contexts and targets.
 
-    Each column is one image: as it is, its context (the rest is greyed out) and its target blocks.
+    Each column is one image: unmasked, with everything but the context greyed out, and with its
+    target blocks in colours.
 
     Args:
         images: Values in [0, 1], one or three channels.
-        masks: On a two-dimensional grid, of the same batch.
-        columns: How many images to show at most.
+        masks: Masks of the same batch, on a two-dimensional grid.
+        columns: Most images to show.
 
     Raises:
         ValueError: If the grid is not two-dimensional or the batch sizes differ.
@@ -41,41 +43,40 @@ def plot_masks(images: Float[Tensor, "b c h w"], masks: Masks, *, columns: int =
     Source:
         After figure 4 of I-JEPA (arXiv:2301.08243).
     """
-    plt, colors = matplotlib()
-    if len(masks.context.grid_size) != 2 or len(images) != masks.context.shape[0]:
+    plt, colors = import_matplotlib()
+    columns = as_int("columns", columns, minimum=1)
+    if len(masks.grid_size) != 2 or len(images) != len(masks):
         raise ValueError(
-            f"masks on the grid {masks.context.grid_size} for a batch of {masks.context.shape[0]}: "
+            f"masks on the grid {masks.grid_size} for a batch of {len(masks)}: "
             f"must be two-dimensional, for the {len(images)} images"
         )
-    count, size = min(columns, len(images)), images.shape[-2:]
-    context = _on_pixels(masks.context.to_mask()[:count], masks.context.grid_size, size)
-    targets = _on_pixels(masks.targets.to_mask()[:count], masks.context.grid_size, size)
+    count, image_size = min(columns, len(images)), images.shape[-2:]
+    contexts = _pixel_masks(masks.context[:count], image_size)
+    targets = _pixel_masks(masks.targets[:count], image_size)
     figure: Figure
     figure, axes = plt.subplots(
         3, count, figsize=(1.5 * count + 0.6, 4.8), squeeze=False, layout="constrained"
     )
     for column in range(count):
-        picture = images[column].detach().float().cpu().clamp(0, 1)
-        picture = (
-            picture.expand(3, -1, -1).permute(1, 2, 0)
-            if len(picture) == 1
-            else picture.permute(1, 2, 0)
-        )
-        seen = torch.where(context[column, :, :, None], picture, 0.35 + 0.15 * picture)
-        axes[0, column].imshow(picture.numpy())
-        axes[1, column].imshow(seen.numpy())
-        axes[2, column].imshow(0.35 + 0.15 * picture.numpy())
+        pixels = to_rgb(images[column])
+        grey = 0.35 + 0.15 * pixels
+        axes[0, column].imshow(pixels.numpy())
+        axes[1, column].imshow(torch.where(contexts[column, :, :, None], pixels, grey).numpy())
+        axes[2, column].imshow(grey.numpy())
         for number, block in enumerate(targets[column]):
-            red, green, blue = colors.to_rgb(TARGETS[number % len(TARGETS)])
-            tint = torch.tensor([red, green, blue, 0.75], device="cpu") * block[:, :, None]
-            axes[2, column].imshow(tint.numpy())
+            red, green, blue = colors.to_rgb(TARGET_COLOURS[number % len(TARGET_COLOURS)])
+            # Overlapping blocks shine through; outside of a block alpha is 0.
+            rgba = torch.tensor([red, green, blue, 0.75], device="cpu") * block[:, :, None]
+            axes[2, column].imshow(rgba.numpy())
     for row, label in enumerate(("image", "context", "targets")):
         axes[row, 0].set_ylabel(label)
-    bare(axes.flat)
+    hide_ticks(axes.flat)
     return figure
 
 
-def _on_pixels(masks: Tensor, grid_size: tuple[int, ...], size: Sequence[int]) -> Tensor:
-    grid = masks.reshape(len(masks), -1, *grid_size).float().cpu()
-    pixels = F.interpolate(grid, size=tuple(size), mode="nearest").bool()
-    return pixels.squeeze(1) if masks.dim() == 2 else pixels
+def _pixel_masks(tokens: TokenSet, image_size: Sequence[int]) -> Bool[Tensor, "b *m h w"]:
+    """Masks of a token set at the images' resolution, on the CPU."""
+    batch = tokens.shape[:-1]
+    grid = tokens.to_mask().cpu().float().reshape(1, batch.numel(), *tokens.grid_size)
+    pixels = F.interpolate(grid, size=tuple(image_size), mode="nearest").bool()
+    return pixels.view(*batch, *image_size)

@@ -1,15 +1,16 @@
-"""`plot_patch_pca`: patch features as colours."""
+"""`plot_patch_pca`: principal components of patch features as colours."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from jepakit._checks import check_grid_size, check_int
-from jepakit.plots._figures import bare, matplotlib
+from jepakit._checks import as_grid_size, as_int
+from jepakit.plots._figures import hide_ticks, import_matplotlib, to_rgb
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,25 +21,24 @@ __all__ = ["plot_patch_pca"]
 def plot_patch_pca(
     images: Float[Tensor, "b c h w"],
     features: Mapping[str, Float[Tensor, "b _ _"]],
-    grid_size: tuple[int, int],
+    grid_size: Sequence[int],
     *,
     columns: int = 6,
 ) -> "Figure":
-    """The first three principal components of patch features as colours, below the images.
+    """Plot the first three principal components of patch features as colours, below the images.
 
-    Components are computed over all patches of the batch, so one colour means the same in every
-    image of a row (rows differ).
+    Components are computed over all patches of the batch, so that a colour means the same in all
+    images of a row; it does not from row to row.
 
     Args:
         images: Values in [0, 1], one or three channels.
-        features: For each row's name, patch tokens of these images, `[b N d]`. Cells of a coarser
-            level are repeated over the patches that they cover, as in `examples/hjepa.py`.
-        grid_size: `(H, W)` of the tokens.
-        columns: How many images to show at most.
+        features: For each row's label, patch features of these images, `[b N d]`. Repeat the cells
+            of a coarser level over the patches that they cover, as `examples/hjepa.py` does.
+        grid_size: `(H, W)` in patches.
+        columns: Most images to show.
 
     Raises:
-        ValueError: If there are no `features` or they do not fit the images and the grid, or
-            `columns` is below 1.
+        ValueError: If `features` is empty or does not fit the images and the grid.
 
     Example:
         >>> import torch
@@ -48,47 +48,48 @@ def plot_patch_pca(
         4
 
     Source:
-        As in DINOv2 (arXiv:2304.07193), figure 1, without its foreground threshold.
+        DINOv2 (arXiv:2304.07193), figure 1. Difference: the background is not removed by a
+        threshold on the first component.
     """
-    check_grid_size("grid_size", grid_size)
-    check_int("columns", columns, minimum=1)
+    height, width = as_grid_size("grid_size", grid_size, num_axes=(2,))
+    columns = as_int("columns", columns, minimum=1)
     if not features:
         raise ValueError("features={}: must hold at least one row")
-    height, width = grid_size
-    for name, tokens in features.items():
-        if tokens.shape[:2] != (len(images), height * width):
+    for label, values in features.items():
+        if values.shape[:2] != (len(images), height * width):
             raise ValueError(
-                f"features[{name!r}] {tuple(tokens.shape)}: must hold the tokens of {len(images)} "
-                f"images on the grid {grid_size}"
+                f"features[{label!r}] {tuple(values.shape)}: must hold the patch features of "
+                f"{len(images)} images on the grid {(height, width)}"
             )
-    plt, _ = matplotlib()
-    count = min(columns, len(images))
+    plt, _ = import_matplotlib()
+    count, rows = min(columns, len(images)), 1 + len(features)
     figure: Figure
     figure, axes = plt.subplots(
-        1 + len(features),
+        rows,
         count,
-        figsize=(1.5 * count + 0.6, 1.6 * (1 + len(features))),
+        figsize=(1.5 * count + 0.6, 1.6 * rows),
         squeeze=False,
         layout="constrained",
     )
-    for column in range(count):
-        picture = images[column].detach().float().cpu().clamp(0, 1).permute(1, 2, 0)
-        axes[0, column].imshow(picture.expand(-1, -1, 3).numpy())
     axes[0, 0].set_ylabel("image")
-    for row, (name, tokens) in enumerate(features.items(), start=1):
-        colours = _principal_colours(tokens.detach().cpu().double())  # autocast leaves it alone
-        for column in range(count):
-            axes[row, column].imshow(colours[column].view(height, width, 3).numpy())
-        axes[row, 0].set_ylabel(name)
-    bare(axes.flat)
+    for ax, image in zip(axes[0], images, strict=False):
+        ax.imshow(to_rgb(image).numpy())
+    for row, (label, values) in zip(axes[1:], features.items(), strict=True):
+        row[0].set_ylabel(label)
+        colours = _pca_colours(values.detach().cpu().double())  # autocast leaves float64 as it is
+        for ax, colour in zip(row, colours, strict=False):
+            ax.imshow(rearrange(colour, "(h w) c -> h w c", h=height).numpy())
+    hide_ticks(axes.flat)
     return figure
 
 
-def _principal_colours(tokens: Tensor) -> Tensor:
-    flat = tokens.flatten(0, 1)
-    flat = flat - flat.mean(dim=0)
-    _, _, directions = torch.linalg.svd(flat, full_matrices=False)
-    scores = flat @ directions[:3].T
+def _pca_colours(features: Float[Tensor, "b N d"]) -> Float[Tensor, "b N 3"]:
+    """Scores of three principal components, each scaled to [0, 1] between its 2 % quantiles."""
+    rows = rearrange(features, "b n d -> (b n) d")
+    rows = rows - rows.mean(dim=0)
+    _, _, directions = torch.linalg.svd(rows, full_matrices=False)
+    scores = rows @ directions[:3].T
     low, high = scores.quantile(0.02, dim=0), scores.quantile(0.98, dim=0)
     scores = ((scores - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
-    return F.pad(scores, (0, 3 - scores.shape[1])).view(*tokens.shape[:2], 3)
+    # Features of fewer than three dimensions leave the last colour channels dark.
+    return F.pad(scores, (0, 3 - scores.shape[1])).view(*features.shape[:2], 3)

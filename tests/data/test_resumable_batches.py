@@ -1,8 +1,9 @@
-"""ResumableBatches: a run that goes on sees what it would have seen uninterrupted."""
+"""`ResumableBatches`: a resumed run gets the batches of an uninterrupted one."""
 
 import copy
 import pickle
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,7 +24,7 @@ def test_from_any_step_on_as_uninterrupted(size, batch, steps, data):
 
 
 @given(size=st.integers(2, 40), batch=st.integers(1, 40), seed=st.integers(0, 99))
-def test_every_pass_shows_an_image_once_at_most(size, batch, seed):
+def test_an_epoch_has_each_image_at_most_once(size, batch, seed):
     batch = min(batch, size)
     per_pass = size // batch
     batches = list(ResumableBatches(size, batch, steps=3 * per_pass, seed=seed))
@@ -33,15 +34,15 @@ def test_every_pass_shows_an_image_once_at_most(size, batch, seed):
         assert set(seen) <= set(range(size))
 
 
-def test_passes_and_seeds_differ():
-    """Trap: one order for every epoch; a seed that is read nowhere."""
+def test_epochs_and_seeds_differ():
+    """Trap: one order for every epoch; a seed without effect."""
     one = list(ResumableBatches(100, 100, steps=2, seed=0))
     assert one[0] != one[1]
     assert one != list(ResumableBatches(100, 100, steps=2, seed=1))
     assert one == list(ResumableBatches(100, 100, steps=2, seed=0))
 
 
-def test_an_index_knows_its_pass():
+def test_an_index_carries_its_epoch():
     """A loader's workers get copies of the indices."""
     for step, indices in enumerate(ResumableBatches(5, 2, steps=6, seed=0)):
         for copied in (indices, pickle.loads(pickle.dumps(indices)), copy.deepcopy(indices)):
@@ -71,6 +72,13 @@ def test_an_index_is_an_int():
         EpochIndex(3.7, 0)
     with pytest.raises(ValueError, match="epoch=-1: must be at least 0"):
         EpochIndex(3, -1)
+
+
+def test_numpy_counts():
+    counts = np.arange(20)
+    batches = ResumableBatches(counts[10], counts[2], steps=counts[5], seed=counts[3])
+    assert repr(batches) == "ResumableBatches(10, 2, steps=5, seed=3, first_step=0)"
+    assert EpochIndex(counts[3], counts[1]) == 3
 
 
 def test_repr_builds():

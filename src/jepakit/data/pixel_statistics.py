@@ -1,4 +1,4 @@
-"""`PixelStatistics`: mean and deviation of a dataset's channels, to standardise images with."""
+"""`PixelStatistics`: mean and standard deviation of a dataset's channels."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,26 +8,26 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from jepakit._checks import check_int
-from jepakit.data._drawn import drawn_indices
+from jepakit._checks import as_int, as_numbers, store_fields
+from jepakit.data._subset import stratified_indices
 
 __all__ = ["PixelStatistics"]
 
-_LEAST_STD = 1e-3  # a channel that never changes is centred, not blown up
+_MIN_STD = 1e-3  # a constant channel is centred, not divided by 0
 
 
 @dataclass(frozen=True)
 class PixelStatistics:
-    r"""Standardise `uint8` images by their channels' mean and deviation.
+    r"""Standardise `uint8` images by the mean and standard deviation of each channel.
 
     $$y_c = \frac{x_c / 255 - \mu_c}{\sigma_c}$$
 
     Args:
-        mean: $\mu$ of each channel, of pixels in 0 to 1.
-        std: $\sigma$ of each channel.
+        mean: $\mu$ of each channel, for pixels in 0 to 1.
+        std: $\sigma$ of each channel, above 0.
 
     Raises:
-        ValueError: If there are not as many means as deviations, or a deviation is not above 0.
+        ValueError: If `mean` and `std` differ in length or are empty.
 
     Example:
         >>> import torch
@@ -35,43 +35,37 @@ class PixelStatistics:
         >>> standardise = PixelStatistics(mean=(0.5,), std=(0.25,))
         >>> standardise(torch.full((2, 1, 4, 4), 255, dtype=torch.uint8)).unique()
         tensor([2.])
-
-    Source:
-        jepakit's own.
     """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if len(self.mean) != len(self.std) or not self.mean:
-            raise ValueError(
-                f"mean={self.mean}, std={self.std}: must be one number each for every channel"
-            )
-        if min(self.std) <= 0:
-            raise ValueError(f"std={self.std}: must be above 0")
+        mean, std = as_numbers("mean", self.mean), as_numbers("std", self.std, positive=True)
+        if len(mean) != len(std) or not mean:
+            raise ValueError(f"mean={mean}, std={std}: must be one number each for every channel")
+        store_fields(self, mean=mean, std=std)
 
     @classmethod
-    def of(cls, dataset: Dataset[Any], *, num_images: int = 500) -> "PixelStatistics":
-        """The statistics of some images of a dataset.
+    def from_dataset(cls, dataset: Dataset[Any], *, num_images: int = 500) -> "PixelStatistics":
+        """Compute the statistics of a subset of a dataset.
 
         Args:
             dataset: `(uint8 image [c h w], label)` pairs, all images of one size.
-            num_images: How many to take at most, drawn at random from all over it, the same in
-                every call.
+            num_images: Most images to use. They are drawn from the whole dataset, the same in every
+                call.
         """
-        check_int("num_images", num_images, minimum=1)
         size = len(dataset)  # type: ignore[arg-type]  # a map-style dataset has a length
-        chosen = [dataset[index][0] for index in drawn_indices(size, num_images)]
-        pixels = torch.stack(chosen).double() / 255
-        mean, std = pixels.mean((0, 2, 3)), pixels.std((0, 2, 3)).clamp_min(_LEAST_STD)
+        indices = stratified_indices(size, as_int("num_images", num_images, minimum=1))
+        pixels = torch.stack([dataset[index][0] for index in indices]).double() / 255
+        mean, std = pixels.mean((0, 2, 3)), pixels.std((0, 2, 3)).clamp_min(_MIN_STD)
         return cls(tuple(mean.tolist()), tuple(std.tolist()))
 
     def __call__(self, images: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """Standardised images in float32, where the images are.
+        """Return standardised images in float32, on the device of `images`.
 
         Args:
-            images: Pictures with as many channels as there are means.
+            images: Images with one channel for each mean.
         """
         if images.dtype != torch.uint8:
             raise TypeError(f"images: must be uint8, got {images.dtype}")

@@ -1,4 +1,4 @@
-"""Pictures of audits: what they show is what was found."""
+"""Plots show the numbers that they were given."""
 
 import pytest
 import torch
@@ -21,7 +21,9 @@ def _close():
 
 
 def small(sampler):
-    return audit_masks(sampler, batches=4, batch_size=8, generator=torch.Generator().manual_seed(0))
+    return audit_masks(
+        sampler, num_batches=4, batch_size=8, generator=torch.Generator().manual_seed(0)
+    )
 
 
 def test_mask_audit_shows_the_frequencies():
@@ -62,7 +64,7 @@ def test_mask_audit_of_nothing():
         plots.plot_mask_audit({})
 
 
-def test_features_stand_on_their_grid():
+def test_features_are_drawn_on_their_grid():
     """Trap: the square root of the number of tokens for a grid."""
     images, features = torch.rand(2, 1, 24, 16), {"a": torch.randn(2, 24, 8)}
     figure = plots.plot_patch_pca(images, features, (6, 4))
@@ -72,6 +74,7 @@ def test_features_stand_on_their_grid():
         ((6, 4), 0, features, "columns=0: must be at least 1"),
         ((6, 4), 6, {}, "features=.*: must hold at least one row"),
         ((6, 0), 6, features, r"grid_size=\(6, 0\)"),
+        ((24,), 6, features, r"grid_size=\(24,\): must have 2 axes, got 1"),
     ):
         with pytest.raises(ValueError, match=error):
             plots.plot_patch_pca(images, rows, grid_size, columns=columns)
@@ -88,7 +91,7 @@ def test_autocast_leaves_the_colours_alone():
 
 def test_curves_are_drawn_over_what_was_counted():
     curves = {"loss": [(0, 1.0), (5, 0.5)], "rank": [(1, 2.0), (2, 3.0)]}
-    panels = plots.plot_curves(curves, x="epoch").axes
+    panels = plots.plot_curves(curves, xlabel="epoch").axes
     assert [ax.get_title() for ax in panels] == list(curves)
     assert [ax.get_xlabel() for ax in panels] == ["epoch"] * 2
     for ax, points in zip(panels, curves.values(), strict=True):
