@@ -11,6 +11,7 @@ import torch
 
 matplotlib.use("svg")
 
+import architecture_pictures
 import collapse_pictures
 import gallery_pictures
 import pyramid_pictures
@@ -279,6 +280,7 @@ PICTURES: dict[str, Callable[[Theme], Figure]] = {
     "quirks": quirks,
     "schedules": schedule_curves,
     "ranks": ranks,
+    **architecture_pictures.PICTURES,
     **collapse_pictures.PICTURES,
     **gallery_pictures.PICTURES,
     **pyramid_pictures.PICTURES,
