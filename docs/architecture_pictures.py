@@ -17,7 +17,7 @@ Layout = dict[str, tuple[float, int]]  # room: centre, floor
 
 
 @cache
-def edges() -> frozenset[Edge]:
+def edges() -> tuple[Edge, ...]:
     """Imports between public rooms, without those that follow from others (a, b), (b, c)."""
     rooms = {room for label, rooms in source_tree.floors() if label != "helpers" for room in rooms}
     imports = {room: source_tree.imported_rooms(room) & rooms for room in rooms}
@@ -25,12 +25,13 @@ def edges() -> frozenset[Edge]:
     def reachable(room: str) -> set[str]:
         return imports[room].union(*map(reachable, imports[room]))
 
-    return frozenset(
+    found = (
         (room, other)
         for room in rooms
         for other in imports[room]
         if not any(other in reachable(between) for between in imports[room] - {other})
     )
+    return tuple(sorted(found))
 
 
 def half_width(room: str) -> float:
@@ -38,14 +39,19 @@ def half_width(room: str) -> float:
 
 
 def passes_behind(edge: Edge, layout: Layout) -> int:
-    """Number of boxes that the line of an import would cross."""
+    """Number of boxes that the line of an import would touch, between its own two."""
     (x0, high), (x1, low) = layout[edge[0]], layout[edge[1]]
-    crossed = 0
+    start, end = high * FLOOR_HEIGHT, low * FLOOR_HEIGHT + BOX_HEIGHT
+    touched = 0
     for room, (x, floor) in layout.items():
         if low < floor < high:
-            at = x1 + (x0 - x1) * (floor - low) / (high - low)
-            crossed += abs(at - x) < half_width(room) + CLEAR
-    return crossed
+            bottom = floor * FLOOR_HEIGHT
+            at = [
+                x0 + (x1 - x0) * (start - y) / (start - end) for y in (bottom, bottom + BOX_HEIGHT)
+            ]
+            reach = half_width(room) + CLEAR
+            touched += min(at) < x + reach and max(at) > x - reach
+    return touched
 
 
 def cost(layout: Layout) -> float:
@@ -103,7 +109,7 @@ def floors(theme: Theme) -> Figure:
                 lw=1.4,
             )
         )
-        ax.text(x, y + BOX_HEIGHT / 2, label, ha="center", va="center", fontsize=9)
+        ax.text(x, y + BOX_HEIGHT / 2, label, ha="center", va="center", fontsize=9.5)
 
     middle, half = (LEFT + WIDTH) / 2, (WIDTH - LEFT) / 2
     colours = [theme.target, theme.context, theme.third, theme.fourth]
@@ -113,7 +119,7 @@ def floors(theme: Theme) -> Figure:
         for room in rooms:
             colour = colours[min(floor, len(colours) - 1)]
             box(layout()[room][0], y, half_width(room), room, colour)
-    for upper, lower in sorted(edges()):
+    for upper, lower in edges():
         (x0, high), (x1, low) = layout()[upper], layout()[lower]
         ax.add_patch(
             FancyArrowPatch(
