@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import docstrings
 import pictures
+import source_tree
 from docutils import nodes
 from docutils.parsers.rst import directives
 from sphinx.application import Sphinx
@@ -85,8 +86,21 @@ class Picture(SphinxDirective):
         return [figure]
 
 
+class SourceTable(SphinxDirective):
+    """`{source-table} name`: a table that `source_tree.py` makes from the code."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        name = self.arguments[0]
+        if name not in source_tree.TABLES:
+            raise self.error(f"no table {name!r} in docs/source_tree.py")
+        return self.parse_text_to_nodes(source_tree.TABLES[name]())
+
+
 def setup(app: Sphinx) -> None:
     app.add_directive("picture", Picture)
+    app.add_directive("source-table", SourceTable)
     app.add_html_math_renderer(
         "mathml", (docstrings.inline_mathml, None), (docstrings.block_mathml, None)
     )

@@ -12,6 +12,7 @@ import torch
 
 matplotlib.use("svg")
 
+import architecture_pictures
 import collapse_pictures
 import gallery_pictures
 import pyramid_pictures
@@ -291,6 +292,7 @@ PICTURES: dict[str, Callable[[Theme], Figure]] = {
     "quirks": quirks,
     "schedules": schedule_curves,
     "ranks": ranks,
+    **architecture_pictures.PICTURES,
     **collapse_pictures.PICTURES,
     **gallery_pictures.PICTURES,
     **pyramid_pictures.PICTURES,

@@ -235,6 +235,8 @@ def test_other_models_raise_by_name(name, lacks, nearest) -> None:
 def test_a_size_set_later(kind, build) -> None:
     """timm's `set_input_size` goes on working, and the grid follows."""
     encoder = build(kind)
+    if not hasattr(encoder.backbone, "set_input_size"):
+        pytest.skip("this version of timm has no set_input_size for it")
     encoder.backbone.set_input_size(img_size=(32, 48))
     assert encoder.grid_size == (2, 3)
     context = half_context(encoder, 2)
