@@ -82,7 +82,7 @@ def test_drop_path_is_for_training_only() -> None:
 
 def test_drop_path_keeps_the_mean() -> None:
     """Dropped for whole samples, the rest scaled by 1 / (1 - prob)."""
-    from jepakit.nn.blocks import DropPath
+    from jepakit.nn._blocks import DropPath
 
     dropped = DropPath(0.25)(torch.ones(4000, 2, 3))
     kept = dropped[:, 0, 0] > 0

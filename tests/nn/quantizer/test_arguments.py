@@ -91,8 +91,8 @@ def test_resumed_is_uninterrupted(variant: str) -> None:
             quantizer(torch.randn(20, 4, generator=generator), generator=generator)
 
     for first in (0, 3):
-        quantizer = VectorQuantizer(8, 4, refresh_below=0.3, momentum=0.7, **VARIANTS[variant])
-        resumed = VectorQuantizer(8, 4, refresh_below=0.3, momentum=0.7, **VARIANTS[variant])
+        quantizer = VectorQuantizer(8, 4, refresh_ratio=0.3, momentum=0.7, **VARIANTS[variant])
+        resumed = VectorQuantizer(8, 4, refresh_ratio=0.3, momentum=0.7, **VARIANTS[variant])
         run(quantizer, range(first))
         file = io.BytesIO()
         torch.save(quantizer.state_dict(), file)
@@ -144,7 +144,7 @@ def test_a_schedule_needs_a_step() -> None:
         ({"momentum": 0.0}, r"momentum=0\.0: must lie in \(0, 1\]"),
         ({"commitment_weight": -1.0}, r"commitment_weight=-1\.0: must be at least 0"),
         ({"temperature": 0.0}, r"temperature=0\.0: must be above 0"),
-        ({"refresh_below": 1.0}, r"refresh_below=1: must be below 1"),
+        ({"refresh_ratio": 1.0}, r"refresh_ratio=1: must be below 1"),
         ({"smoothing": 0.0}, r"smoothing=0\.0: must be above 0"),
         ({"smoothing": 0.1, "cosine": True}, r"smoothing=0\.1: has no effect with cosine"),
     ],
@@ -161,7 +161,7 @@ def test_bad_arguments(arguments: dict[str, float], text: str) -> None:
         {"commitment_weight": 1.0},
         {"cosine": True},
         {"temperature": 1.0},
-        {"refresh_below": 0.99},
+        {"refresh_ratio": 0.99},
         {"smoothing": 1.0},
     ],
 )
@@ -199,7 +199,7 @@ def test_wrong_shapes() -> None:
 def test_directions_without_votes_stay_directions() -> None:
     """Trap: a sum that fades to nothing, whose code has no length and then takes every vector."""
     torch.manual_seed(0)
-    quantizer = VectorQuantizer(16, 8, cosine=True, refresh_below=0, momentum=0.5)
+    quantizer = VectorQuantizer(16, 8, cosine=True, refresh_ratio=0, momentum=0.5)
     few = torch.randn(3, 8).repeat(4, 1)
     for _ in range(300):
         quantizer(few + 0.01 * torch.randn(12, 8))
