@@ -360,7 +360,7 @@ def sample_codes(
     temperature: float,
     generator: torch.Generator | None,
 ) -> tuple[Int[Tensor, " n"], Float[Tensor, "n d"]]:
-    """Index of a sampled code for each vector, and the mean of all codes under the relaxed sample."""
+    """Index of a sampled code, and the mean of all codes under the relaxed sample."""
     logits = code_scores(vectors, codes) / temperature
     logits = logits + gumbel_like(logits, generator)
     return logits.argmax(dim=1), logits.softmax(dim=1) @ codes

@@ -98,7 +98,7 @@ def test_grids_halve_upwards() -> None:
             (14, 8),
             {},
             TypeError,
-            "grid_size=14: must be a tuple of ints, such as (14, 14), got int",
+            "grid_size=14: must be a sequence of ints, such as (14, 14), got int",
         ),
         (
             ((4, 4), 8),
@@ -211,7 +211,7 @@ SOME = TokenSet(torch.tensor([[0, 5], [2, 3]]), torch.ones(2, 2, dtype=torch.boo
             torch.zeros(2, 16, 8),
             SOME,
             ValueError,
-            "tokens (2, 2): must list the tokens of features (2, 16, 8), so be (2, 16)",
+            "tokens (2, 2): must list the positions of features (2, 16, 8), so be (2, 16)",
         ),
         (
             torch.zeros(2, 2, 8),

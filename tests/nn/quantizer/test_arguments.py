@@ -21,7 +21,7 @@ VARIANTS = {
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_statistics_are_float32(variant: str, dtype: torch.dtype) -> None:
-    """Half-type features, with and without autocast, give what the same numbers in float32 give."""
+    """Features in half precision, with and without autocast, give what the same numbers in float32 give."""
     x = torch.randn(64, 4).to(dtype)
     found = []
     for features, autocast in ((x.float(), False), (x, False), (x.float(), True), (x, True)):
@@ -37,10 +37,10 @@ def test_statistics_are_float32(variant: str, dtype: torch.dtype) -> None:
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
 
-def test_a_codebook_in_a_half_type_is_refused() -> None:
-    """Trap: an average in bfloat16 stands still for ever."""
+def test_a_codebook_in_half_precision_is_refused() -> None:
+    """Trap: a moving average in bfloat16 never moves."""
     quantizer = VectorQuantizer(8, 4).bfloat16()
-    with pytest.raises(TypeError, match=r"codebook is torch\.bfloat16: an average in a half type"):
+    with pytest.raises(TypeError, match=r"codebook is torch\.bfloat16: a moving average in half"):
         quantizer(torch.randn(3, 4))
     quantizer.eval()(torch.randn(3, 4))
 
@@ -72,7 +72,7 @@ def test_compiles_as_one_graph(variant: str, training: bool) -> None:
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_nothing_is_read_back_from_the_device(variant: str, training: bool) -> None:
+def test_no_host_synchronisation(variant: str, training: bool) -> None:
     """On the meta device there are no values: `.item()` and boolean indexing would raise."""
     quantizer = VectorQuantizer(8, 4, **VARIANTS[variant]).to("meta").train(training)
     x = torch.empty(3, 5, 4, device="meta", requires_grad=True)
@@ -140,12 +140,12 @@ def test_a_schedule_needs_a_step() -> None:
     [
         ({"num_codes": 1}, r"num_codes=1: must be at least 2"),
         ({"dim": 0}, r"dim=0: must be at least 1"),
-        ({"momentum": 1.0}, r"momentum=1: must be below 1"),
-        ({"momentum": 0.0}, r"momentum=0\.0: must lie in \(0, 1\]"),
-        ({"commitment_weight": -1.0}, r"commitment_weight=-1\.0: must be at least 0"),
-        ({"temperature": 0.0}, r"temperature=0\.0: must be above 0"),
-        ({"refresh_ratio": 1.0}, r"refresh_ratio=1: must be below 1"),
-        ({"smoothing": 0.0}, r"smoothing=0\.0: must be above 0"),
+        ({"momentum": 1.0}, r"momentum=1: must lie in \(0, 1\)"),
+        ({"momentum": 0.0}, r"momentum=0: must lie in \(0, 1\)"),
+        ({"commitment_weight": -1.0}, r"commitment_weight=-1: must be at least 0"),
+        ({"temperature": 0.0}, r"temperature=0: must be above 0"),
+        ({"refresh_ratio": 1.0}, r"refresh_ratio=1: must lie in \[0, 1\)"),
+        ({"smoothing": 0.0}, r"smoothing=0: must be above 0"),
         ({"smoothing": 0.1, "cosine": True}, r"smoothing=0\.1: has no effect with cosine"),
     ],
 )

@@ -173,7 +173,7 @@ def _in_pairs(cells: Tensor, axis: int, fill: float) -> Tensor:
 
 
 def is_whole(tokens: TokenSet) -> bool:
-    """Whether every position is a token of every sample, as far as is known without tensor values."""
+    """True if every position is valid in every sample, judged by `padded` and shapes alone."""
     return not tokens.padded and tokens.shape[-1] == tokens.num_positions
 
 
