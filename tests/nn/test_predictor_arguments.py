@@ -3,8 +3,10 @@
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from jepakit import MaskedPredictor, Masks, TokenSet
 
@@ -148,6 +150,28 @@ def test_constructor_types(changes, error, text) -> None:
         build(**changes)
 
 
+@pytest.mark.parametrize("sequence", [list, torch.Size, np.array, OmegaConf.create])
+def test_arguments_of_configuration_files(sequence) -> None:
+    """Stored as plain Python values, which `repr` and checkpoints show."""
+    predictor = MaskedPredictor(
+        sequence([4, 5]),
+        np.int64(10),
+        predictor_embed_dim=np.int64(48),
+        depth=np.int32(2),
+        num_heads=np.int64(4),
+        mlp_ratio=np.float32(2),
+        drop_path=np.float64(0.5),
+        num_levels=np.int64(2),
+        out_dim=np.int64(7),
+    ).eval()
+    assert type(predictor.grid_size) is tuple
+    assert all(type(side) is int for side in predictor.grid_size)
+    assert type(predictor.blocks[1].drop_path.prob) is float
+    same = build(mlp_ratio=2, drop_path=0.5, num_levels=2, out_dim=7).eval()
+    assert repr(predictor) == repr(same)
+    assert predictor(*inputs()).shape == (2, 2, 20, 7)
+
+
 def test_unknown_arguments_raise() -> None:
     with pytest.raises(TypeError, match="dropout"):
         MaskedPredictor((4, 5), 10, dropout=0.1)
@@ -261,7 +285,7 @@ def test_copies_are_independent(position, duplicate) -> None:
     assert torch.equal(other(*inputs()), expected)
 
 
-def test_repr_tells_the_choices() -> None:
+def test_repr_shows_the_choices() -> None:
     text = repr(build(position="rope", joint=True, drop_path=0.25))
     assert "grid_size=(4, 5), position='rope', joint=True" in text
     assert "prob=0.25" in text

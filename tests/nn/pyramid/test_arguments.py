@@ -3,8 +3,10 @@
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 import jepakit
 from jepakit import HierarchicalPyramid, TokenSet
@@ -167,6 +169,14 @@ def test_constructor_errors(arguments, changes, error, text) -> None:
     with pytest.raises(error) as raised:
         HierarchicalPyramid(*arguments, **changes)
     assert str(raised.value) == text
+
+
+@pytest.mark.parametrize("sequence", [list, torch.Size, np.array, OmegaConf.create])
+def test_arguments_of_configuration_files(sequence) -> None:
+    pyramid = HierarchicalPyramid(sequence([4, 6]), np.int64(8), num_levels=np.int32(2))
+    assert repr(pyramid) == repr(HierarchicalPyramid((4, 6), 8, num_levels=2))
+    values = (*pyramid.grid_size, pyramid.dim, pyramid.num_levels)
+    assert all(type(value) is int for value in values)
 
 
 SOME = TokenSet(torch.tensor([[0, 5], [2, 3]]), torch.ones(2, 2, dtype=torch.bool), (4, 4))

@@ -3,6 +3,7 @@
 import copy
 import io
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ VARIANTS = {
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_statistics_are_float32(variant: str, dtype: torch.dtype) -> None:
-    """Features in half precision, with and without autocast, give what the same numbers in float32 give."""
+    """Features in half precision, with and without autocast, give the results of float32."""
     x = torch.randn(64, 4).to(dtype)
     found = []
     for features, autocast in ((x.float(), False), (x, False), (x.float(), True), (x, True)):
@@ -122,6 +123,38 @@ def test_repr_is_the_call() -> None:
     quantizer = VectorQuantizer(8, 4, cosine=True, temperature=linear(1.0, 0.1, steps=9))
     scope = {"VectorQuantizer": VectorQuantizer, "linear": linear}
     assert repr(eval(repr(quantizer), scope)) == repr(quantizer)
+
+
+def test_arguments_of_configuration_files() -> None:
+    quantizer = VectorQuantizer(
+        np.int64(8),
+        np.int32(4),
+        momentum=np.float32(0.5),
+        commitment_weight=1,
+        temperature=np.float64(2),
+        refresh_ratio=0,
+        smoothing=np.float64(1e-4),
+    )
+    plain = VectorQuantizer(
+        8,
+        4,
+        momentum=0.5,
+        commitment_weight=1.0,
+        temperature=2.0,
+        refresh_ratio=0.0,
+        smoothing=1e-4,
+    )
+    assert repr(quantizer) == repr(plain)
+    quantizer(torch.randn(3, 4))
+
+
+@pytest.mark.no_hook
+def test_a_schedule_compiles_as_one_graph() -> None:
+    torch.compiler.reset()
+    quantizer = VectorQuantizer(8, 4, temperature=linear(1.0, 0.0, steps=2))
+    compiled = torch.compile(quantizer, fullgraph=True, backend="eager")
+    for step in range(3):
+        assert compiled(torch.randn(3, 4), step=step).indices.shape == (3,)
 
 
 def test_a_schedule_needs_a_step() -> None:
