@@ -30,8 +30,7 @@ from jepakit.masking import (
     TubeMask,
     audit_masks,
 )
-from jepakit.nn.quantizer.assign import gumbel_like
-from jepakit.nn.quantizer.statistics import draw_vectors
+from jepakit.nn.quantizer import draw_vectors, gumbel_like
 from jepakit.plots import plot_masks
 
 SAMPLERS: dict[str, Callable[[], Any]] = {

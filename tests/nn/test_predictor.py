@@ -150,6 +150,20 @@ def test_nothing_to_see_or_to_predict(position, joint) -> None:
     assert torch.isfinite(unseen).all() and unseen[asked.valid].any()
 
 
+@KINDS
+@pytest.mark.parametrize(("blocks", "length"), [(2, 0), (0, 3), (0, 0)])
+def test_empty_target_sets(position, joint, blocks, length) -> None:
+    """Trap: a size of -1, which cannot be inferred where there is nothing to predict."""
+    predictor = build(position=position, joint=joint)
+    context = TokenSet.full((4, 5), (3,))
+    idx = torch.zeros(3, blocks, length, dtype=torch.int64)
+    for padded in (False, True):
+        targets = TokenSet(idx, torch.zeros_like(idx, dtype=torch.bool), (4, 5), padded)
+        out = predictor(features(context), context, targets)
+        assert out.shape == (3, blocks, length, 10)
+        out.sum().backward()
+
+
 @pytest.mark.parametrize("position", POSITIONS)
 @pytest.mark.parametrize("grid", GRIDS)
 def test_every_position_gets_its_own_prediction(position, grid) -> None:

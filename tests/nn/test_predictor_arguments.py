@@ -3,8 +3,10 @@
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from jepakit import MaskedPredictor, Masks, TokenSet
 
@@ -82,7 +84,7 @@ def test_drop_path_is_for_training_only() -> None:
 
 def test_drop_path_keeps_the_mean() -> None:
     """Dropped for whole samples, the rest scaled by 1 / (1 - prob)."""
-    from jepakit.nn.blocks import DropPath
+    from jepakit.nn._blocks import DropPath
 
     dropped = DropPath(0.25)(torch.ones(4000, 2, 3))
     kept = dropped[:, 0, 0] > 0
@@ -98,10 +100,10 @@ def test_drop_path_keeps_the_mean() -> None:
         ({"num_heads": 0}, r"num_heads=0: must be at least 1"),
         ({"predictor_embed_dim": 0}, r"predictor_embed_dim=0: must be at least 1"),
         ({"dim": 0}, r"encoder_dim=0: must be at least 1"),
-        ({"mlp_ratio": 0.0}, r"mlp_ratio=0.0: must be above 0"),
+        ({"mlp_ratio": 0.0}, r"mlp_ratio=0: must be above 0"),
         ({"mlp_ratio": 0.01}, r"mlp_ratio=0.01: must leave the MLP at least one hidden unit"),
         ({"mlp_ratio": float("inf")}, r"mlp_ratio=inf: must be finite"),
-        ({"drop_path": 1.0}, r"drop_path=1.*: must be below 1"),
+        ({"drop_path": 1.0}, r"drop_path=1: must lie in \[0, 1\)"),
         ({"drop_path": -0.1}, r"drop_path=-0.1: must lie in"),
         ({"depth": 1, "drop_path": 0.3}, r"drop_path=0.3: .*depth=1"),
         ({"grid": (4, 0)}, r"grid_size=\(4, 0\): every side must be at least 1"),
@@ -139,13 +141,35 @@ def test_constructor_errors(changes, text) -> None:
         ({"depth": 2.0}, TypeError, r"depth=2.0: must be an int, got float"),
         ({"depth": True}, TypeError, r"depth=True: must be an int"),
         ({"drop_path": "a"}, TypeError, r"drop_path='a': must be a number"),
-        ({"grid": 14}, TypeError, r"grid_size=14: must be a tuple of ints"),
-        ({"grid": (4.0, 4)}, TypeError, r"grid_size=\(4.0, 4\): must be a tuple of ints"),
+        ({"grid": 14}, TypeError, r"grid_size=14: must be a sequence of ints"),
+        ({"grid": (4.0, 4)}, TypeError, r"grid_size=\(4.0, 4\): must be a sequence of ints"),
     ],
 )
 def test_constructor_types(changes, error, text) -> None:
     with pytest.raises(error, match=text):
         build(**changes)
+
+
+@pytest.mark.parametrize("sequence", [list, torch.Size, np.array, OmegaConf.create])
+def test_arguments_of_configuration_files(sequence) -> None:
+    """Stored as plain Python values, which `repr` and checkpoints show."""
+    predictor = MaskedPredictor(
+        sequence([4, 5]),
+        np.int64(10),
+        predictor_embed_dim=np.int64(48),
+        depth=np.int32(2),
+        num_heads=np.int64(4),
+        mlp_ratio=np.float32(2),
+        drop_path=np.float64(0.5),
+        num_levels=np.int64(2),
+        out_dim=np.int64(7),
+    ).eval()
+    assert type(predictor.grid_size) is tuple
+    assert all(type(side) is int for side in predictor.grid_size)
+    assert type(predictor.blocks[1].drop_path.prob) is float
+    same = build(mlp_ratio=2, drop_path=0.5, num_levels=2, out_dim=7).eval()
+    assert repr(predictor) == repr(same)
+    assert predictor(*inputs()).shape == (2, 2, 20, 7)
 
 
 def test_unknown_arguments_raise() -> None:
@@ -163,25 +187,25 @@ FULL = TokenSet.full
             torch.zeros(2, 20, 11),
             FULL((4, 5), (2,)),
             FULL((4, 5), (2, 1)),
-            r"context \(2, 20, 11\): must be \[batch, n, 10\], the encoder_dim",
+            r"features \(2, 20, 11\): must be \[batch, n, 10\], the encoder_dim",
         ),
         (
             torch.zeros(0, 20, 10),
             FULL((4, 5), (0,)),
             FULL((4, 5), (0, 1)),
-            r"context \(0, 20, 10\): the batch must not be empty",
+            r"features \(0, 20, 10\): the batch must not be empty",
         ),
         (
             torch.zeros(2, 19, 10),
             FULL((4, 5), (2,)),
             FULL((4, 5), (2, 1)),
-            r"context \(2, 20\): must list the tokens of context \(2, 19, 10\)",
+            r"context \(2, 20\): must list the positions of features \(2, 19, 10\)",
         ),
         (
             torch.zeros(2, 20, 10),
             FULL((4, 5), (1,)),
             FULL((4, 5), (2, 1)),
-            r"context \(1, 20\): must list the tokens of context",
+            r"context \(1, 20\): must list the positions of features",
         ),
         (
             torch.zeros(2, 20, 10),
@@ -193,7 +217,7 @@ FULL = TokenSet.full
             torch.zeros(2, 20, 10),
             FULL((4, 5), (2,)),
             FULL((4, 5), (1, 1)),
-            r"targets \(1, 1, 20\): must be .* the context's batch size 2",
+            r"targets \(1, 1, 20\): must be .* the batch size of features, 2",
         ),
         (
             torch.zeros(2, 20, 10),
@@ -222,7 +246,7 @@ def test_predict_grid_errors() -> None:
 @pytest.mark.no_hook
 @pytest.mark.parametrize("context", [torch.zeros(20, 10), torch.zeros(2, 1, 20, 10)])
 def test_context_of_another_rank(context) -> None:
-    with pytest.raises(ValueError, match=r"context \(.*must be \[batch, n, 10\]"):
+    with pytest.raises(ValueError, match=r"features \(.*must be \[batch, n, 10\]"):
         build()(context, FULL((4, 5), (2,)), FULL((4, 5), (2, 1)))
 
 
@@ -238,14 +262,14 @@ def test_tokens_of_another_kind(kind) -> None:
             call()
     with pytest.raises(TypeError, match=rf"^targets: .* masks\.targets or {got}"):
         build()(context, here, bad)
-    with pytest.raises(TypeError, match=r"^context: must be a torch\.Tensor, got .*Masks"):
+    with pytest.raises(TypeError, match=r"^features: must be a torch\.Tensor, got .*Masks"):
         build().predict_grid(Masks(here, asked), here)
 
 
 @pytest.mark.no_hook
 def test_integer_context() -> None:
     context = torch.zeros(2, 20, 10, dtype=torch.int64)
-    with pytest.raises(TypeError, match=r"context: must be floating point, got torch.int64"):
+    with pytest.raises(TypeError, match=r"features: must be floating point, got torch.int64"):
         build()(context, FULL((4, 5), (2,)), FULL((4, 5), (2, 1)))
 
 
@@ -261,7 +285,7 @@ def test_copies_are_independent(position, duplicate) -> None:
     assert torch.equal(other(*inputs()), expected)
 
 
-def test_repr_tells_the_choices() -> None:
+def test_repr_shows_the_choices() -> None:
     text = repr(build(position="rope", joint=True, drop_path=0.25))
     assert "grid_size=(4, 5), position='rope', joint=True" in text
     assert "prob=0.25" in text

@@ -1,29 +1,33 @@
-"""Where a token is: fixed sine-cosine tables and rotary tables on grids of one to three axes."""
+"""Positions on grids of one to three axes: coordinates, sine-cosine tables, rotary embeddings."""
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__: list[str] = []
+from jepakit.nn._backbones import UnsupportedBackboneError
+from jepakit.nn.masked_vit import MaskedViT
+
+__all__ = ["init_sincos_positions"]
 
 
 def grid_coordinates(grid_size: tuple[int, ...], level: int = 0) -> Float[Tensor, "N axes"]:
-    """Coordinates of every position in patches, row-major; of a level, the centres of its cells.
+    """Coordinates in patches of the centres of all cells of a pyramid level, row-major.
 
-    A cell is a window of `2**level` patches along each axis, cut off by the border.
+    A cell is a window of `2**level` patches along each axis, cut off by the border: on the grid
+    `(5,)` the cells of level 1 hold the patches 0-1, 2-3 and 4, with centres 0.5, 2.5 and 4.
     """
     axes = []
     for side in grid_size:
         first = torch.arange(0, side, 2**level, dtype=torch.float64)
         last = (first + 2**level - 1).clamp(max=side - 1)
         axes.append((first + last) / 2)
-    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, len(grid_size))
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)
 
 
 def sincos_table(grid_size: tuple[int, ...], dim: int, level: int = 0) -> Float[Tensor, "N dim"]:
-    r"""Fixed position embeddings: each axis gets an equal share of sines and cosines.
+    r"""Fixed position embeddings, with as many features for each axis.
 
-    For an axis with share $d$ and coordinate $x$, features $i < d / 2$ are
+    For an axis with $d$ features and coordinate $x$, features $i < d / 2$ are
     $\sin(x\,10000^{-2i/d})$ and the next $d / 2$ the cosines of the same angles.
     """
     axes = len(grid_size)
@@ -41,11 +45,12 @@ def sincos_table(grid_size: tuple[int, ...], dim: int, level: int = 0) -> Float[
 def rotary_table(
     grid_size: tuple[int, ...], head_dim: int, level: int = 0
 ) -> Float[Tensor, "N head_dim"]:
-    r"""Angles of rotary embeddings: cosines of all pairs, then their sines.
+    r"""Table of rotary embeddings: cosines of the angles of all pairs, then their sines.
 
-    The $P$ = `head_dim` / 2 pairs of a head are shared out between the axes as evenly as they go.
-    Pair $i < p$ of an axis with $p$ pairs turns by $x\,\theta^{-i/p}$, with coordinate $x$ in
-    patches and $\theta = 100$, as suits grids of tens of patches.
+    The `head_dim` / 2 pairs of a head are divided between the axes as evenly as possible: 8 pairs
+    on a grid `(T, H, W)` are 3, 3 and 2. Pair $i < p$ of an axis with $p$ pairs turns by
+    $x\,\theta^{-i/p}$, with coordinate $x$ in patches and $\theta = 100$, as suits grids of tens
+    of patches.
     """
     axes, pairs = len(grid_size), head_dim // 2
     if head_dim % 2 or pairs < axes:
@@ -56,8 +61,8 @@ def rotary_table(
     coordinates = grid_coordinates(grid_size, level)
     angles = []
     for axis in range(axes):
-        share = pairs // axes + (axis < pairs % axes)
-        frequency = 100.0 ** (-torch.arange(share, dtype=torch.float64) / share)
+        count = pairs // axes + (axis < pairs % axes)
+        frequency = 100.0 ** (-torch.arange(count, dtype=torch.float64) / count)
         angles.append(coordinates[:, axis, None] * frequency)
     angle = torch.cat(angles, dim=-1)
     return torch.cat([angle.cos(), angle.sin()], dim=-1).float()
@@ -70,3 +75,62 @@ def rotate(
     cos, sin = table.to(x.dtype).unsqueeze(1).chunk(2, dim=-1)
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+def init_sincos_positions(encoder: MaskedViT) -> None:
+    r"""Set a backbone's learned position embeddings to sines and cosines, in place.
+
+    For a patch at row $r$ and column $c$, with $d$ the width and $w_i = 10000^{-4i/d}$,
+
+    $$p = (\sin r w_i,\ \cos r w_i,\ \sin c w_i,\ \cos c w_i), \qquad 0 \le i < d / 4$$
+
+    and zeros for class and register tokens. timm draws the embeddings with a std of 0.02, which is
+    small against the output of a patch embedding: a student first has to learn where each patch
+    is, and a short run ends before it has. The embeddings stay trainable; freeze them with
+    `encoder.backbone.pos_embed.requires_grad_(False)`.
+
+    For training from scratch: the positions of a pretrained backbone are overwritten. Call this
+    before the teacher is copied and before `torch.compile`.
+
+    Args:
+        encoder: Its backbone has a learned position embedding, `pos_embed`, of the whole grid.
+
+    Raises:
+        UnsupportedBackboneError: If the backbone has no such embedding (rotary and relative
+            positions, NaFlexViT), or one that is not of the grid's patches.
+        ValueError: If its width is not a multiple of 4.
+
+    Example:
+        >>> import timm
+        >>> from jepakit import MaskedViT
+        >>> from jepakit.nn import init_sincos_positions
+        >>> encoder = MaskedViT(timm.create_model("vit_tiny_patch16_224", num_classes=0))
+        >>> init_sincos_positions(encoder)
+        >>> encoder.backbone.pos_embed.detach()[0, 1, :3]  # sines of row 0
+        tensor([0., 0., 0.])
+
+    Source:
+        The positions of MAE (arXiv:2111.06377) and I-JEPA (arXiv:2301.08243). Differences: they
+        freeze them and put the column first.
+    """
+    if not isinstance(encoder, MaskedViT):
+        raise TypeError(f"encoder: must be a MaskedViT, got {type(encoder).__name__}")
+    embedding = getattr(encoder.backbone, "pos_embed", None)
+    rows, columns = encoder.grid_size
+    name = type(encoder.backbone).__name__
+    if not isinstance(embedding, nn.Parameter) or embedding.dim() != 3:
+        raise UnsupportedBackboneError(
+            f"{name} has no position embedding `pos_embed` of shape [1, tokens, width] to set"
+        )
+    prefix = embedding.shape[1] - rows * columns
+    if prefix not in (0, encoder.num_prefix_tokens):
+        raise UnsupportedBackboneError(
+            f"{name}.pos_embed {tuple(embedding.shape)}: must have one row for each of the "
+            f"{rows} x {columns} patches, and none or {encoder.num_prefix_tokens} in front"
+        )
+    width = embedding.shape[2]
+    if width % 4:
+        raise ValueError(f"{name}.pos_embed is {width} wide: must be a multiple of 4")
+    with torch.no_grad():
+        embedding[:, :prefix] = 0
+        embedding[:, prefix:] = sincos_table((rows, columns), width)

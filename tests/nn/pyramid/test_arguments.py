@@ -3,8 +3,10 @@
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 import jepakit
 from jepakit import HierarchicalPyramid, TokenSet
@@ -98,7 +100,7 @@ def test_grids_halve_upwards() -> None:
             (14, 8),
             {},
             TypeError,
-            "grid_size=14: must be a tuple of ints, such as (14, 14), got int",
+            "grid_size=14: must be a sequence of ints, such as (14, 14), got int",
         ),
         (
             ((4, 4), 8),
@@ -169,6 +171,14 @@ def test_constructor_errors(arguments, changes, error, text) -> None:
     assert str(raised.value) == text
 
 
+@pytest.mark.parametrize("sequence", [list, torch.Size, np.array, OmegaConf.create])
+def test_arguments_of_configuration_files(sequence) -> None:
+    pyramid = HierarchicalPyramid(sequence([4, 6]), np.int64(8), num_levels=np.int32(2))
+    assert repr(pyramid) == repr(HierarchicalPyramid((4, 6), 8, num_levels=2))
+    values = (*pyramid.grid_size, pyramid.dim, pyramid.num_levels)
+    assert all(type(value) is int for value in values)
+
+
 SOME = TokenSet(torch.tensor([[0, 5], [2, 3]]), torch.ones(2, 2, dtype=torch.bool), (4, 4))
 
 
@@ -211,7 +221,7 @@ SOME = TokenSet(torch.tensor([[0, 5], [2, 3]]), torch.ones(2, 2, dtype=torch.boo
             torch.zeros(2, 16, 8),
             SOME,
             ValueError,
-            "tokens (2, 2): must list the tokens of features (2, 16, 8), so be (2, 16)",
+            "tokens (2, 2): must list the positions of features (2, 16, 8), so be (2, 16)",
         ),
         (
             torch.zeros(2, 2, 8),

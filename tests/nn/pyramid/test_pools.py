@@ -184,7 +184,7 @@ def test_attention_takes_scores_of_any_size(ragged) -> None:
     assert torch.isfinite(features.grad).all()
 
 
-def test_half_types_are_added_up_in_float32() -> None:
+def test_half_precision_is_added_up_in_float32() -> None:
     """In bfloat16 the mean over 256 cells would be off by far more than one rounding."""
     torch.manual_seed(0)
     x = (torch.rand(1, 256, 8) + 1).bfloat16()

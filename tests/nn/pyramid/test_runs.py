@@ -1,4 +1,4 @@
-"""Law 14: one graph, bf16 autocast, half types; nothing is read back."""
+"""Law 14: one graph, bf16 autocast, half precision; no host synchronisation."""
 
 import pytest
 import torch
@@ -84,8 +84,8 @@ def test_other_types(arguments, dtype, build_pyramid, ragged) -> None:
 
 @pytest.mark.no_hook
 @KINDS
-def test_nothing_is_read_back(arguments) -> None:
-    """On the meta device there is nothing to read: lengths follow from shapes alone."""
+def test_no_host_synchronisation(arguments) -> None:
+    """On the meta device there are no values: lengths follow from shapes alone."""
     pyramid = HierarchicalPyramid((5, 7), 6, **arguments).to("meta")
     idx = torch.zeros(3, 11, dtype=torch.int64, device="meta")
     tokens = TokenSet(idx, torch.zeros_like(idx, dtype=torch.bool), (5, 7))

@@ -14,6 +14,7 @@ from jepakit import (
     EMATeacher,
     HierarchicalPyramid,
     MaskedPredictor,
+    MultiBlockMask,
     TokenSet,
     hierarchical_loss,
     masked_mse,

@@ -1,4 +1,4 @@
-"""One rank of test_quantizer_ranks.py: `python quantizer_worker.py RANK WORLD_SIZE STORE`."""
+"""One rank of test_ranks.py: `python quantizer_worker.py RANK WORLD_SIZE STORE`."""
 
 import torch
 import torch.distributed as dist
@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from jepakit.nn import VectorQuantizer
-from jepakit.nn.quantizer import vector_quantizer
-from jepakit.nn.quantizer.assign import scores
+from jepakit.nn import quantizer as implementation
+from jepakit.nn.quantizer import code_scores
 
 # Per step and rank, the valid tokens of each sample: uneven, nothing valid, and no sample at all.
 COUNTS = [
@@ -44,7 +44,7 @@ class Model(nn.Module):
         torch.manual_seed(0)
         self.linear = nn.Linear(6, 4)
         torch.manual_seed(seed)  # codebooks that differ before the first batch
-        self.quantizer = VectorQuantizer(5, 4, momentum=0.6, refresh_below=0.5, **VARIANTS[variant])
+        self.quantizer = VectorQuantizer(5, 4, momentum=0.6, refresh_ratio=0.5, **VARIANTS[variant])
 
     def forward(self, x: Tensor, *rest: object) -> tuple[Tensor, ...]:
         valid, generator, group = rest
@@ -57,11 +57,13 @@ def check(variant: str, group: dist.ProcessGroup, broadcast: bool) -> None:
     net = DistributedDataParallel(
         Model(variant, rank).double(), process_group=group, broadcast_buffers=broadcast
     )
-    own = vector_quantizer.drawn
+    original = implementation.sample_codes
     sizes: dict[str, Tensor] = {}
 
-    def drawn(vectors: Tensor, codes: Tensor, temperature: float, generator: object) -> object:
-        logits = scores(vectors, codes) / temperature + sizes["noise"]
+    def sample_with_noise(
+        vectors: Tensor, codes: Tensor, temperature: float, generator: object
+    ) -> object:
+        logits = code_scores(vectors, codes) / temperature + sizes["noise"]
         return logits.argmax(dim=1), logits.softmax(dim=1) @ codes
 
     refreshed = 0
@@ -70,7 +72,7 @@ def check(variant: str, group: dist.ProcessGroup, broadcast: bool) -> None:
         x, valid = (torch.cat(part) for part in zip(*parts, strict=True))
         shares = [noise(step, each, 5) for each in range(ranks)]
         before = whole.quantizer.counts.clone()
-        vector_quantizer.drawn = drawn
+        implementation.sample_codes = sample_with_noise
         for training in (True, False):
             for model in (whole, net):
                 model.train(training)
@@ -98,7 +100,7 @@ def check(variant: str, group: dist.ProcessGroup, broadcast: bool) -> None:
             books = [torch.empty_like(book) for _ in range(ranks)]
             dist.all_gather(books, book, group=group)
             assert all(torch.equal(book, other) for other in books)
-        vector_quantizer.drawn = own
+        implementation.sample_codes = original
         refreshed += int((before < 0.5 * before.mean()).sum())
     assert refreshed, "no code was ever dead: the test sees no refresh"
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from jepakit.nn.blocks import key_mask
+from jepakit.nn._features import key_mask
 from jepakit.tokens import TokenSet, take_tokens
 
 __all__ = ["UnsupportedBackboneError"]

@@ -1,6 +1,5 @@
-"""Several levels of abstraction from the tokens of one backbone."""
+"""Pyramids of features: several levels from the features of one backbone."""
 
-from jepakit.nn.pyramid.hierarchical_pyramid import HierarchicalPyramid
-from jepakit.nn.pyramid.level import Level
+from jepakit.nn.pyramid.hierarchical_pyramid import HierarchicalPyramid, Level
 
 __all__ = ["HierarchicalPyramid", "Level"]

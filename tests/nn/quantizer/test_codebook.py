@@ -43,14 +43,14 @@ def test_uses_its_codes_and_stays_within_the_data(variant: str, num_codes: int, 
     assert usage(quantizer) >= 0.9
 
 
-@pytest.mark.parametrize("refresh_below", [0.05, 0.0])
-def test_comes_back_when_the_data_move_away(refresh_below: float) -> None:
+@pytest.mark.parametrize("refresh_ratio", [0.05, 0.0])
+def test_comes_back_when_the_data_move_away(refresh_ratio: float) -> None:
     """Without the refresh a single code takes it all."""
-    quantizer = VectorQuantizer(64, 16, momentum=0.95, refresh_below=refresh_below)
+    quantizer = VectorQuantizer(64, 16, momentum=0.95, refresh_ratio=refresh_ratio)
     for step in range(180):
         quantizer(clustered(512, shift=0.0 if step < 50 else 10.0))
     found = usage(quantizer, shift=10.0)
-    assert found >= 0.9 if refresh_below else found < 0.1
+    assert found >= 0.9 if refresh_ratio else found < 0.1
 
 
 @settings(max_examples=8)
@@ -59,8 +59,8 @@ def test_padding_never_votes(seed: int, cosine: bool, front: bool) -> None:
     """A batch with 50 % padding gives the codebook of the batch without it, start and refresh
     included. Traps: padding votes for codes, and dead codes become padding."""
     torch.manual_seed(seed)
-    plain = VectorQuantizer(8, 4, cosine=cosine, momentum=0.6, refresh_below=0.4).double()
-    padded = VectorQuantizer(8, 4, cosine=cosine, momentum=0.6, refresh_below=0.4).double()
+    plain = VectorQuantizer(8, 4, cosine=cosine, momentum=0.6, refresh_ratio=0.4).double()
+    padded = VectorQuantizer(8, 4, cosine=cosine, momentum=0.6, refresh_ratio=0.4).double()
     padded.load_state_dict(plain.state_dict())
     for step in range(8):
         x = torch.randn(3, 4, 4, dtype=torch.float64) + step

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from jepakit import linear
 from jepakit.nn import VectorQuantizer
-from jepakit.nn.quantizer import assign
+from jepakit.nn.quantizer import gumbel_like
 
 
 def ragged(counts: list[int], n: int = 3) -> Tensor:
@@ -45,7 +45,7 @@ def test_equals_loops(
         commitment_weight=0.3,
         cosine=variant == "cosine",
         temperature=tau,
-        refresh_below=0,
+        refresh_ratio=0,
     ).double()
     quantizer.start_from(draw(5, dim))
     naive = Naive(quantizer.counts, quantizer.sums, momentum, variant == "cosine")
@@ -57,7 +57,7 @@ def test_equals_loops(
         if tau is not None:
             again = torch.Generator().manual_seed(step)
             torch.rand(5, generator=again)  # the refresh's
-            noise = assign.gumbel_like(x.new_zeros(x[..., 0].numel(), 5), again)[valid.flatten()]
+            noise = gumbel_like(x.new_zeros(x[..., 0].numel(), 5), again)[valid.flatten()]
         expected, indices, gap, perplexity = naive.step(x[valid], noise, tau or 1.0)
         out = quantizer(x, valid, generator=torch.Generator().manual_seed(step))
 
@@ -85,7 +85,7 @@ def test_equals_loops(
 
 def test_the_first_update_moves_no_code_that_was_not_used() -> None:
     """Trap: counts at 0 beside sums at the codes; at momentum 0.99 the norm grows a hundredfold."""
-    quantizer = VectorQuantizer(8, 4, refresh_below=0)
+    quantizer = VectorQuantizer(8, 4, refresh_ratio=0)
     codes = torch.randn(8, 4)
     quantizer.start_from(codes)
     torch.testing.assert_close(quantizer.codebook, codes)
@@ -116,7 +116,7 @@ def test_starts_from_the_data() -> None:
 @given(n=st.integers(1, 20), dead=st.lists(st.booleans(), min_size=2, max_size=9))
 def test_a_dead_code_becomes_a_vector_of_the_batch(n: int, dead: list[bool]) -> None:
     """And has the mean count, so that it is not dead again at once; the living stay."""
-    quantizer = VectorQuantizer(len(dead), 2, refresh_below=0.5, momentum=0.999999999).double()
+    quantizer = VectorQuantizer(len(dead), 2, refresh_ratio=0.5, momentum=0.999999999).double()
     codes = torch.randn(len(dead), 2, dtype=torch.float64)
     quantizer.start_from(codes)
     dead = torch.tensor(dead)
@@ -150,7 +150,7 @@ def test_every_vector_may_be_drawn() -> None:
 def test_sampled_codes_follow_the_distances() -> None:
     """Gumbel: shares of a softmax over distances; in eval, and as it cools, the nearest."""
     quantizer = VectorQuantizer(
-        3, 1, temperature=linear(2.0, 1e-4, steps=10), momentum=0.999999999, refresh_below=0
+        3, 1, temperature=linear(2.0, 1e-4, steps=10), momentum=0.999999999, refresh_ratio=0
     )
     quantizer.start_from(torch.tensor([[0.0], [1.0], [3.0]]))
     x = torch.full((20000, 1), 0.4)

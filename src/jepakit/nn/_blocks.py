@@ -1,24 +1,13 @@
-"""A pre-norm transformer block that knows which keys are padding."""
+"""Pre-norm transformer block with key masks and rotary positions."""
 
 from typing import cast
 
+from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jepakit.nn.positions import rotate
-
-__all__: list[str] = []
-
-
-def key_mask(valid: Bool[Tensor, "b n"]) -> Bool[Tensor, "b 1 1 n"]:
-    """An attention mask, True where a key may be seen, under which no row is without a key.
-
-    A set with no valid entry sees all its (zeroed) entries instead: the softmax over nothing would
-    be NaN, and its outputs are dropped anyway.
-    """
-    nothing = ~valid.any(dim=-1, keepdim=True)
-    return (valid | nothing)[:, None, None, :]
 
 
 class Attention(nn.Module):
@@ -34,19 +23,19 @@ class Attention(nn.Module):
         self,
         x: Float[Tensor, "b n d"],
         mask: Bool[Tensor, "b 1 1 n"] | None,
-        rotary: Float[Tensor, "b n h"] | None,
+        rotary: Float[Tensor, "b n head_dim"] | None,
     ) -> Float[Tensor, "b n d"]:
-        batch, length, dim = x.shape
-        qkv = self.qkv(x).view(batch, length, 3, self.num_heads, dim // self.num_heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = rearrange(
+            self.qkv(x), "b n (qkv h d) -> qkv b h n d", qkv=3, h=self.num_heads
+        ).unbind(0)
         if rotary is not None:
             q, k = rotate(q, rotary), rotate(k, rotary)
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return cast(Tensor, self.proj(x.transpose(1, 2).reshape(batch, length, dim)))
+        heads = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return cast(Tensor, self.proj(rearrange(heads, "b h n d -> b n (h d)")))
 
 
 class DropPath(nn.Module):
-    """Drop a residual branch of whole samples in training, the rest scaled up (Huang et al.)."""
+    """Stochastic depth: drops a residual branch of whole samples in training, scales the others."""
 
     def __init__(self, prob: float) -> None:
         super().__init__()
@@ -63,7 +52,7 @@ class DropPath(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and a two-layer MLP, each behind a norm and on a residual branch."""
+    """Attention and a two-layer MLP, each behind a layer norm and on a residual branch."""
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float, drop_path: float) -> None:
         super().__init__()
@@ -78,7 +67,7 @@ class Block(nn.Module):
         self,
         x: Float[Tensor, "b n d"],
         mask: Bool[Tensor, "b 1 1 n"] | None,
-        rotary: Float[Tensor, "b n h"] | None,
+        rotary: Float[Tensor, "b n head_dim"] | None,
     ) -> Float[Tensor, "b n d"]:
         x = x + self.drop_path(self.attn(self.norm1(x), mask, rotary))
         return cast(Tensor, x + self.drop_path(self.mlp(self.norm2(x))))

@@ -3,6 +3,7 @@
 import copy
 import io
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ VARIANTS = {
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_statistics_are_float32(variant: str, dtype: torch.dtype) -> None:
-    """Half-type features, with and without autocast, give what the same numbers in float32 give."""
+    """Features in half precision, with and without autocast, give the results of float32."""
     x = torch.randn(64, 4).to(dtype)
     found = []
     for features, autocast in ((x.float(), False), (x, False), (x.float(), True), (x, True)):
@@ -37,10 +38,10 @@ def test_statistics_are_float32(variant: str, dtype: torch.dtype) -> None:
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
 
-def test_a_codebook_in_a_half_type_is_refused() -> None:
-    """Trap: an average in bfloat16 stands still for ever."""
+def test_a_codebook_in_half_precision_is_refused() -> None:
+    """Trap: a moving average in bfloat16 never moves."""
     quantizer = VectorQuantizer(8, 4).bfloat16()
-    with pytest.raises(TypeError, match=r"codebook is torch\.bfloat16: an average in a half type"):
+    with pytest.raises(TypeError, match=r"codebook is torch\.bfloat16: a moving average in half"):
         quantizer(torch.randn(3, 4))
     quantizer.eval()(torch.randn(3, 4))
 
@@ -72,7 +73,7 @@ def test_compiles_as_one_graph(variant: str, training: bool) -> None:
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_nothing_is_read_back_from_the_device(variant: str, training: bool) -> None:
+def test_no_host_synchronisation(variant: str, training: bool) -> None:
     """On the meta device there are no values: `.item()` and boolean indexing would raise."""
     quantizer = VectorQuantizer(8, 4, **VARIANTS[variant]).to("meta").train(training)
     x = torch.empty(3, 5, 4, device="meta", requires_grad=True)
@@ -91,8 +92,8 @@ def test_resumed_is_uninterrupted(variant: str) -> None:
             quantizer(torch.randn(20, 4, generator=generator), generator=generator)
 
     for first in (0, 3):
-        quantizer = VectorQuantizer(8, 4, refresh_below=0.3, momentum=0.7, **VARIANTS[variant])
-        resumed = VectorQuantizer(8, 4, refresh_below=0.3, momentum=0.7, **VARIANTS[variant])
+        quantizer = VectorQuantizer(8, 4, refresh_ratio=0.3, momentum=0.7, **VARIANTS[variant])
+        resumed = VectorQuantizer(8, 4, refresh_ratio=0.3, momentum=0.7, **VARIANTS[variant])
         run(quantizer, range(first))
         file = io.BytesIO()
         torch.save(quantizer.state_dict(), file)
@@ -124,6 +125,38 @@ def test_repr_is_the_call() -> None:
     assert repr(eval(repr(quantizer), scope)) == repr(quantizer)
 
 
+def test_arguments_of_configuration_files() -> None:
+    quantizer = VectorQuantizer(
+        np.int64(8),
+        np.int32(4),
+        momentum=np.float32(0.5),
+        commitment_weight=1,
+        temperature=np.float64(2),
+        refresh_ratio=0,
+        smoothing=np.float64(1e-4),
+    )
+    plain = VectorQuantizer(
+        8,
+        4,
+        momentum=0.5,
+        commitment_weight=1.0,
+        temperature=2.0,
+        refresh_ratio=0.0,
+        smoothing=1e-4,
+    )
+    assert repr(quantizer) == repr(plain)
+    quantizer(torch.randn(3, 4))
+
+
+@pytest.mark.no_hook
+def test_a_schedule_compiles_as_one_graph() -> None:
+    torch.compiler.reset()
+    quantizer = VectorQuantizer(8, 4, temperature=linear(1.0, 0.0, steps=2))
+    compiled = torch.compile(quantizer, fullgraph=True, backend="eager")
+    for step in range(3):
+        assert compiled(torch.randn(3, 4), step=step).indices.shape == (3,)
+
+
 def test_a_schedule_needs_a_step() -> None:
     quantizer = VectorQuantizer(8, 4, temperature=constant(1.0))
     with pytest.raises(ValueError, match=r"step=None: must be given in training"):
@@ -140,12 +173,12 @@ def test_a_schedule_needs_a_step() -> None:
     [
         ({"num_codes": 1}, r"num_codes=1: must be at least 2"),
         ({"dim": 0}, r"dim=0: must be at least 1"),
-        ({"momentum": 1.0}, r"momentum=1: must be below 1"),
-        ({"momentum": 0.0}, r"momentum=0\.0: must lie in \(0, 1\]"),
-        ({"commitment_weight": -1.0}, r"commitment_weight=-1\.0: must be at least 0"),
-        ({"temperature": 0.0}, r"temperature=0\.0: must be above 0"),
-        ({"refresh_below": 1.0}, r"refresh_below=1: must be below 1"),
-        ({"smoothing": 0.0}, r"smoothing=0\.0: must be above 0"),
+        ({"momentum": 1.0}, r"momentum=1: must lie in \(0, 1\)"),
+        ({"momentum": 0.0}, r"momentum=0: must lie in \(0, 1\)"),
+        ({"commitment_weight": -1.0}, r"commitment_weight=-1: must be at least 0"),
+        ({"temperature": 0.0}, r"temperature=0: must be above 0"),
+        ({"refresh_ratio": 1.0}, r"refresh_ratio=1: must lie in \[0, 1\)"),
+        ({"smoothing": 0.0}, r"smoothing=0: must be above 0"),
         ({"smoothing": 0.1, "cosine": True}, r"smoothing=0\.1: has no effect with cosine"),
     ],
 )
@@ -161,7 +194,7 @@ def test_bad_arguments(arguments: dict[str, float], text: str) -> None:
         {"commitment_weight": 1.0},
         {"cosine": True},
         {"temperature": 1.0},
-        {"refresh_below": 0.99},
+        {"refresh_ratio": 0.99},
         {"smoothing": 1.0},
     ],
 )
@@ -199,7 +232,7 @@ def test_wrong_shapes() -> None:
 def test_directions_without_votes_stay_directions() -> None:
     """Trap: a sum that fades to nothing, whose code has no length and then takes every vector."""
     torch.manual_seed(0)
-    quantizer = VectorQuantizer(16, 8, cosine=True, refresh_below=0, momentum=0.5)
+    quantizer = VectorQuantizer(16, 8, cosine=True, refresh_ratio=0, momentum=0.5)
     few = torch.randn(3, 8).repeat(4, 1)
     for _ in range(300):
         quantizer(few + 0.01 * torch.randn(12, 8))

@@ -1,0 +1,45 @@
+"""Features `[b n d]` and the token sets that they belong to: checks, key masks, zeroed padding."""
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from jepakit._checks import check_floating
+from jepakit.tokens import TokenSet
+from jepakit.tokens._arguments import check_same_device, check_token_set
+
+
+def check_features(features: Tensor, dim: int, rule: str) -> None:
+    """Raise unless features are `[batch, n, dim]`; `rule` says where `dim` comes from."""
+    check_floating("features", features)
+    if features.dim() != 3 or features.shape[-1] != dim:
+        raise ValueError(f"features {tuple(features.shape)}: must be [batch, n, {dim}], {rule}")
+    if len(features) == 0:
+        raise ValueError(f"features {tuple(features.shape)}: the batch must not be empty")
+
+
+def check_positions(name: str, tokens: TokenSet, features: Tensor) -> None:
+    """Raise unless a token set holds one position for each feature vector."""
+    check_token_set(name, tokens, like="masks.context")
+    if tokens.shape != features.shape[:2]:
+        raise ValueError(
+            f"{name} {tuple(tokens.shape)}: must list the positions of features "
+            f"{tuple(features.shape)}, so be {tuple(features.shape[:2])}"
+        )
+    check_same_device(name, tokens, "features", features)
+
+
+def key_mask(valid: Bool[Tensor, "b n"]) -> Bool[Tensor, "b 1 1 n"]:
+    """Attention mask, True where a key takes part; every row has at least one key.
+
+    Without any key the softmax would be NaN. A set with no valid entry therefore attends to all of
+    its (zeroed) entries, and the caller drops the result.
+    """
+    empty = ~valid.any(dim=-1, keepdim=True)
+    return (valid | empty)[:, None, None, :]
+
+
+def zero_padding(
+    features: Float[Tensor, "b *m n d"], tokens: TokenSet
+) -> Float[Tensor, "b *m n d"]:
+    """Features with exact zeros at padding, NaN included; unchanged where nothing is padded."""
+    return features.masked_fill(~tokens.valid.unsqueeze(-1), 0) if tokens.padded else features
