@@ -119,8 +119,8 @@ def _check_start(teacher: nn.Module, student: nn.Module, arguments: tuple[Any, .
             gap = (tensor.double() - theirs[name].double()).abs().max().item()
             fail(Law.TEACHER, f"{name} differs from the student's by {gap:.3g}", where="step 0")
         if tensor.numel() and tensor.data_ptr() in memory:
-            other = memory[tensor.data_ptr()]
-            fail(Law.TEACHER, f"{name} shares the memory of the student's {other}")
+            owner = memory[tensor.data_ptr()]
+            fail(Law.TEACHER, f"{name} shares the memory of the student's {owner}")
     outputs = _output_tensors(teacher, arguments)
     if any(output.requires_grad for output in outputs):
         fail(Law.TEACHER, "the output carries a gradient")
