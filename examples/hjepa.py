@@ -208,7 +208,7 @@ def main() -> None:
     for name, levels in rows.items():
         for level, (knn, linear, rank) in enumerate(levels):
             cells = (f"{100 * knn:.1f} %", f"{100 * linear:.1f} %", f"{rank:.1f}")
-            label = str(level) if level < args.levels else f"{level} (averages of level 0)"
+            label = str(level) if level < args.levels else f"{level} (averaged)"
             table.add_row(name, "" if name == "raw pixels" else label, *cells)
     console.print(table)
     pictures |= {

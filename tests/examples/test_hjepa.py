@@ -53,7 +53,7 @@ def test_every_level_is_judged_beside_the_untrained_one(tmp_path: Path) -> None:
 def test_one_level_is_ijepa(tmp_path: Path) -> None:
     options = ("--levels", "1", "--compare-levels", "3", "--positions", "sincos")
     printed, result = run(tmp_path, *options)
-    assert "2 (averages of level 0)" in printed
+    assert "2 (averaged)" in printed
     accuracies = [tuple(level[:2]) for level in result["rows"]["trained"]]
     assert len(set(accuracies)) == 3, "averages of tokens are judged by their cells"
     assert set(result["losses"]) == {"loss", "level_0"}
