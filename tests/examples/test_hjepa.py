@@ -1,4 +1,4 @@
-"""examples/hjepa.py does what its first lines say, as a process of its own."""
+"""examples/hjepa.py does what its docstring says, as a process of its own."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def run(out: Path, *options: str, fails: bool = False) -> tuple[str, dict]:
     return done.stdout, json.loads((out / "result.json").read_text())
 
 
-def test_every_level_is_judged_beside_the_untrained_one(tmp_path: Path) -> None:
+def test_every_level_is_compared_with_the_untrained_one(tmp_path: Path) -> None:
     printed, result = run(tmp_path, "--levels", "3", "--fusion", "fpn-add", "--weights", "learned")
     for word in ("raw pixels", "untrained", "trained", "linear probe", "effective rank"):
         assert word in printed
