@@ -1,10 +1,10 @@
-"""What a choice is worth: I-JEPA with one thing changed at a time, over several seeds.
+"""Ablations of I-JEPA: one setting changed at a time, over several seeds.
 
     python benchmarks/ablations.py --data fashion_mnist.npz --runs runs/ablations --images 40000 \
         --only sampler --seeds 0 1 2 3 4 --write benchmarks/results/ablation_sampler.json
 
-Every row sees as many images as the baseline, in the same order, from the same initial weights.
-Differences from the baseline are paired by seed, with a 95 % interval of Student's t.
+Every row is trained on as many images as the baseline, in the same order, from the same initial
+weights. Differences from the baseline are paired by seed, with a 95 % interval of Student's t.
 """
 
 from typing import Any
@@ -12,8 +12,8 @@ from typing import Any
 from runs import arguments, cells, interval, run_all, save, scores
 
 BATCH = 32
-# Three targets, since 8 x 8 patches leave few places for four; short runs need a teacher that
-# moves, and positions that need not be learned first.
+# Three targets, since 8 x 8 patches leave few places for four. Short runs need a teacher that moves
+# fast, and fixed position embeddings instead of learned ones.
 BASE = [
     *("--image-size", "32", "--patch-size", "4", "--batch-size", str(BATCH)),
     *("--num-targets", "3", "--momentum", "0.98", "1", "--positions", "sincos", "--device", "cpu"),
@@ -21,14 +21,14 @@ BASE = [
 ]
 _FOUR = ["--num-targets", "4"]
 _LARGER = ["--image-size", "40"]
-# A group's first row is what its others are compared with.
+# The rows of a group are compared with its first row.
 GROUPS: dict[str, dict[str, list[str]]] = {
-    # On 8 x 8 patches the published sampler would never end: it wants blocks of more than 10.
+    # On 8 x 8 patches the published sampler would never end: its blocks need more than 10 patches.
     "sampler": {
         "MultiBlockMask, 10 x 10 patches": _LARGER,
         "published sampler": [*_LARGER, "--sampler", "reference"],
     },
-    # With three targets a least context hardly ever has anything to do on so small a grid.
+    # With three targets the minimum has hardly any effect on so small a grid.
     "least context, 4 targets": {
         "0.25": _FOUR,
         "0.15": [*_FOUR, "--min-context-coverage", "0.15"],
@@ -64,13 +64,15 @@ GROUPS: dict[str, dict[str, list[str]]] = {
 
 def main() -> None:
     parser = arguments(__doc__.split("\n")[0], images=20_000)
-    parser.add_argument("--only", nargs="+", choices=GROUPS, default=list(GROUPS), help="groups")
+    parser.add_argument(
+        "--only", nargs="+", choices=GROUPS, default=list(GROUPS), help="groups of rows"
+    )
     args = parser.parse_args()
     common = ["--data", args.data, *BASE, "--steps", str(args.images // BATCH)]
     variants = {
         (group, name): options for group in args.only for name, options in GROUPS[group].items()
     }
-    # A baseline is run once, whatever it is called.
+    # Rows with the same options, such as the baselines of several groups, share a run.
     jobs = {
         (" ".join(options).replace("--", "") or "baseline", seed): [*common, *options]
         for seed in args.seeds
@@ -107,9 +109,9 @@ def table(rows: list[dict[str, Any]]) -> str:
         base = firsts.setdefault(row["group"], row["trained"])
         pairs = list(zip(row["trained"], base, strict=True))
         gains = [interval([ours[i] - theirs[i] for ours, theirs in pairs]) for i in (0, 1)]
-        same = base is row["trained"]
-        head = [row["group"] if same else "", row["name"], cells(row["trained"])]
-        lines.append(f"| {' | '.join([*head, *(['', ''] if same else gains)])} |")
+        is_first = base is row["trained"]
+        head = [row["group"] if is_first else "", row["name"], cells(row["trained"])]
+        lines.append(f"| {' | '.join([*head, *(['', ''] if is_first else gains)])} |")
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""What hierarchy buys: I-JEPA and H-JEPA by `examples/hjepa.py`, at equal compute.
+"""Comparison of I-JEPA and H-JEPA by `examples/hjepa.py` at equal compute.
 
     python benchmarks/hierarchy.py --data fashion_mnist.npz --runs runs/hierarchy \
         --write benchmarks/results/hierarchy.json
@@ -9,19 +9,19 @@
         --images 96000 --data fashion_mnist.npz --runs runs/longer \
         --write benchmarks/results/hierarchy_longer.json
 
-The first group asks how many levels and which fusion, the second what else two levels may want:
-other weights, targets that are normalised, so that no level drowns the other, another pool, one
-predictor for both.
+The first group varies the number of levels and the fusion. The second varies other settings of two
+levels: the weights of the losses, normalised targets (so that no level dominates the loss), the
+pooling, and one predictor for both levels.
 
-Every row is trained for as many floating-point operations as the first, counted; one of "equal
-steps" for as many steps. Blocks of a row's masks are whole on all of its levels, which costs
-variety: that is why I-JEPA is trained on masks of several levels, too. Initial weights and the
-order of images are those of the seed in every row, so differences are paired by seed.
+Every row is trained for as many floating-point operations as the first, as counted; a row of "equal
+steps" for as many steps. The blocks of a row's masks are whole on all of its levels, so there are
+fewer different masks; for comparison I-JEPA is also trained on masks of several levels. A seed
+gives the same initial weights and the same order of images in every row, so differences are paired
+by seed.
 
-Level 0 is judged by the mean of its tokens, a coarser level of the teacher by its cells side by
-side, so compare within a level: more numbers hold more. For a level that a row does not train,
-averages of its tokens over the same cells stand in: what I-JEPA's tokens hold when they are pooled
-afterwards.
+Level 0 is evaluated by the mean of its features, a coarser level by the concatenated features of
+its cells. Compare rows within a level only, since the numbers of features differ. For a level that
+a row does not train, averages of its features over the same cells are evaluated instead.
 """
 
 import statistics
@@ -35,7 +35,7 @@ BATCH = 32
 COMMON = [
     *("--image-size", "40", "--patch-size", "4", "--batch-size", str(BATCH)),
     *("--num-targets", "3", "--predictor-depth", "2"),
-    *("--momentum", "0.98", "1", "--positions", "sincos"),  # runs are short
+    *("--momentum", "0.98", "1", "--positions", "sincos"),  # since runs are short
     *("--eval-images", "3000", "--device", "cpu"),
 ]
 _TWO = ["--levels", "2"]
@@ -71,7 +71,7 @@ COMPARED = {"levels": "3", "two-levels": "2"}
 
 def main() -> None:
     parser = arguments(__doc__.split("\n")[0], images=24_000)
-    parser.add_argument("--group", choices=GROUPS, default="levels", help="of rows")
+    parser.add_argument("--group", choices=GROUPS, default="levels", help="group of rows")
     parser.add_argument("--only", nargs="+", help="rows of the group")
     args = parser.parse_args()
     variants = GROUPS[args.group]
@@ -121,7 +121,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     """Means and ranges over the seeds; paired differences from the first row's linear probe."""
     lines = [
         "| | level | steps | kNN-20 | linear probe | effective rank | untrained: kNN / linear "
-        "| linear less I-JEPA's |",
+        "| linear probe minus I-JEPA's |",
         "|---|---|---|---|---|---|---|---|",
         f"| raw pixels | | | {cells([run[0] for run in rows[0]['raw pixels'][:1]])} | | |",
     ]

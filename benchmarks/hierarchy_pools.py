@@ -1,13 +1,13 @@
-"""What finished runs of `hierarchy.py` hold in a coarse level, and in plain pools of their tokens.
+"""Evaluation of coarse levels of finished `hierarchy.py` runs, and of pooled features.
 
     python benchmarks/hierarchy_pools.py --data fashion_mnist.npz --runs runs/longer --rows I-JEPA \
         "I-JEPA, masks of 2 levels" "2 levels, conv pool, fine one heavier" \
         --write benchmarks/results/hierarchy_pools.json
 
-A coarse level that was trained has two rivals: the averages of its windows, and the largest value
-of each channel in them, which may hold more. Both are taken of the tokens of every row, and of the
-encoder before training, and judged like the level itself, by the cells side by side. The teachers
-are those that the runs left in their folders; nothing is trained.
+A trained coarse level is compared with averages and with maxima over the windows of its cells. Both
+are computed from the features of level 0 of every row, and of the encoder before training, and are
+evaluated like the level itself, by the concatenated features of the cells. The teachers are those
+in the folders of the runs; nothing is trained.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from jepakit.evaluation import evaluate
 
 Encode = Callable[[Tensor], Tensor]
 UNTRAINED = "untrained encoder"
-# The finest level by the mean of its tokens, the next one by its cells.
+# Level 0 is evaluated by the mean of its features, level 1 by those of all cells.
 MEAN, AVERAGES, MAXIMA, OWN = "level 0", "level 1, averages", "level 1, maxima", "level 1, trained"
 
 
@@ -40,25 +40,25 @@ def main() -> None:
     folders = [
         args.runs / f"{args.rows[0] if name == UNTRAINED else name}-{seed}" for name, seed in jobs
     ]
-    asked = [json.loads((folder / "asked.json").read_text()) for folder in folders]
-    fresh = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-    with ProcessPoolExecutor(args.parallel, fresh) as pool:
-        judged = [
-            pool.submit(judge, folder, args.data, args.eval_images, trained=name != UNTRAINED)
+    requests = [json.loads((folder / "request.json").read_text()) for folder in folders]
+    spawn = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+    with ProcessPoolExecutor(args.parallel, spawn) as pool:
+        submitted = [
+            pool.submit(score, folder, args.data, args.eval_images, trained=name != UNTRAINED)
             for folder, (name, _) in zip(folders, jobs, strict=True)
         ]
-        found = {job: future.result() for job, future in zip(jobs, judged, strict=True)}
+        results = {job: future.result() for job, future in zip(jobs, submitted, strict=True)}
     rows = []
     for name in names:
-        runs = [found[name, seed] for seed in args.seeds]
-        made = {each["commit"] for job, each in zip(jobs, asked, strict=True) if job[0] == name}
-        row = {"name": name, "runs_of_commits": [] if name == UNTRAINED else sorted(made)}
+        runs = [results[name, seed] for seed in args.seeds]
+        commits = {r["commit"] for job, r in zip(jobs, requests, strict=True) if job[0] == name}
+        row = {"name": name, "runs_of_commits": [] if name == UNTRAINED else sorted(commits)}
         rows.append(row | {what: [run[what] for run in runs] for what in runs[0]})
     save(args, rows, table)
 
 
-def judge(folder: Path, data: str, num_images: int, *, trained: bool) -> dict[str, Any]:
-    """Scores of the teacher that a run left in `folder`, or of what it began with."""
+def score(folder: Path, data: str, num_images: int, *, trained: bool) -> dict[str, Any]:
+    """Scores of the teacher in the folder of a run, or of its encoder before training."""
     torch.set_num_threads(1)
     result = json.loads((folder / "result.json").read_text())
     settings = argparse.Namespace(**result["settings"])
@@ -100,7 +100,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     first = rows[1]
     lines = [
         "| | | kNN-20 | linear probe | effective rank "
-        f"| linear less {first['name']}'s level 0 | less its averages | less its maxima |",
+        f"| linear probe minus {first['name']}'s level 0 | minus its averages | minus its maxima |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -108,10 +108,10 @@ def table(rows: list[dict[str, Any]]) -> str:
             if kind not in row:
                 continue
             gains = []
-            for rival in (MEAN, AVERAGES, MAXIMA):
-                same_level = (kind == MEAN) == (rival == MEAN)
-                itself = row is first and rival == kind
-                pairs = zip(row[kind], first[rival], strict=True)
+            for other in (MEAN, AVERAGES, MAXIMA):
+                same_level = (kind == MEAN) == (other == MEAN)
+                itself = row is first and other == kind
+                pairs = zip(row[kind], first[other], strict=True)
                 compared = same_level and not itself
                 gains.append(interval([a[1] - b[1] for a, b in pairs]) if compared else "")
             head = [row["name"] if kind == MEAN else "", kind, cells(row[kind])]
@@ -121,13 +121,19 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", required=True, help="that the runs were trained on")
+    parser.add_argument("--data", required=True, help="dataset of the runs")
     parser.add_argument("--runs", type=Path, required=True, help="folder of the finished runs")
-    parser.add_argument("--rows", nargs="+", required=True, help="of hierarchy.py, by their names")
+    parser.add_argument("--rows", nargs="+", required=True, help="names of rows of hierarchy.py")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--eval-images", type=int, default=10_000, help="of each split, at most")
-    parser.add_argument("--parallel", type=int, default=os.cpu_count(), help="runs at a time")
-    parser.add_argument("--write", type=Path, help="result file, .json; its table beside it")
+    parser.add_argument(
+        "--eval-images", type=int, default=10_000, help="largest number of images of each split"
+    )
+    parser.add_argument(
+        "--parallel", type=int, default=os.cpu_count(), help="number of runs at a time"
+    )
+    parser.add_argument(
+        "--write", type=Path, help="result file, .json; the table is written beside it"
+    )
     args = parser.parse_args()
     for name in args.rows:
         for seed in args.seeds:

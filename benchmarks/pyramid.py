@@ -1,10 +1,10 @@
-"""What `HierarchicalPyramid` costs: forward and backward, as a share of a ViT-S/16 training step.
+"""Time of `HierarchicalPyramid`, forward and backward, relative to a ViT-S/16 training step.
 
     python benchmarks/pyramid.py --write benchmarks/results/pyramid.json
 
-14 x 14 tokens of width 384, batch 64, three levels, by default. The step is timm's
-`vit_small_patch16_224` on whole images: forward, backward and AdamW. Both are timed in turns within
-one run; reported are medians of the rounds and the ratio of each pyramid to the step.
+By default 14 x 14 features of width 384, batch 64 and three levels. The step is forward, backward
+and AdamW of timm's `vit_small_patch16_224` on full images. Both are timed in turn within one run;
+the table shows the medians of the rounds as ratios to the step.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def pyramid_call(
 
     def call() -> None:
         outputs = [level.features for level in pyramid(features, tokens)]
-        # Level 0 of a pyramid without maps is what came in, so it has a gradient of its own.
+        # Without maps level 0 is the input itself, which is a leaf and accumulates a gradient.
         torch.autograd.backward(outputs, gradients)
         features.grad = None
         pyramid.zero_grad()
@@ -68,7 +68,7 @@ def pyramid_call(
 
 
 def quarter(batch: int, device: torch.device) -> TokenSet:
-    """About a quarter of the grid for each sample, padded, as masks have it."""
+    """Random sets of about a quarter of the grid, padded, like contexts."""
     size = GRID[0] * GRID[1]
     counts = torch.randint(size // 5, size // 3, (batch, 1))
     tokens = TokenSet.from_mask(torch.rand(batch, size).argsort(dim=1) < counts, GRID)
@@ -81,7 +81,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--write", type=Path, help="result file, .json; its table beside it")
+    parser.add_argument(
+        "--write", type=Path, help="result file, .json; the table is written beside it"
+    )
     parser.set_defaults(data="random tokens", seeds=[0])
     arguments = parser.parse_args()
     torch.manual_seed(0)
@@ -113,11 +115,11 @@ def main() -> None:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Each pyramid as a share of the step."""
+    """Time of each pyramid as a fraction of the step."""
     lines = ["| | all tokens | a quarter, padded |", "|---|---|---|"]
     for row in rows:
-        shares = [f"{row[f'{kind}_ms'] / row['step_ms']:.2%}" for kind in KINDS]
-        lines.append(f"| {row['name']} | {' | '.join(shares)} |")
+        ratios = [f"{row[f'{kind}_ms'] / row['step_ms']:.2%}" for kind in KINDS]
+        lines.append(f"| {row['name']} | {' | '.join(ratios)} |")
     return "\n".join(lines)
 
 

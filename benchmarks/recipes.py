@@ -1,10 +1,10 @@
-"""Runs a recipe, that is a file of `benchmarks/recipes/`, and writes what came of it.
+"""Run a recipe, a file of `benchmarks/recipes/`, and write its result file.
 
     python benchmarks/recipes.py cifar10-ijepa --data-folder data
     python benchmarks/recipes.py fashion-lejepa --seeds 0 1 2 --parallel 2
 
-A recipe names a script, its options and a dataset file. Its numbers go to
-`benchmarks/results/<recipe>.json`; the table that the docs show is made of all of them.
+A recipe holds a script, its options and a dataset file. Its numbers are written to
+`benchmarks/results/<recipe>.json`; the tables of the docs are generated from all result files.
 """
 
 import argparse
@@ -20,31 +20,31 @@ from runs import ROOT, cells, run_all, save, scores, spread
 RECIPES = ROOT / "benchmarks" / "recipes"
 RESULTS = ROOT / "benchmarks" / "results"
 OVERVIEW = RESULTS / "recipes.md"
-_POINTS = 60  # of a curve that is kept
+_CURVE_POINTS = 60  # points of a curve in a result file
 
 
 def load(name: str) -> dict[str, Any]:
-    """A recipe by its name."""
+    """Load a recipe by its name."""
     path = RECIPES / f"{name}.toml"
     if not path.is_file():
         known = ", ".join(sorted(each.stem for each in RECIPES.glob("*.toml")))
-        raise SystemExit(f"no recipe {name!r}; there are: {known}")
+        raise SystemExit(f"no recipe {name!r}; must be one of {known}")
     return tomllib.loads(path.read_text())
 
 
 def words(options: dict[str, Any]) -> list[str]:
-    """Options of a recipe as they are written on a command line."""
-    found: list[str] = []
+    """Options of a recipe as words of a command line."""
+    line: list[str] = []
     for name, value in options.items():
         if value is False:
             raise ValueError(f"{name} = false: leave it out")
         values = value if isinstance(value, list) else [] if value is True else [value]
-        found += [f"--{name}", *map(str, values)]
-    return found
+        line += [f"--{name}", *map(str, values)]
+    return line
 
 
 def tiny(options: dict[str, Any]) -> dict[str, Any]:
-    """The same options for a small model and few steps; on the CPU where there is nothing else."""
+    """The same options for a small model and few steps, on the CPU if there is no GPU."""
     small = {"steps": 4, "batch-size": 8, "eval-images": 60, "width": 32, "depth": 1, "heads": 2}
     if "image-size" in options:
         small["image-size"] = 8 * options["patch-size"]
@@ -62,7 +62,7 @@ def main() -> None:
         args.data = str(args.data_folder / recipe["data"]) if a_file else recipe["data"]
     name = args.recipe
     if args.smoke:
-        name += "-smoke"  # in a folder of its own: a real run is to find none of it
+        name += "-smoke"  # a folder of its own, which a real run does not reuse
         recipe["options"] = tiny(recipe["options"])
     options = ["--data", args.data, *words(recipe["options"])]
     jobs = {(name, seed): (recipe["script"], options) for seed in args.seeds}
@@ -75,7 +75,7 @@ def main() -> None:
 
 
 def row(name: str, recipe: dict[str, Any], runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the results page says of a recipe."""
+    """The row of a recipe on the results page."""
     settings, steps = runs[0]["settings"], runs[0]["steps"]
     return {
         "name": name,
@@ -94,7 +94,7 @@ def row(name: str, recipe: dict[str, Any], runs: list[dict[str, Any]]) -> dict[s
 
 
 def architecture(settings: dict[str, Any], image_shape: list[int]) -> str:
-    """Width and patch size, depth and heads, of the encoder, and the images' size."""
+    """Width, patch size, depth and heads of the encoder, and the size of the images."""
     return (
         f"ViT {settings['width']}/{settings['patch_size']}, {settings['depth']} blocks, "
         f"{settings['heads']} heads, {image_shape[-1]} px"
@@ -102,20 +102,20 @@ def architecture(settings: dict[str, Any], image_shape: list[int]) -> str:
 
 
 def thinned(curves: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    """At most so many points of each curve, as means of equal stretches."""
-    found = {}
+    """Shorten each curve to at most `_CURVE_POINTS` points, means over equal intervals."""
+    shortened = {}
     for name, points in curves.items():
-        width = -(-len(points) // _POINTS)
+        width = -(-len(points) // _CURVE_POINTS)
         parts = [points[start : start + width] for start in range(0, len(points), width)]
-        found[name] = [
+        shortened[name] = [
             [part[-1][0], float(f"{statistics.mean(value for _, value in part):.4g}")]
             for part in parts
         ]
-    return found
+    return shortened
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """A row for each recipe, below what the same file gives without training."""
+    """Rows of raw pixels and untrained encoders, and one for each recipe."""
     lines = [
         "| | encoder | epochs | seeds | kNN-20 | linear probe | effective rank | minutes |",
         "|---|---|---|---|---|---|---|---|",
@@ -136,12 +136,12 @@ def table(rows: list[dict[str, Any]]) -> str:
         lines.append(f"| {about} | {len(runs)} | {cells(runs)} | {minutes} |")
         if each["head"]:
             head = spread([100 * accuracy for accuracy in each["head"]], " %")
-            lines.append(f"| its own head | | | | | {head} | | |")
+            lines.append(f"| its classification head | | | | | {head} | | |")
     return "\n".join(lines)
 
 
 def overview() -> str:
-    """All recipes, one table for each dataset and tier; what was not run is named as such."""
+    """All recipes, one table for each dataset and tier; recipes without a result are listed."""
     recipes = {path.stem: load(path.stem) for path in sorted(RECIPES.glob("*.toml"))}
     places = {(recipe["tier"], recipe["data"]): None for recipe in recipes.values()}
     sections = []
@@ -170,21 +170,27 @@ def overview() -> str:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("recipe", help="a file of benchmarks/recipes/, without .toml")
-    parser.add_argument("--data-folder", type=Path, default=Path("data"), help="of the datasets")
-    parser.add_argument("--data", help="instead of the recipe's file, as for the examples")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one run for each")
-    parser.add_argument("--parallel", type=int, default=1, help="runs at a time")
-    parser.add_argument("--runs", type=Path, default=Path("runs/recipes"), help="for the runs")
+    parser.add_argument("recipe", help="name of a file of benchmarks/recipes/, without .toml")
+    parser.add_argument(
+        "--data-folder", type=Path, default=Path("data"), help="folder of the datasets"
+    )
+    parser.add_argument("--data", help="dataset instead of the recipe's, as in the examples")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0], help="seeds, with one run each"
+    )
+    parser.add_argument("--parallel", type=int, default=1, help="number of runs at a time")
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs/recipes"), help="folder for the runs"
+    )
     parser.add_argument("--write", type=Path, help="result file, .json")
     parser.add_argument(
-        "--smoke", action="store_true", help="a few steps of a tiny model: does it run at all?"
+        "--smoke", action="store_true", help="run a few steps of a tiny model, as a test"
     )
     args = parser.parse_args()
     if args.smoke and args.write:
         parser.error("--smoke: writes no result")
     if args.data and not (args.write or args.smoke):
-        parser.error("--data: say with --write where to, since the results are of another file")
+        parser.error("--data: needs --write, since the result is not that of the recipe's file")
     if args.write is None and not args.smoke:
         args.write = RESULTS / f"{args.recipe}.json"
     return args

@@ -1,13 +1,14 @@
-"""How fast an I-JEPA step is: images a second, eager and compiled, and the share of the peak.
+"""Throughput of an I-JEPA training step, eager and compiled, and its fraction of the peak.
 
     python benchmarks/step.py --device cuda --amp --peak-tflops 989 \
         --write benchmarks/results/step.json
     python benchmarks/step.py --width 64 --depth 2 --image-size 32 --patch-size 4 --batch-size 16
 
-Random images, so that no loader is measured: masks, student, teacher, predictor, loss, backward,
-AdamW and the teacher's update. Both ways are timed in turn; the medians stand in the table. The
-operations are those of all products, counted in one eager step without fused attention; the peak is
-what the maker names for dense products in the type that is used.
+A step consists of masks, student, teacher, predictor, loss, backward, AdamW and the update of the
+teacher, on random images, so that no data loading is measured. Eager and compiled steps are timed
+in turn, and the table shows medians. The operations are those of all matrix products, counted in
+one eager step without fused attention; the peak is the vendor's number for dense products in the
+precision that is used.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from jepakit.optim import param_groups
 
 
 def training_step(args: argparse.Namespace, compiled: bool) -> Callable[[], None]:
-    """A function that trains on one batch."""
+    """Build a function that runs one training step."""
     device = torch.device(args.device)
     torch.manual_seed(0)
     backbone = timm.create_model(
@@ -45,7 +46,7 @@ def training_step(args: argparse.Namespace, compiled: bool) -> Callable[[], None
         num_heads=args.heads,
     ).to(device)
     teacher = jepakit.EMATeacher(encoder, 0.996)
-    # One length for all batches: nothing is compiled anew.
+    # Contexts of one length, so that nothing is recompiled.
     sampler = jepakit.MultiBlockMask(
         encoder.grid_size, target_size_per="sample", context_length=args.context
     )
@@ -82,7 +83,7 @@ def main() -> None:
         eager()
     flops = counter.get_total_flops()
     ways = {"eager": eager, "compiled": training_step(args, compiled=True)}
-    for step in ways.values():  # compile, again for other lengths of the targets
+    for step in ways.values():  # compile, also for other lengths of the targets
         for _ in range(10):
             step()
     times = in_turns(ways, args.rounds, device, repeats=args.steps)
@@ -92,7 +93,7 @@ def main() -> None:
         row: dict[str, Any] = {"name": name, "seconds": times[name], "flops_per_step": flops}
         row |= {"images_per_second": args.batch_size / median}
         row |= {
-            "share_of_peak": flops / median / args.peak_tflops / 1e12 if args.peak_tflops else None
+            "peak_ratio": flops / median / args.peak_tflops / 1e12 if args.peak_tflops else None
         }
         row |= {"encoder": f"ViT {args.width}/{args.patch_size}, {args.depth} blocks"}
         row |= {"image_size": args.image_size, "batch_size": args.batch_size}
@@ -101,38 +102,40 @@ def main() -> None:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Medians."""
+    """Medians over the rounds."""
     first = rows[0]
     lines = [
         f"| {first['encoder']} at {first['image_size']}, batch {first['batch_size']} "
-        "| images/s | of eager | share of the peak |",
+        "| images/s | of eager | fraction of the peak |",
         "|---|---|---|---|",
     ]
     for row in rows:
         ratio = row["images_per_second"] / first["images_per_second"]
-        share = "" if row["share_of_peak"] is None else f"{100 * row['share_of_peak']:.0f} %"
+        fraction = "" if row["peak_ratio"] is None else f"{100 * row['peak_ratio']:.0f} %"
         speed = f"{row['images_per_second']:,.0f}"
-        lines.append(f"| {row['name']} | {speed} | {ratio:.2f} | {share} |")
+        lines.append(f"| {row['name']} | {speed} | {ratio:.2f} | {fraction} |")
     return "\n".join(lines)
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--image-size", type=int, default=128, help="pixels")
-    parser.add_argument("--patch-size", type=int, default=8, help="pixels")
-    parser.add_argument("--width", type=int, default=384, help="of the encoder's tokens")
-    parser.add_argument("--depth", type=int, default=12, help="blocks of the encoder")
+    parser.add_argument("--image-size", type=int, default=128, help="side in pixels")
+    parser.add_argument("--patch-size", type=int, default=8, help="side in pixels")
+    parser.add_argument("--width", type=int, default=384, help="width of the encoder")
+    parser.add_argument("--depth", type=int, default=12, help="number of encoder blocks")
     parser.add_argument("--heads", type=int, default=6, help="attention heads")
-    parser.add_argument("--predictor-width", type=int, default=192, help="of its tokens")
-    parser.add_argument("--predictor-depth", type=int, default=6, help="blocks of the predictor")
-    parser.add_argument("--context", type=int, help="context tokens; a quarter of the grid")
-    parser.add_argument("--batch-size", type=int, default=256, help="images")
-    parser.add_argument("--device", default="cpu", help="where to train")
+    parser.add_argument("--predictor-width", type=int, default=192, help="width of the predictor")
+    parser.add_argument("--predictor-depth", type=int, default=6, help="number of its blocks")
+    parser.add_argument("--context", type=int, help="context tokens; default a quarter")
+    parser.add_argument("--batch-size", type=int, default=256, help="images per step")
+    parser.add_argument("--device", default="cpu", help="device to train on")
     parser.add_argument("--amp", action="store_true", help="bfloat16 autocast")
-    parser.add_argument("--steps", type=int, default=10, help="in each round")
-    parser.add_argument("--rounds", type=int, default=5, help="of both ways")
-    parser.add_argument("--peak-tflops", type=float, help="of the chip, in 1e12 a second")
-    parser.add_argument("--write", type=Path, help="result file, .json; its table beside it")
+    parser.add_argument("--steps", type=int, default=10, help="steps of each round")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of timing")
+    parser.add_argument("--peak-tflops", type=float, help="peak of the device in Tflop/s")
+    parser.add_argument(
+        "--write", type=Path, help="result file, .json; the table is written beside it"
+    )
     args = parser.parse_args()
     if args.context is None:
         args.context = (args.image_size // args.patch_size) ** 2 // 4

@@ -1,10 +1,10 @@
-"""The ceiling of a table: the encoder of the examples, trained with the labels.
+"""Supervised training of the encoder of the examples, for comparison.
 
     python benchmarks/supervised.py --data digits --out runs/supervised
 
-Same backbone, data, crops and evaluation as `examples/ijepa.py`, a linear head on the mean of the
-tokens, and cross entropy. What stands in the table is judged like every other row, by kNN and a
-linear probe on the frozen encoder; the accuracy of the trained head stands beside.
+Backbone, data, crops and evaluation are those of `examples/ijepa.py`, with a linear head on the
+mean features and cross entropy. The encoder is evaluated like every other row, by kNN and a linear
+probe on frozen features; the accuracy of the trained head is reported too.
 """
 
 import argparse
@@ -93,24 +93,26 @@ def main() -> None:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", default="digits", help="as for the examples")
+    parser.add_argument("--data", default="digits", help="dataset, as in the examples")
     parser.add_argument("--image-size", type=int, help="resize to this many pixels")
-    parser.add_argument("--patch-size", type=int, default=4, help="pixels")
-    parser.add_argument("--width", type=int, default=64, help="of the encoder's tokens")
-    parser.add_argument("--depth", type=int, default=4, help="blocks of the encoder")
+    parser.add_argument("--patch-size", type=int, default=4, help="side of a patch in pixels")
+    parser.add_argument("--width", type=int, default=64, help="width of the encoder")
+    parser.add_argument("--depth", type=int, default=4, help="number of encoder blocks")
     parser.add_argument("--heads", type=int, default=2, help="attention heads")
     parser.add_argument("--epochs", type=int, default=8, help="passes over the data")
-    parser.add_argument("--steps", type=int, help="instead of --epochs")
-    parser.add_argument("--batch-size", type=int, default=64, help="images")
+    parser.add_argument("--steps", type=int, help="number of steps, instead of --epochs")
+    parser.add_argument("--batch-size", type=int, default=64, help="images per step")
     parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate")
-    parser.add_argument("--weight-decay", type=float, default=0.05, help="of matrices")
-    parser.add_argument("--crop-scale", type=float, nargs=2, default=(1.0, 1.0), help="area")
-    parser.add_argument("--flip", action="store_true", help="mirror images at random")
-    parser.add_argument("--eval-images", type=int, default=5000, help="of each split, at most")
+    parser.add_argument("--weight-decay", type=float, default=0.05, help="weight decay of matrices")
+    parser.add_argument(
+        "--crop-scale", type=float, nargs=2, default=(1.0, 1.0), help="area of a crop"
+    )
+    parser.add_argument("--flip", action="store_true", help="flip images horizontally")
+    parser.add_argument("--eval-images", type=int, default=5000, help="images of each split")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--workers", type=int, default=0, help="processes that load data")
+    parser.add_argument("--workers", type=int, default=0, help="number of loader processes")
     parser.add_argument("--amp", action="store_true", help="bfloat16 autocast")
-    parser.add_argument("--seed", type=int, default=0, help="of everything random")
+    parser.add_argument("--seed", type=int, default=0, help="random seed")
     parser.add_argument("--out", default="supervised-out", help="folder for result.json")
     args = parser.parse_args()
     args.crop_scale = tuple(args.crop_scale)

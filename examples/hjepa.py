@@ -1,17 +1,16 @@
-"""H-JEPA on images, from jepakit's parts: I-JEPA on every level of a pyramid.
+"""H-JEPA on images, I-JEPA on every level of a pyramid, in one file to copy and change.
 
-The student's and the teacher's tokens are pooled on the grid, level by level, and every level is
-predicted by a predictor of its own, or by one that all share. With `--levels 1` it is I-JEPA, and
-with `--levels 1 --compare-levels 3` it is judged on what averages of its tokens hold, as a pyramid
-would be. Copy this file and change what you like.
+The features of student and teacher are pooled on the grid, level by level. Each level has a
+predictor of its own, or all levels share one. With `--levels 1` it is I-JEPA; with
+`--levels 1 --compare-levels 3` averages of its features are evaluated as the levels of a pyramid.
 
     python examples/hjepa.py
     python examples/hjepa.py --levels 1 --compare-levels 2 --out ijepa
     python examples/hjepa.py --levels 3 --patch-size 2 --fusion fpn-concat --seed 1
     python examples/hjepa.py --data path/to/imagefolder --image-size 128 --patch-size 8
 
-At the end stand the accuracies of every level, the untrained ones beside them, and a picture of the
-levels.
+At the end it prints the accuracies of every level, before and after training, and saves a picture
+of the levels.
 """
 
 import argparse
@@ -82,7 +81,7 @@ def main() -> None:
     steps = args.epochs * (len(train) // args.batch_size) if args.steps is None else args.steps
     torch.manual_seed(args.seed)
 
-    # The parts
+    # Models, masks, optimiser
     student = build_student(args, channels, tuple(size)).to(device)
     encoder, pyramid = student.encoder, student.pyramid
     teacher = jepakit.EMATeacher(student, jepakit.linear(*args.momentum, steps=steps))
@@ -93,12 +92,12 @@ def main() -> None:
         depth=args.predictor_depth,
         num_heads=args.heads,
     )
-    if args.shared_predictor:  # it tells the levels apart by their grids
+    if args.shared_predictor:  # the grid of the targets identifies the level
         predictors = [predictor(encoder.grid_size, num_levels=args.levels)] * args.levels
     else:
         predictors = [predictor(grid) for grid in pyramid.grid_sizes]
     predictors = nn.ModuleList(predictors).to(device)
-    # Blocks that are whole on every level, so that none is asked for what it sees.
+    # Blocks that are whole on every level, so that no target cell of any level is in the context.
     coarsest = tuple(-(-side // 2 ** (args.mask_levels - 1)) for side in encoder.grid_size)
     sampler = NestedMask(
         encoder.grid_size,
@@ -113,20 +112,21 @@ def main() -> None:
     monitors = [jepakit.CollapseMonitor(action="record", every=10) for _ in range(args.levels)]
 
     def compute_loss(images: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """The loss, that of each level, and the mean of the teacher's tokens."""
+        """The loss, that of each level, and the teacher's mean features of level 0."""
         masks = sampler(len(images), device=device)
         preds, targets, valids, means = [], [], [], []
         levels = zip(predictors, student(images, masks.context), teacher(images), strict=True)
-        for level, (predictor, own, (goal, _)) in enumerate(levels):
-            means.append(goal.float().mean(dim=1))
-            if found := monitors[level].update(means[level], step=step):
-                console.print(f"[yellow]Level {level}: {found}")
-            asked = masks.coarsen(level).targets
-            context, seen = own.trimmed()  # whole blocks have a few cells of the many there may be
-            preds.append(predictor(context, seen, asked))
-            goal = jepakit.normalize_targets(goal, args.target_norm)
-            targets.append(jepakit.take_tokens(goal, asked))
-            valids.append(asked.valid)
+        for level, (predictor, student_level, (teacher_features, _)) in enumerate(levels):
+            means.append(teacher_features.float().mean(dim=1))
+            if collapse := monitors[level].update(means[level], step=step):
+                console.print(f"[yellow]Level {level}: {collapse}")
+            target_tokens = masks.coarsen(level).targets
+            # A level has room for every cell that a context could touch; most of it is padding.
+            features, context = student_level.trimmed()
+            preds.append(predictor(features, context, target_tokens))
+            target = jepakit.normalize_targets(teacher_features, args.target_norm)
+            targets.append(jepakit.take_tokens(target, target_tokens))
+            valids.append(target_tokens.valid)
         loss_fn = LOSSES[args.loss]
         loss, parts = jepakit.hierarchical_loss(
             preds, targets, valids, weights=weights, loss=loss_fn
@@ -143,17 +143,19 @@ def main() -> None:
     )
 
     def describe(images: Tensor, level: int) -> Tensor:
-        """Of the finest level the mean, of a coarser one its cells side by side: that says what a
-        level knows of places, and the mean of plain averages is that of the finest level."""
-        own = level < args.levels
-        levels = teacher(images) if own else plain(teacher.module.encoder(images))
+        """Features of one level: the mean of the finest, the concatenated cells of a coarser one.
+
+        The mean of a coarser level says little: with average pooling it is that of the finest.
+        """
+        is_trained = level < args.levels
+        levels = teacher(images) if is_trained else plain(teacher.module.encoder(images))
         return levels[level].features.flatten(1) if level else levels[0].features.mean(dim=1)
 
     def scores() -> list[Scores]:
         return [score(partial(describe, level=level)) for level in range(args.compare_levels)]
 
-    def colours() -> list[Tensor]:
-        """Every level on the finest grid: a cell covers its patches, but for what is cut off."""
+    def features_on_finest_grid() -> list[Tensor]:
+        """Features of every level, repeated over the patches that a cell covers."""
         maps = []
         for level, (features, _) in enumerate(teacher(normalize(sample))):
             cells = features.cpu().unflatten(1, pyramid.grid_sizes[level])
@@ -168,7 +170,9 @@ def main() -> None:
         "raw pixels": [score(lambda images: images.flatten(1))],
         "untrained": scores(),
     }
-    pictures = {f"untrained, {level}": cells for level, cells in enumerate(colours())}
+    pictures = {
+        f"untrained, {level}": cells for level, cells in enumerate(features_on_finest_grid())
+    }
 
     # Training
     order = ResumableBatches(len(train), args.batch_size, steps=steps, seed=args.seed)
@@ -178,7 +182,7 @@ def main() -> None:
     for step, (images, _) in enumerate(
         track(loader, "", console=console, disable=not console.is_terminal)
     ):
-        # Of every step, so that runs with other levels see the same masks.
+        # Seeded in every step, so that runs with other levels draw the same masks.
         torch.manual_seed(args.seed + 1_000_003 * step)
         images = normalize(images.to(device))
         images = random_crops(images, args.crop_scale, flip=args.flip)
@@ -198,16 +202,18 @@ def main() -> None:
             console.print(f"step {step}/{steps}  loss {loss.item():.4f}")
     seconds = time.perf_counter() - began
 
-    # What came of it
+    # Results
     rows["trained"] = scores()
     table = Table("", "level", f"kNN-{args.neighbours}", "linear probe", "effective rank")
     for name, levels in rows.items():
         for level, (knn, linear, rank) in enumerate(levels):
             cells = (f"{100 * knn:.1f} %", f"{100 * linear:.1f} %", f"{rank:.1f}")
-            told = str(level) if level < args.levels else f"{level} (tokens, averaged)"
-            table.add_row(name, "" if name == "raw pixels" else told, *cells)
+            label = str(level) if level < args.levels else f"{level} (averaged)"
+            table.add_row(name, "" if name == "raw pixels" else label, *cells)
     console.print(table)
-    pictures |= {f"teacher, {level}": cells for level, cells in enumerate(colours())}
+    pictures |= {
+        f"teacher, {level}": cells for level, cells in enumerate(features_on_finest_grid())
+    }
     shown = sample.cpu().float() / 255
     plot_patch_pca(shown, pictures, encoder.grid_size).savefig(out / "levels.png", dpi=150)
     plot_curves(curves).savefig(out / "curves.png", dpi=150)
@@ -218,7 +224,7 @@ def main() -> None:
     result |= {"steps": steps, "images": steps * args.batch_size, "train_images": len(train)}
     result |= {"seconds": seconds, "losses": losses}
     result["image_shape"] = channels, *size
-    result["pixels"] = normalize.mean, normalize.std  # what images are standardised by
+    result["pixels"] = normalize.mean, normalize.std  # mean and std that standardise images
     if isinstance(weights, UncertaintyWeights):
         result["level_weights"] = weights.weights.tolist()
     (out / "result.json").write_text(json.dumps(result, indent=1))
@@ -229,7 +235,8 @@ def level_weights(kind: str, num_levels: int) -> Any:
     if kind in ("fine", "coarse"):
         return decay_weights(num_levels, heaviest=kind)
     if kind == "softmax":
-        return SoftOptimalWeights(temperature=10.0)  # of losses below 0.1 the least would take all
+        # At a temperature of 1 the smallest of losses below 0.1 would take nearly all the weight.
+        return SoftOptimalWeights(temperature=10.0)
     return UncertaintyWeights(num_levels) if kind == "learned" else None
 
 
@@ -249,50 +256,54 @@ def parse_args() -> argparse.Namespace:
 
     add("--data", "digits", "digits, cifar10, fashion_mnist, an .npz file or an image folder")
     add("--image-size", None, "resize to this many pixels", type=int)
-    add("--patch-size", 4, "pixels")
-    add("--levels", 2, "of the pyramid; 1 is I-JEPA")
-    add("--pool", "avg", "of the pyramid", choices=("avg", "max", "conv", "attention"))
-    add("--fusion", "none", "of the pyramid", choices=("none", "fpn-add", "fpn-concat"))
-    add("--projection", False, "a linear map on each level")
+    add("--patch-size", 4, "side of a patch in pixels")
+    add("--levels", 2, "levels of the pyramid; 1 is I-JEPA")
+    add("--pool", "avg", "pooling of the pyramid", choices=("avg", "max", "conv", "attention"))
+    add(
+        "--fusion",
+        "none",
+        "fusion of the pyramid's levels",
+        choices=("none", "fpn-add", "fpn-concat"),
+    )
+    add("--projection", False, "add a linear map to each level")
     add(
         "--weights",
         "equal",
-        "of the levels",
+        "weights of the levels in the loss",
         choices=("equal", "fine", "coarse", "softmax", "learned"),
     )
-    add("--width", 64, "of the encoder's tokens")
-    add("--depth", 4, "blocks of the encoder")
+    add("--width", 64, "width of the encoder")
+    add("--depth", 4, "number of encoder blocks")
     add("--heads", 2, "attention heads of encoder and predictors")
-    add("--positions", "timm", "of the encoder at first: as timm draws them, or sines and cosines",
+    add("--positions", "timm", "initial position embeddings: timm's, or sines and cosines",
         choices=("timm", "sincos"))  # fmt: skip
-    add("--predictor-width", 64, "of the predictors' tokens")
-    add("--predictor-depth", 3, "blocks of a predictor")
-    add("--shared-predictor", False, "one predictor for all levels")
-    add("--num-targets", 4, "target blocks for each image")
-    add("--mask-levels", None, "blocks are whole on so many levels (default: --levels)", type=int)
+    add("--predictor-width", 64, "width of the predictors")
+    add("--predictor-depth", 3, "number of blocks of a predictor")
+    add("--shared-predictor", False, "use one predictor for all levels")
+    add("--num-targets", 4, "target blocks per image")
+    add("--mask-levels", None, "levels on which blocks are whole (default: --levels)", type=int)
     add(
         "--compare-levels",
         None,
-        "judge as a pyramid of so many levels: beyond --levels the tokens' averages "
-        "(default: --levels)",
+        "levels to evaluate; beyond --levels those of averaged features (default: --levels)",
         type=int,
     )
-    add("--loss", "mse", "of a level", choices=LOSSES)
-    add("--target-norm", "none", "of a level's targets", choices=("layer", "l2", "none"))
-    add("--momentum", (0.996, 1.0), "of the teacher, at the first and the last step")
+    add("--loss", "mse", "loss of a level", choices=LOSSES)
+    add("--target-norm", "none", "normalisation of the targets", choices=("layer", "l2", "none"))
+    add("--momentum", (0.996, 1.0), "teacher momentum at the first and the last step")
     add("--epochs", 8, "passes over the data")
-    add("--steps", None, "instead of --epochs", type=int)
-    add("--batch-size", 32, "images")
+    add("--steps", None, "number of steps, instead of --epochs", type=int)
+    add("--batch-size", 32, "images per step")
     add("--lr", 1e-3, "peak learning rate")
-    add("--weight-decay", 0.05, "of matrices")
+    add("--weight-decay", 0.05, "weight decay of matrices")
     add("--crop-scale", (1.0, 1.0), "area of a random crop as a fraction of the image")
-    add("--flip", False, "mirror images at random")
-    add("--eval-images", 5000, "images of each split to evaluate on, at most")
-    add("--neighbours", 20, "of the kNN")
-    add("--workers", 0, "processes that load data")
-    add("--device", "cuda" if torch.cuda.is_available() else "cpu", "where to train")
+    add("--flip", False, "flip images horizontally at random")
+    add("--eval-images", 5000, "largest number of images of each split to evaluate on")
+    add("--neighbours", 20, "number of neighbours in kNN")
+    add("--workers", 0, "number of loader processes")
+    add("--device", "cuda" if torch.cuda.is_available() else "cpu", "device to train on")
     add("--amp", False, "bfloat16 autocast")
-    add("--seed", 0, "of everything random")
+    add("--seed", 0, "random seed")
     add("--out", "hjepa-out", "folder for the teacher, the pictures and result.json")
     args = parser.parse_args()
     for name in ("mask_levels", "compare_levels"):
@@ -302,7 +313,7 @@ def parse_args() -> argparse.Namespace:
             parser.error(f"--{name.replace('_', '-')} {given}: must be at least --levels")
     for name in ("weights", "pool", "fusion", "shared_predictor"):
         if args.levels == 1 and getattr(args, name) != parser.get_default(name):
-            parser.error(f"--{name.replace('_', '-')}: is between levels, and --levels is 1")
+            parser.error(f"--{name.replace('_', '-')}: has no effect with --levels 1")
     if args.steps is not None and args.steps < 1:
         parser.error(f"--steps {args.steps}: must be at least 1")
     args.momentum, args.crop_scale = tuple(args.momentum), tuple(args.crop_scale)

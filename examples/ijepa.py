@@ -1,7 +1,7 @@
-"""I-JEPA on images, from jepakit's parts. Copy this file and change what you like.
+"""I-JEPA on images, in one file to copy and change.
 
-With no arguments it trains a small vision transformer on canvases of scikit-learn's digits, in a
-few minutes on a CPU. Then it compares the trained teacher with the untrained encoder and with raw
+By default it trains a small vision transformer on canvases of scikit-learn's digits, in a few
+minutes on a CPU. Then it compares the trained teacher with the untrained encoder and with raw
 pixels, and writes pictures and a plain timm checkpoint to `--out`.
 
     python examples/ijepa.py
@@ -9,8 +9,8 @@ pixels, and writes pictures and a plain timm checkpoint to `--out`.
     python examples/ijepa.py --data cifar10 --device cuda --amp --compile --epochs 100
     python examples/ijepa.py --data path/to/imagefolder --image-size 128 --patch-size 8
 
-Everything random in a step follows from the seed and the step, so a run that was killed and called
-again with `--resume` ends as if it had never stopped.
+All random numbers of a step depend on the seed and the step alone, so an interrupted run that is
+started again with `--resume` ends with the same weights as one that was never interrupted.
 """
 
 import argparse
@@ -45,7 +45,7 @@ LOSSES = {
     "l1": jepakit.masked_l1,
     "cosine": jepakit.masked_cosine,
 }
-# (loss, target norm): what I-JEPA's published code does, and what its paper says.
+# (loss, normalisation of the targets) of I-JEPA's published code and of its paper.
 RECIPES = {"code": ("smooth_l1", "layer"), "paper": ("mse", "none")}
 
 
@@ -58,7 +58,7 @@ def main() -> None:
     torch.manual_seed(args.seed)
     steps = args.epochs * (len(train) // args.batch_size) if args.steps is None else args.steps
 
-    # The parts
+    # Models, masks, optimiser
     model_args: dict[str, Any] = dict(
         num_classes=0, in_chans=channels, img_size=tuple(size), patch_size=args.patch_size,
         embed_dim=args.width, depth=args.depth, num_heads=args.heads,
@@ -82,22 +82,21 @@ def main() -> None:
     monitor = jepakit.CollapseMonitor(every=10)
     loss_fn = LOSSES[args.loss]
 
-    def compute_loss(images: Tensor, target: Tensor, masks: jepakit.Masks) -> Tensor:
+    def compute_loss(images: Tensor, teacher_features: Tensor, masks: jepakit.Masks) -> Tensor:
         context = encoder(images, masks.context)  # only the visible patches are computed
-        whole = target
-        target = jepakit.normalize_targets(target, args.target_norm)
+        target = jepakit.normalize_targets(teacher_features, args.target_norm)
         target = jepakit.take_tokens(target, masks.targets)
         pred = predictor(context, masks.context, masks.targets)
         loss = loss_fn(pred, target, masks.targets.valid)
-        if args.vicreg_weight:  # C-JEPA: the student's mean varies, and agrees with the teacher's
-            seen = jepakit.mean_tokens(context, masks.context)
-            loss = loss + args.vicreg_weight * vicreg(seen, whole.mean(dim=1))
+        if args.vicreg_weight:  # C-JEPA: VICReg between mean features of student and teacher
+            mean = jepakit.mean_tokens(context, masks.context)
+            loss = loss + args.vicreg_weight * vicreg(mean, teacher_features.mean(dim=1))
         return loss
 
     if args.compile:
         compute_loss = torch.compile(compute_loss)
 
-    # Where we are: at the start, or where a killed run was saved last
+    # State: a new run, or the last checkpoint of an interrupted one
     def evaluated(encode: Callable[[Tensor], Tensor]) -> tuple[float, float, float]:
         scores = evaluate(
             encode, train, test, prepare=normalize, k=args.neighbours,
@@ -130,7 +129,7 @@ def main() -> None:
         state.update({name: part.state_dict() for name, part in parts.items()})
         state.update(step=step, curves=curves, args=vars(args))
         torch.save(state, out / "checkpoint.tmp")
-        # A kill leaves the old one or the new one.
+        # Replaced in one operation, so that an interruption never leaves half a file.
         os.replace(out / "checkpoint.tmp", out / "checkpoint.pt")
 
     # Training
@@ -147,19 +146,20 @@ def main() -> None:
             images = random_crops(images, args.crop_scale, flip=args.flip)
             masks = sampler(len(images), device=device)
             with torch.autocast(device.type, torch.bfloat16, enabled=args.amp):
-                target = teacher(images)
-                loss = compute_loss(images, target, masks)
+                teacher_features = teacher(images)
+                loss = compute_loss(images, teacher_features, masks)
             for group in optimizer.param_groups:
                 group["lr"] = lr(step)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
             teacher.update(encoder)
-            monitor.update(target.float().mean(dim=1), step=step)  # warns if features die
+            means = teacher_features.float().mean(dim=1)
+            monitor.update(means, step=step)  # warns if features collapse
 
             done = step + 1
             if done % 10 == 0 or done == steps:
-                rank = jepakit.effective_rank(target.float().mean(dim=1)).item()
+                rank = jepakit.effective_rank(means).item()
                 curves["loss"].append((done, loss.item()))
                 curves["rank"].append((done, rank))
                 speed = (done - first) * args.batch_size / (time.perf_counter() - began)
@@ -174,7 +174,7 @@ def main() -> None:
                 save(done)
     seconds = time.perf_counter() - began
 
-    # What came of it
+    # Results
     rows = {**state["rows"], "trained teacher": evaluated(teacher.module.extract_features)}
     table = Table("", f"kNN-{args.neighbours}", "linear probe", "effective rank")
     for name, (knn, linear, rank) in rows.items():
@@ -183,10 +183,10 @@ def main() -> None:
     versions = {"jepakit": jepakit.__version__, "torch": torch.__version__}
     result = {"settings": vars(args), "versions": versions, "rows": rows, "curves": curves}
     result |= {"first_step": first, "steps": steps, "images": steps * args.batch_size}
-    # The seconds are those of this call: a resumed run's are of the rest.
+    # Seconds of this call; those of a resumed run do not include the steps before it.
     result |= {"train_images": len(train), "seconds": seconds}
     result["image_shape"] = channels, *size
-    result["pixels"] = normalize.mean, normalize.std  # what images are standardised by
+    result["pixels"] = normalize.mean, normalize.std  # mean and std that standardise images
     (out / "result.json").write_text(json.dumps(result, indent=1))
     torch.save(timm_state_dict(teacher), out / "teacher.pth")
     torch.manual_seed(args.seed)
@@ -194,8 +194,8 @@ def main() -> None:
     plot_masks(shown, sampler(len(sample))).savefig(out / "masks.png", dpi=150)
     plot_curves(curves).savefig(out / "curves.png", dpi=150)
     after = teacher(normalize(sample)).cpu()
-    tokens = {"untrained": state["before"], "teacher": after}
-    plot_patch_pca(shown, tokens, encoder.grid_size).savefig(out / "pca.png", dpi=150)
+    features = {"untrained": state["before"], "teacher": after}
+    plot_patch_pca(shown, features, encoder.grid_size).savefig(out / "pca.png", dpi=150)
     call = ", ".join(f"{key}={value!r}" for key, value in model_args.items())
     console.print(
         f"{(steps - first) * args.batch_size} images in {seconds:.0f} s; pictures are in {out}. "
@@ -208,7 +208,7 @@ def main() -> None:
 
 def make_sampler(grid_size: tuple[int, ...], args: argparse.Namespace) -> Any:
     blocks: dict[str, Any] = dict(num_targets=args.num_targets, target_scale=args.target_scale)
-    if args.sampler == "reference":  # the published one, quirks and all: see "What the masks show"
+    if args.sampler == "reference":  # the published code's masks; see docs/what_masks_show.md
         return ReferenceMultiBlockMask(grid_size, **blocks)
     return jepakit.MultiBlockMask(
         grid_size,
@@ -219,13 +219,13 @@ def make_sampler(grid_size: tuple[int, ...], args: argparse.Namespace) -> Any:
 
 
 def load_checkpoint(path: Path, args: argparse.Namespace) -> dict[str, Any] | None:
-    """What a killed run left, if `--resume` asks for it and there is any."""
+    """State of the last checkpoint with `--resume`, or None if there is none."""
     if not (args.resume and path.exists()):
         return None
     state = torch.load(path, map_location=args.device, weights_only=True)
-    free = {"resume", "out", "device", "workers", "save_every", "compile"}
+    may_differ = {"resume", "out", "device", "workers", "save_every", "compile"}
     for name, value in vars(args).items():
-        if name not in free and state["args"].get(name) != value:
+        if name not in may_differ and state["args"].get(name) != value:
             raise SystemExit(
                 f"--resume: {path} has {name}={state['args'].get(name)}, now it is {value}"
             )
@@ -259,43 +259,53 @@ def parse_args() -> argparse.Namespace:
 
     add("--data", "digits", "digits, cifar10, fashion_mnist, an .npz file or an image folder")
     add("--image-size", None, "resize to this many pixels", type=int)
-    add("--patch-size", 4, "pixels")
-    add("--width", 64, "of the encoder's tokens")
-    add("--depth", 4, "blocks of the encoder")
+    add("--patch-size", 4, "side of a patch in pixels")
+    add("--width", 64, "width of the encoder")
+    add("--depth", 4, "number of encoder blocks")
     add("--heads", 2, "attention heads of encoder and predictor")
-    add("--positions", "timm", "of the encoder at first: as timm draws them, or sines and cosines",
+    add("--positions", "timm", "initial position embeddings: timm's, or sines and cosines",
         choices=("timm", "sincos"))  # fmt: skip
-    add("--predictor-width", 64, "of the predictor's tokens")
-    add("--predictor-depth", 3, "blocks of the predictor")
-    add("--joint", False, "predict the blocks of an image together, not each on its own")
-    add("--sampler", "multiblock", "of masks; reference is the published one",
+    add("--predictor-width", 64, "width of the predictor")
+    add("--predictor-depth", 3, "number of predictor blocks")
+    add("--joint", False, "predict all target blocks of an image jointly")
+    add("--sampler", "multiblock", "mask sampler; reference is that of the published code",
         choices=("multiblock", "reference"))  # fmt: skip
-    add("--num-targets", 4, "target blocks for each image")
+    add("--num-targets", 4, "target blocks per image")
     add("--target-scale", (0.15, 0.2), "area of a target as a fraction of the grid")
-    add("--min-context-coverage", 0.25, "fraction of the grid that a context has at least")
-    add("--context-length", "trim", "of a batch: of its shortest, at random, or padded",
+    add("--min-context-coverage", 0.25, "smallest context as a fraction of the grid")
+    add("--context-length", "trim", "trim contexts at random to the shortest, or pad them",
         choices=("trim", "pad"))  # fmt: skip
-    add("--recipe", "paper", "as I-JEPA's published code or as its paper", choices=RECIPES)
-    add("--loss", None, "instead of the recipe's", choices=LOSSES)
-    add("--target-norm", None, "instead of the recipe's", choices=("layer", "l2", "none"))
-    add("--vicreg-weight", 0.0, "of VICReg of mean features, added to the loss: C-JEPA")
-    add("--momentum", (0.996, 1.0), "of the teacher, at the first and the last step")
+    add(
+        "--recipe",
+        "paper",
+        "loss and targets of I-JEPA's published code or of its paper",
+        choices=RECIPES,
+    )
+    add("--loss", None, "loss, instead of the recipe's", choices=LOSSES)
+    add(
+        "--target-norm",
+        None,
+        "normalisation of the targets, instead of the recipe's",
+        choices=("layer", "l2", "none"),
+    )
+    add("--vicreg-weight", 0.0, "weight of VICReg on mean features, added to the loss (C-JEPA)")
+    add("--momentum", (0.996, 1.0), "teacher momentum at the first and the last step")
     add("--epochs", 8, "passes over the data")
-    add("--steps", None, "instead of --epochs", type=int)
-    add("--batch-size", 32, "images")
+    add("--steps", None, "number of steps, instead of --epochs", type=int)
+    add("--batch-size", 32, "images per step")
     add("--lr", 1e-3, "peak learning rate")
-    add("--weight-decay", 0.05, "of matrices")
+    add("--weight-decay", 0.05, "weight decay of matrices")
     add("--crop-scale", (1.0, 1.0), "area of a random crop as a fraction of the image")
-    add("--flip", False, "mirror images at random")
-    add("--eval-images", 5000, "images of each split to evaluate on, at most")
-    add("--neighbours", 20, "of the kNN")
-    add("--workers", 0, "processes that load data")
-    add("--device", "cuda" if torch.cuda.is_available() else "cpu", "where to train")
+    add("--flip", False, "flip images horizontally at random")
+    add("--eval-images", 5000, "largest number of images of each split to evaluate on")
+    add("--neighbours", 20, "number of neighbours in kNN")
+    add("--workers", 0, "number of loader processes")
+    add("--device", "cuda" if torch.cuda.is_available() else "cpu", "device to train on")
     add("--amp", False, "bfloat16 autocast")
-    add("--compile", False, "torch.compile the step")
-    add("--seed", 0, "of everything random")
+    add("--compile", False, "compile the computation of the loss")
+    add("--seed", 0, "random seed")
     add("--save-every", 100, "steps between checkpoints")
-    add("--resume", False, "go on from the checkpoint in --out, if there is one")
+    add("--resume", False, "continue from the checkpoint in --out, if there is one")
     add("--out", "ijepa-out", "folder for the checkpoint, the teacher and the pictures")
     args = parser.parse_args()
     changed = [args.min_context_coverage, args.context_length] != [0.25, "trim"]

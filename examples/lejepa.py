@@ -1,9 +1,10 @@
-"""LeJEPA on images, from jepakit's parts: no teacher, no predictor. Copy this file and change it.
+"""LeJEPA on images, without teacher and predictor, in one file to copy and change.
 
-With no arguments it trains a small vision transformer on canvases of scikit-learn's digits, in
-a few minutes on a CPU: several views of each image agree, and each view's features are a Gaussian.
-Then it compares the trained encoder with the untrained one and with raw pixels, as `ijepa.py` does,
-and writes pictures, the figures (`result.json`) and a plain timm checkpoint to `--out`.
+By default it trains a small vision transformer on canvases of scikit-learn's digits, in a few
+minutes on a CPU. The loss makes the features of several views of an image agree, and makes those of
+each view follow a normal distribution. Then it compares the trained encoder with the untrained one
+and with raw pixels, and writes pictures, the numbers (`result.json`) and a plain timm checkpoint to
+`--out`.
 
     python examples/lejepa.py
     python examples/lejepa.py --objective vicreg --seed 1 --out vicreg-1
@@ -50,7 +51,7 @@ def main() -> None:
     torch.manual_seed(args.seed)
     steps = args.epochs * (len(train) // args.batch_size) if args.steps is None else args.steps
 
-    # The parts
+    # Models, masks, optimiser
     model_args: dict[str, Any] = dict(
         num_classes=0, in_chans=channels, img_size=tuple(size), patch_size=args.patch_size,
         embed_dim=args.width, depth=args.depth, num_heads=args.heads, dynamic_img_size=True,
@@ -91,11 +92,13 @@ def main() -> None:
             views = make_views(normalize(images.to(device)), args)
             with torch.autocast(device.type, torch.bfloat16, enabled=args.amp):
                 # Rows are ordered by view, then by image: global views, then local ones.
-                features = torch.cat([encoder.extract_features(some) for some in views])
+                features = torch.cat([encoder.extract_features(same_size) for same_size in views])
                 projections = projector(features).unflatten(0, (-1, len(images)))
-            # It is what the loss compares that dies first.
-            if found := monitor.update(projections[0].float(), step=step):
-                collapses.append({"kind": found.kind, "since": found.since, "step": found.step})
+            # The projections, which the loss compares, collapse before the features do.
+            if collapse := monitor.update(projections[0].float(), step=step):
+                collapses.append(
+                    {"kind": collapse.kind, "since": collapse.since, "step": collapse.step}
+                )
             loss = objective(projections.float(), args)
             for group in optimizer.param_groups:
                 group["lr"] = lr(step)
@@ -117,7 +120,7 @@ def main() -> None:
                     console.print(f"step {done}/{steps}  {status}")
     seconds = time.perf_counter() - began
 
-    # What came of it
+    # Results
     rows["trained encoder"] = evaluated(encoder.extract_features)
     table = Table("", f"kNN-{args.neighbours}", "linear probe", "effective rank")
     for name, (knn, linear, rank) in rows.items():
@@ -128,14 +131,14 @@ def main() -> None:
     result |= {"steps": steps, "images": steps * args.batch_size, "train_images": len(train)}
     result |= {"seconds": seconds, "collapses": collapses}
     result["image_shape"] = channels, *size
-    result["pixels"] = normalize.mean, normalize.std  # what images are standardised by
+    result["pixels"] = normalize.mean, normalize.std  # mean and std that standardise images
     (out / "result.json").write_text(json.dumps(result, indent=1))
     torch.save(timm_state_dict(encoder), out / "encoder.pth")
     plot_curves(curves).savefig(out / "curves.png", dpi=150)
     with torch.no_grad():
-        tokens = {"untrained": before, "trained": encoder(normalize(sample)).cpu()}
+        patches = {"untrained": before, "trained": encoder(normalize(sample)).cpu()}
     shown = sample.cpu().float() / 255
-    plot_patch_pca(shown, tokens, encoder.grid_size).savefig(out / "pca.png", dpi=150)
+    plot_patch_pca(shown, patches, encoder.grid_size).savefig(out / "pca.png", dpi=150)
     call = ", ".join(f"{key}={value!r}" for key, value in model_args.items())
     console.print(
         f"{result['images']} images in {seconds:.0f} s; pictures and result.json are in {out}. "
@@ -147,7 +150,7 @@ def main() -> None:
 
 
 def make_views(images: Tensor, args: argparse.Namespace) -> tuple[Tensor, ...]:
-    """Global views at the images' size, and local ones at half of it, view after view."""
+    """Global views at the size of the images, local views at half of it, each `[view * b, ...]`."""
     large = random_crops(
         images.repeat(args.global_views, 1, 1, 1), args.global_scale, flip=args.flip
     )
@@ -164,7 +167,7 @@ def make_views(images: Tensor, args: argparse.Namespace) -> tuple[Tensor, ...]:
 
 
 def jitter(images: Tensor, args: argparse.Namespace) -> Tensor:
-    """Contrast, brightness, colours and noise, of standardised pixels, drawn for each image."""
+    """Random contrast, brightness, colour and noise for each image of standardised pixels."""
     contrast, brightness = (2 * torch.rand(2, len(images), 1, 1, 1) - 1).to(images)
     images = images * (args.contrast * contrast).exp() + args.brightness * brightness
     if args.colour:
@@ -177,7 +180,7 @@ def jitter(images: Tensor, args: argparse.Namespace) -> Tensor:
 
 
 def objective(views: Tensor, args: argparse.Namespace) -> Tensor:
-    """The loss of the projections `[view, image, dim]`, the global views first."""
+    """Loss of the projections `[view, image, dim]`, global views first."""
     name, num_global = args.objective, args.global_views
     if name == "lejepa":
         return lejepa_loss(
@@ -186,11 +189,11 @@ def objective(views: Tensor, args: argparse.Namespace) -> Tensor:
     if name == "none":
         return invariance_loss(views, num_global_views=num_global)
     if name == "koleo":
-        # Its distances are between directions, so it is directions that have to agree.
+        # KoLeo compares directions, so agreement is that of directions too.
         units = F.normalize(views, dim=-1)
         apart = torch.stack([koleo(view) for view in units]).mean()
         return invariance_loss(units, num_global_views=num_global) + args.weight * apart
-    # Losses of two views: every pair with a global view in it.
+    # Losses of two views, averaged over all pairs with a global view.
     pair = {
         "vicreg": vicreg,
         "barlow": barlow,
@@ -235,50 +238,53 @@ def parse_args() -> argparse.Namespace:
 
     add("--data", "digits", "digits, cifar10, fashion_mnist, an .npz file or an image folder")
     add("--image-size", None, "resize to this many pixels", type=int)
-    add("--patch-size", 4, "pixels")
-    add("--width", 64, "of the encoder's tokens")
-    add("--depth", 4, "blocks of the encoder")
+    add("--patch-size", 4, "side of a patch in pixels")
+    add("--width", 64, "width of the encoder")
+    add("--depth", 4, "number of encoder blocks")
     add("--heads", 2, "attention heads")
-    add("--hidden", 256, "width of the projection head's layers")
-    add("--projection", 64, "width of what the objective sees")
-    add("--objective", "lejepa", "what keeps features apart; none lets them collapse",
+    add("--hidden", 256, "width of the projector's hidden layers")
+    add("--projection", 64, "width of the projections, which the objective compares")
+    add("--objective", "lejepa", "loss against collapse; none has agreement alone",
         choices=OBJECTIVES)  # fmt: skip
-    add("--weight", 0.2, "of SIGReg in lejepa (convex), of KoLeo in koleo (added)")
-    add("--slices", 256, "directions of SIGReg in each step")
-    add("--temperature", 0.2, "of info_nce")
-    add("--global-views", 1, "views at full size")
-    add("--local-views", 4, "views at half the size")
+    add("--weight", 0.2, "weight of SIGReg in lejepa (convex) or of KoLeo in koleo (added)")
+    add("--slices", 256, "random directions of SIGReg in each step")
+    add("--temperature", 0.2, "temperature of info_nce")
+    add("--global-views", 1, "number of views at full size")
+    add("--local-views", 4, "number of views at half the size")
     add("--global-scale", (0.4, 1.0), "area of a global crop as a fraction of the image")
     add("--local-scale", (0.1, 0.4), "area of a local crop as a fraction of the image")
-    add("--flip", False, "mirror views at random")
+    add("--flip", False, "flip views horizontally at random")
     add("--contrast", 0.5, "largest change, as a logarithm")
-    add("--brightness", 0.5, "largest change, in deviations of the pixels")
-    add("--colour", 0.0, "largest change of each channel on its own, in deviations")
-    add("--grey", 0.0, "fraction of views that lose their colours")
-    add("--noise", 0.4, "deviation, likewise")
+    add("--brightness", 0.5, "largest change, in stds of the pixels")
+    add("--colour", 0.0, "largest change of a single channel, in stds of the pixels")
+    add("--grey", 0.0, "fraction of views that become grey")
+    add("--noise", 0.4, "std of the noise, in stds of the pixels")
     add("--epochs", 8, "passes over the data")
-    add("--steps", None, "instead of --epochs", type=int)
-    add("--batch-size", 64, "images")
+    add("--steps", None, "number of steps, instead of --epochs", type=int)
+    add("--batch-size", 64, "images per step")
     add("--lr", 2e-3, "peak learning rate")
-    add("--weight-decay", 0.05, "of matrices")
-    add("--eval-images", 5000, "images of each split to evaluate on, at most")
-    add("--neighbours", 20, "of the kNN")
-    add("--workers", 0, "processes that load data")
-    add("--device", "cuda" if torch.cuda.is_available() else "cpu", "where to train")
+    add("--weight-decay", 0.05, "weight decay of matrices")
+    add("--eval-images", 5000, "largest number of images of each split to evaluate on")
+    add("--neighbours", 20, "number of neighbours in kNN")
+    add("--workers", 0, "number of loader processes")
+    add("--device", "cuda" if torch.cuda.is_available() else "cpu", "device to train on")
     add("--amp", False, "bfloat16 autocast")
-    add("--on-collapse", "warn", "what to do where projections collapse",
+    add("--on-collapse", "warn", "action when projections collapse",
         choices=("warn", "raise", "ignore"))  # fmt: skip
-    add("--seed", 0, "of everything random")
-    add("--out", "lejepa-out", "folder for the figures, the encoder and the pictures")
+    add("--seed", 0, "random seed")
+    add("--out", "lejepa-out", "folder for result.json, the encoder and the pictures")
     args = parser.parse_args()
-    of = {"weight": ("lejepa", "koleo"), "slices": ("lejepa",), "temperature": ("info_nce",)}
-    for name, objectives in of.items():
+    used_by = {"weight": ("lejepa", "koleo"), "slices": ("lejepa",), "temperature": ("info_nce",)}
+    for name, objectives in used_by.items():
         if args.objective not in objectives and getattr(args, name) != parser.get_default(name):
-            parser.error(f"--{name}: is of {' and '.join(objectives)}, not of {args.objective}")
+            users = " and ".join(objectives)
+            parser.error(f"--{name}: has no effect with {args.objective}, only with {users}")
     if args.weight < 0:
         parser.error(f"--weight {args.weight}: must not be negative")
     if args.global_views < 1 or args.local_views < 0 or args.global_views + args.local_views < 2:
-        parser.error("--global-views, --local-views: must be two views, and one of them global")
+        parser.error(
+            "--global-views, --local-views: must be at least two views, one of them global"
+        )
     if not 0 <= args.grey <= 1:
         parser.error(f"--grey {args.grey}: must be from 0 to 1")
     if args.steps is not None and args.steps < 1:

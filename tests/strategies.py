@@ -4,16 +4,38 @@
 """
 
 import random
+from collections.abc import Mapping
 from typing import Any
 
 from hypothesis import strategies as st
+from tests.masking.random_samplers import (
+    KINDS,
+    SMALL,
+    multiblock_arguments,
+    random_grid,
+    random_sampler,
+)
 
-from jepakit.testing.random_samplers import multiblock_arguments, random_grid
-from jepakit.testing.strategies import _random_kept
+from jepakit.testing.strategies import _keeps_random_state
 
 
 @st.composite
-@_random_kept
+@_keeps_random_state
+def samplers(
+    draw: st.DrawFn, kind: str | None = None, *, largest: Mapping[int, tuple[int, ...]] = SMALL
+) -> Any:
+    """Feasible samplers of every class and option, on grids of one to three axes.
+
+    `kind` is the name of a class, `largest` the largest sides of a grid by its number of axes.
+    `ReferenceMultiBlockMask` is left out: it reproduces a sampler that violates law 1, whose
+    contexts may overlap targets and, cut to the shortest, be of any length.
+    """
+    rng = draw(st.randoms(use_true_random=False))
+    return random_sampler(kind or rng.choice(list(KINDS)), rng, dict(largest))
+
+
+@st.composite
+@_keeps_random_state
 def multiblock_cases(
     draw: st.DrawFn, *, max_side: int = 32
 ) -> tuple[tuple[int, int], dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""examples/hjepa.py does what its first lines say, as a process of its own."""
+"""examples/hjepa.py does what its docstring says, as a process of its own."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def run(out: Path, *options: str, fails: bool = False) -> tuple[str, dict]:
     return done.stdout, json.loads((out / "result.json").read_text())
 
 
-def test_every_level_is_judged_beside_the_untrained_one(tmp_path: Path) -> None:
+def test_every_level_is_compared_with_the_untrained_one(tmp_path: Path) -> None:
     printed, result = run(tmp_path, "--levels", "3", "--fusion", "fpn-add", "--weights", "learned")
     for word in ("raw pixels", "untrained", "trained", "linear probe", "effective rank"):
         assert word in printed
@@ -53,7 +53,7 @@ def test_every_level_is_judged_beside_the_untrained_one(tmp_path: Path) -> None:
 def test_one_level_is_ijepa(tmp_path: Path) -> None:
     options = ("--levels", "1", "--compare-levels", "3", "--positions", "sincos")
     printed, result = run(tmp_path, *options)
-    assert "2 (tokens, averaged)" in printed
+    assert "2 (averaged)" in printed
     accuracies = [tuple(level[:2]) for level in result["rows"]["trained"]]
     assert len(set(accuracies)) == 3, "averages of tokens are judged by their cells"
     assert set(result["losses"]) == {"loss", "level_0"}
@@ -67,8 +67,8 @@ def test_one_level_is_ijepa(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ("--steps 0", "--steps 0: must be at least 1"),
-        ("--levels 1 --weights fine", "--weights: is between levels, and --levels is 1"),
-        ("--levels 1 --shared-predictor", "--shared-predictor: is between levels"),
+        ("--levels 1 --weights fine", "--weights: has no effect with --levels 1"),
+        ("--levels 1 --shared-predictor", "--shared-predictor: has no effect with --levels 1"),
         ("--mask-levels 1", "--mask-levels 1: must be at least --levels"),
         ("--compare-levels 1", "--compare-levels 1: must be at least --levels"),
     ],

@@ -1,4 +1,4 @@
-"""The example does what its first lines say; each run is a process of its own, as for a user."""
+"""examples/ijepa.py does what its docstring says; each run is a process of its own."""
 
 import json
 import os
@@ -129,13 +129,13 @@ def test_runs_on_arrays_and_on_an_image_folder(tmp_path: Path) -> None:
 
 
 def test_the_result_can_be_traced(finished: tuple[Path, str]) -> None:
-    """Trap: a table whose settings nobody knows any more."""
+    """Trap: a table whose settings are unknown."""
     saved = json.loads((finished[0] / "result.json").read_text())
     settings = saved["settings"]
     assert settings["recipe"] == "paper" and saved["versions"]["torch"]
     assert (settings["loss"], settings["target_norm"]) == ("mse", "none"), "what the paper says"
     assert saved["steps"] == 40 and saved["images"] == 40 * 8
-    # Whoever loads the teacher needs images as it knows them.
+    # Users of the teacher need the statistics that its images were standardised with.
     pixels = PixelStatistics(*map(tuple, saved["pixels"]))
     assert pixels == PixelStatistics.from_dataset(load_images("digits")[0])
     assert set(saved["rows"]) == {"raw pixels", "untrained encoder", "trained teacher"}

@@ -1,4 +1,4 @@
-"""The example does what its first lines say, and only agreement alone collapses."""
+"""examples/lejepa.py does what its docstring says, and only agreement alone collapses."""
 
 import argparse
 import json
@@ -17,7 +17,7 @@ from jepakit.data import digit_canvases
 from jepakit.diagnostics import CollapseError, CollapseWarning
 
 EXAMPLE = Path(__file__).parents[2] / "examples/lejepa.py"
-# Views that differ little: then every regulariser wins within a few steps.
+# Views that differ little, so that every regulariser prevents collapse within a few steps.
 SMALL = [
     "--steps", "80", "--batch-size", "32", "--eval-images", "150", "--width", "32", "--depth", "2",
     "--hidden", "64", "--projection", "16", "--global-views", "2", "--local-views", "0",
@@ -42,7 +42,7 @@ def canvases(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def run(out: Path, *options: str) -> None:
-    """In this process, which is quicker by the time that imports take."""
+    """Run in this process, which saves the time of imports."""
     argv, threads = sys.argv, torch.get_num_threads()
     sys.argv = [str(EXAMPLE), "--out", str(out), *SMALL, *options]
     torch.set_num_threads(1)  # so that sums have one order
@@ -58,7 +58,7 @@ def result(out: Path) -> dict:
 
 
 def kept(out: Path) -> float:
-    """How much of the projections' deviation is left in the end, of that after ten steps."""
+    """Final std of the projections as a fraction of that after ten steps."""
     std = [value for _, value in result(out)["curves"]["std"]]
     return std[-1] / std[0]
 
@@ -87,7 +87,7 @@ def test_prints_the_table_and_saves_pictures(finished: tuple[Path, str]) -> None
 
 
 def test_the_result_can_be_traced(finished: tuple[Path, str]) -> None:
-    """Trap: a table whose settings nobody knows any more."""
+    """Trap: a table whose settings are unknown."""
     saved = result(finished[0])
     assert saved["settings"]["seed"] == 0 and saved["settings"]["objective"] == "lejepa"
     assert saved["versions"]["torch"] == torch.__version__
@@ -147,11 +147,14 @@ def test_every_regulariser_prevents_it(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--objective vicreg --weight 7", "--weight: is of lejepa and koleo, not of vicreg"),
-        ("--temperature 9", "--temperature: is of info_nce, not of lejepa"),
+        (
+            "--objective vicreg --weight 7",
+            "--weight: has no effect with vicreg, only with lejepa and koleo",
+        ),
+        ("--temperature 9", "--temperature: has no effect with lejepa, only with info_nce"),
         ("--objective koleo --weight -1", "--weight -1.0: must not be negative"),
         ("--grey 1.5", "--grey 1.5: must be from 0 to 1"),
-        ("--global-views 1", "must be two views, and one of them global"),
+        ("--global-views 1", "must be at least two views, one of them global"),
         ("--steps 0", "--steps 0: must be at least 1"),
     ],
 )

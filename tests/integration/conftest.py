@@ -1,4 +1,4 @@
-"""A tiny system of every part, and one step of it."""
+"""A tiny system of encoder, predictor, teacher and sampler."""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -51,7 +51,7 @@ def system() -> Callable[..., SimpleNamespace]:
 
 @pytest.fixture(scope="session")
 def parameters_of() -> Callable[[SimpleNamespace], dict[str, nn.Parameter]]:
-    """What is trained, by name, without the backbone's unused head."""
+    """The trained parameters by name, without the backbone's unused head."""
 
     def named(parts: SimpleNamespace) -> dict[str, nn.Parameter]:
         both = nn.ModuleDict({"encoder": parts.encoder, "predictor": parts.predictor})

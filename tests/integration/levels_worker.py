@@ -27,7 +27,7 @@ BATCHES = [4, 2]  # samples on each rank
 
 
 class Student(nn.Module):
-    """A stand-in for an encoder, a token at a time, and a pyramid."""
+    """A linear encoder of single tokens, and a pyramid."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ def parts() -> tuple[Student, MaskedPredictor]:
 
 
 def data(rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Patches and flat masks, ragged within a rank and of another size on each."""
+    """Patches and flat masks, ragged within a rank and of different sizes on each."""
     random = torch.Generator().manual_seed(rank)
     coarsest = MultiBlockMask(
         (2, 3), num_targets=2, target_scale=(0.15, 0.4), target_size_per="sample"
@@ -76,11 +76,11 @@ def step(
     masks = Masks(*(TokenSet.from_mask(mask, GRID) for mask in (context_mask, target_mask)))
     preds, targets, valids = [], [], []
     levels = zip(student(patches, masks.context), teacher(patches), strict=True)
-    for number, ((context, tokens), goal) in enumerate(levels):
-        asked = masks.coarsen(number).targets
-        preds.append(predictor(context, tokens, asked))  # one module, called for every level
-        targets.append(take_tokens(normalize_targets(goal.features), asked))
-        valids.append(asked.valid)
+    for number, ((features, context), teacher_level) in enumerate(levels):
+        target_tokens = masks.coarsen(number).targets
+        preds.append(predictor(features, context, target_tokens))  # one module for every level
+        targets.append(take_tokens(normalize_targets(teacher_level.features), target_tokens))
+        valids.append(target_tokens.valid)
     loss = functools.partial(masked_smooth_l1, process_group=group)
     total, _ = hierarchical_loss(preds, targets, valids, loss=loss)
     total.backward()

@@ -43,7 +43,7 @@ def parts() -> tuple[MaskedViT, MaskedPredictor]:
 
 
 def data(rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Images and flat masks, ragged within a rank and of another size on each."""
+    """Images and flat masks, ragged within a rank and of different sizes on each."""
     random = torch.Generator().manual_seed(rank)
     scale = (0.05, 0.1) if rank else (0.15, 0.25)
     sampler = MultiBlockMask((8, 8), num_targets=2, target_scale=scale, target_size_per="sample")

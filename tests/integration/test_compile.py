@@ -60,7 +60,7 @@ def gradients(parameters, loss: torch.Tensor) -> dict[str, torch.Tensor]:
 def assert_compiles(parts, parameters, *, padded: bool, autocast: bool, backend: str) -> None:
     eager = loss_function(parts, autocast=autocast)
     compiled = torch.compile(eager, fullgraph=True, backend=backend)
-    # Half types are rounded at other places in fused code.
+    # Fused code rounds half precision at other places.
     tolerance = 0.1 if autocast else 1e-4
     if padded:
         assert not sampled(parts, 0, padded=True).context.valid.all()
@@ -149,11 +149,11 @@ def test_every_forward_alone(padded, system) -> None:
                 continue
         torch.testing.assert_close(compiled, expected)
     if failed.keys() == {"complement"}:
-        del failed["complement"]  # its length is read back from the values
+        del failed["complement"]  # its length depends on the values
     assert not failed
 
 
-def test_backbones_go_on_after_compiling(system) -> None:
+def test_backbones_work_uncompiled_after_compiling(system) -> None:
     """The context is set inside the traced forward, and must be gone after it."""
     parts = system()
     images = torch.randn(3, 3, 32, 32)

@@ -20,7 +20,7 @@ LAYERS, DIM = [0, 1, 2], 24
 
 
 class Student(nn.Module):
-    """Tokens of several layers: what a user writes."""
+    """Features of several layers, as a user would write it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ def test_equals_a_loop() -> None:
 
 
 def test_each_layer_is_normalised_on_its_own() -> None:
-    """Trap: one norm over layers beside each other, where the largest is all that is left."""
+    """Trap: one norm over concatenated layers, in which the largest dominates."""
     student, teacher, predictor, masks, images = system()
     goals = teacher(images)
     scaled = [goal * scale for goal, scale in zip(goals, (100.0, 1.0, 10.0), strict=True)]

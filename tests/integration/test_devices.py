@@ -1,4 +1,4 @@
-"""Masks come from a loader on the CPU, images are moved: whoever forgets the masks is told."""
+"""Masks that stay on the CPU while images are moved give an error that names them."""
 
 import pytest
 import timm

@@ -1,4 +1,4 @@
-"""What is the default around a call, device or type, changes nothing that is drawn on the CPU."""
+"""Random draws on the CPU do not depend on the default device or dtype."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -58,7 +58,7 @@ def default_type(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(torch.float32)
 
 
-# On "meta" lands what is made without a device; it holds nothing, so its use shows.
+# Tensors made without a device land on "meta", without values, so using them raises.
 SURROUNDINGS: dict[str, Callable[[], Any]] = {
     "default device": lambda: torch.device("meta"),
     "float64": lambda: default_type(torch.float64),
@@ -142,16 +142,16 @@ def test_pictures_of_masks():
 
 
 @pytest.mark.parametrize("surroundings", ["float64", "bfloat16"])
-def test_what_losses_and_codes_draw(surroundings):
-    """Whatever the default type; their device is that of the features."""
+def test_draws_of_losses_and_quantizer(surroundings):
+    """Draws do not depend on the default dtype; their device is that of the features."""
     features = torch.randn(40, 6, generator=seeded())
 
     def drawn() -> list[Tensor]:
-        here, wanted = torch.arange(40) % 3 > 0, torch.ones(5, dtype=torch.bool)
+        valid, chosen = torch.arange(40) % 3 > 0, torch.ones(5, dtype=torch.bool)
         return [
             sigreg(features, num_slices=8, generator=seeded()),
             gumbel_like(features, seeded()),
-            *draw_vectors(features, here, wanted, seeded(), None),
+            *draw_vectors(features, valid, chosen, seeded(), None),
         ]
 
     assert_unchanged(drawn, surroundings)
@@ -169,7 +169,7 @@ def test_a_teacher_made_in_inference_mode_is_updated_outside():
 
 
 def test_moving_a_predictor_leaves_the_rest_of_its_positions_alone():
-    """Memory that is shared, a teacher's that is updated later, positions of someone else's."""
+    """Shared memory, that of a teacher that is updated later, and positions of another module."""
     arguments: dict[str, Any] = dict(predictor_embed_dim=16, depth=1, num_heads=2)
     predictor = MaskedPredictor((4, 6), 8, **arguments)
     assert predictor.share_memory().position_table.is_shared()
@@ -189,8 +189,8 @@ def test_moving_a_predictor_leaves_the_rest_of_its_positions_alone():
 @pytest.mark.parametrize("position", ["sincos", "rope"])
 @pytest.mark.parametrize("num_levels", [1, 2])
 def test_fixed_positions_survive_where_modules_are_moved(position, num_levels):
-    """Traps: a model that is built on the meta device and gets its weights later, but nobody gives
-    it its positions; a model that was in a half type for a while and keeps the rounding."""
+    """Traps: a model that is built on the meta device and gets its weights later, but not its
+    positions; a model that was cast to half precision and back, and keeps the rounding."""
 
     def build() -> MaskedPredictor:
         return MaskedPredictor(

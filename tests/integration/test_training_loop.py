@@ -15,7 +15,7 @@ from jepakit import TokenSet, masked_mse, masked_smooth_l1, normalize_targets, t
     ],
 )
 def test_loss_falls_on_a_fixed_batch(kind, predictor, recipe, system, parameters_of) -> None:
-    """With a fixed batch and fixed masks, what is predicted can be learned by heart."""
+    """With a fixed batch and fixed masks the predictor can memorise the targets."""
     parts = system(kind, **predictor)
     trained = parameters_of(parts)
     optimizer = torch.optim.AdamW(trained.values(), lr=5e-3)
@@ -58,7 +58,7 @@ def test_the_first_step_reaches_every_parameter(kind, position, system, paramete
 
 @pytest.mark.parametrize("kind", ["vit", "eva"])
 @pytest.mark.parametrize("joint", [False, True])
-def test_a_samples_loss_has_no_batch_mates(kind, joint, system) -> None:
+def test_the_loss_of_a_sample_does_not_depend_on_batch_mates(kind, joint, system) -> None:
     """Law 5 from pixels to loss, with ragged contexts and targets."""
     parts = system(kind, depth=2, joint=joint)
     images = torch.randn(5, 3, 32, 32)
@@ -80,7 +80,7 @@ def test_a_samples_loss_has_no_batch_mates(kind, joint, system) -> None:
 
 
 @pytest.mark.parametrize("kind", ["vit", "eva"])
-def test_predictions_know_the_context_alone(kind, system, monkeypatch) -> None:
+def test_predictions_depend_on_the_context_alone(kind, system, monkeypatch) -> None:
     """Law 4 from pixels to prediction: hidden pixels, targets included, may be NaN."""
     monkeypatch.setattr("jepakit._checks.TYPECHECK", False)  # which refuses NaN
     parts = system(kind, depth=2)

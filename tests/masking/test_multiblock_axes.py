@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.masking.guarantee import assert_guarantee, box_sides
+from tests.masking.random_samplers import multiblock_arguments
 from tests.masking.test_multiblock_guarantee import suggestions
 
 from jepakit import InfeasibleMaskError, MultiBlockMask
-from jepakit.testing.random_samplers import multiblock_arguments
 
 
 def random_case(rng: random.Random, max_sides: tuple[int, ...]) -> tuple[tuple[int, ...], dict]:

@@ -8,6 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.masking.promises import assert_promise
+from tests.masking.random_samplers import KINDS, LARGEST, random_sampler
+from tests.strategies import samplers
 
 from jepakit import MultiBlockMask, RandomMask
 from jepakit.masking import (
@@ -19,8 +21,6 @@ from jepakit.masking import (
     NestedMask,
     TubeMask,
 )
-from jepakit.testing.random_samplers import KINDS, LARGEST, random_sampler
-from jepakit.testing.strategies import samplers
 
 
 @pytest.mark.parametrize("kind", KINDS)

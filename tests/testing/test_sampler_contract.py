@@ -1,4 +1,4 @@
-"""`assert_sampler_contract`: jepakit's samplers pass, and every trap that it is for is seen."""
+"""`assert_sampler_contract` passes jepakit's samplers and fails samplers with known errors."""
 
 import itertools
 import random
@@ -10,15 +10,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.testing.breaches import breach
+from tests.strategies import samplers
+from tests.testing.violations import violates
 from torch import Tensor
 
 from jepakit import Masks, MultiBlockMask, RandomMask, TokenSet
 from jepakit.masking import MultiContextMask
 from jepakit.masking.base import UniformSampler
 from jepakit.testing import assert_sampler_contract
-from jepakit.testing.breach import Law
-from jepakit.testing.strategies import samplers
+from jepakit.testing._violation import Law
 
 
 def masks_of(context: Tensor, targets: Tensor, grid: tuple[int, ...] = (4, 4)) -> Masks:
@@ -66,16 +66,16 @@ def test_several_masks_for_an_image_pass():
     assert_sampler_contract(mixture)
 
 
-def test_members_are_held_to_their_own_need():
+def test_members_are_held_to_their_own_minimum():
     class Broken(RandomMask):
-        need = 7
+        min_context_tokens = 7
 
     @dataclass(frozen=True)
     class Both(MultiContextMask):
         pass
 
     assert_sampler_contract(MultiContextMask((RandomMask((4, 4)), RandomMask((4, 4)))))
-    with breach(Law.GUARANTEE, "sample 0 has 4 tokens, must have at least 7"):
+    with violates(Law.GUARANTEE, "the context has 4 tokens, must have at least 7, at sample 0"):
         assert_sampler_contract(Both((RandomMask((4, 4), target_ratio=0.5), Broken((4, 4)))))
 
 
@@ -103,11 +103,11 @@ class EmptyContext(Own):
         return masks_of((order < 6) & (order[:, :1] > 0), (order > 12)[:, None])
 
 
-class NeedCheckedBeforeSubtraction(Own):
-    need = 10
+class MinimumCheckedBeforeSubtraction(Own):
+    min_context_tokens = 10
 
 
-class FewerTargetsThanAskedFor(Own):
+class FewerTargetsThanNumTargets(Own):
     num_targets = 4
 
 
@@ -124,22 +124,25 @@ class Unsorted(Own):
 
 
 LAW_1 = [
-    (LeakyContext, r"context of sample 0 holds position \d+ of its target 0; 1 positions"),
-    (AllPatchesAsContext, "4 positions of that sample are in both"),
-    (EmptyTarget, r"target 1 of sample \d+ is empty"),
-    (EmptyContext, r"the context of sample \d+ has 0 tokens, must have at least 1"),
-    (NeedCheckedBeforeSubtraction, "sample 0 has 6 tokens, must have at least 10"),
-    (FewerTargetsThanAskedFor, "2 targets for each sample, must be num_targets=4"),
+    (LeakyContext, r"overlap \(number of positions: 1\), at sample 0, target 0, position \d+"),
+    (AllPatchesAsContext, r"context and targets overlap \(number of positions: 4\)"),
+    (EmptyTarget, r"a target is empty, at sample \d+, target 1"),
+    (EmptyContext, r"the context has 0 tokens, must have at least 1, at sample \d+"),
+    (
+        MinimumCheckedBeforeSubtraction,
+        "the context has 6 tokens, must have at least 10, at sample 0",
+    ),
+    (FewerTargetsThanNumTargets, "2 targets for each sample, must be num_targets=4"),
     (NoTargets, "0 targets for each sample, must be at least one"),
-    (Unsorted, "the context is no legal TokenSet; idx: must ascend"),
+    (Unsorted, "the context is not a legal TokenSet: idx: must ascend"),
 ]
 
 
 @pytest.mark.parametrize(("kind", "text"), LAW_1)
 def test_the_guarantee(kind, text):
     """Traps: fallbacks that let context meet targets or use all patches; a minimum checked before
-    subtraction; fewer targets than asked for; empty ones."""
-    with breach(Law.GUARANTEE, text):
+    subtraction; fewer targets than `num_targets`; empty ones."""
+    with violates(Law.GUARANTEE, text):
         assert_sampler_contract(kind(), batch_size=64)
 
 
@@ -158,11 +161,15 @@ class EmptyInOneOfTwenty(Own):
 
 
 @pytest.mark.parametrize(
-    ("kind", "text"), [(LeaksInOneOfTwenty, "the context of"), (EmptyInOneOfTwenty, "is empty")]
+    ("kind", "text"),
+    [
+        (LeaksInOneOfTwenty, "context and targets overlap"),
+        (EmptyInOneOfTwenty, "a target is empty"),
+    ],
 )
 @pytest.mark.parametrize("seed", range(3))
-def test_what_is_rare_is_seen(kind, text, seed):
-    with breach(Law.GUARANTEE, text):
+def test_rare_violations_are_found(kind, text, seed):
+    with violates(Law.GUARANTEE, text):
         assert_sampler_contract(kind(), seed=seed)
     assert_sampler_contract(Own(), num_samples=1)
 
@@ -172,19 +179,19 @@ class OtherLengthThanItSays(Own):
 
 
 def test_an_int_context_length_is_kept():
-    with breach(Law.GUARANTEE, "context of sample 0 has 6 tokens, and the sampler's .* is 5"):
+    with violates(Law.GUARANTEE, "the context has 6 tokens, context_length is 5, at sample 0"):
         assert_sampler_contract(OtherLengthThanItSays())
 
 
 def test_min_context():
     assert_sampler_contract(Own(), min_context=6)
-    with breach(Law.GUARANTEE, "sample 0 has 6 tokens, must have at least 7"):
+    with violates(Law.GUARANTEE, "the context has 6 tokens, must have at least 7, at sample 0"):
         assert_sampler_contract(Own(), min_context=7)
-    with breach(Law.GUARANTEE, "must have at least 50"):
+    with violates(Law.GUARANTEE, "must have at least 50"):
         assert_sampler_contract(MultiBlockMask((14, 14), context_length=49), min_context=50)
 
 
-# What it must be
+# Interface
 
 
 class BareIndices(Own):
@@ -219,12 +226,12 @@ class OtherGrid(Own):
         (BareIndices, "must return Masks or a list of Masks, got tuple"),
         (TupleOfMasks, "must return Masks or a list of Masks, got tuple"),
         (ListOfIndices, "must return Masks or a list of Masks, got Tensor"),
-        (OneSampleTooMany, "asked for 1 samples, context has 2"),
+        (OneSampleTooMany, "batch_size is 1, context has 2 samples"),
         (OtherGrid, r"grid_size is \(4, 4\), context is on the grid \(2, 8\)"),
     ],
 )
 def test_the_interface(kind, text):
-    with breach(Law.INTERFACE, text):
+    with violates(Law.INTERFACE, text):
         assert_sampler_contract(kind())
 
 
@@ -290,12 +297,12 @@ class OwnSeedWithoutGenerator(Own):
 @pytest.mark.parametrize(
     ("kind", "text"),
     [
-        (GlobalTorch, "moved the global state of torch"),
-        (SizesSeededPlacesGlobal, "moved the global state of torch"),
-        (GlobalNumpy, "moved the global state of numpy.random"),
-        (GlobalPython, "(moved the global state of random|gave different masks)"),
+        (GlobalTorch, "changed the global state of torch"),
+        (SizesSeededPlacesGlobal, "changed the global state of torch"),
+        (GlobalNumpy, "changed the global state of numpy.random"),
+        (GlobalPython, "(changed the global state of random|gave different masks)"),
         (CountsItsCalls, "two generators seeded with 0 gave different masks"),
-        (FixedSeed, "four batches of 8 drawn one after another from one generator are equal"),
+        (FixedSeed, "four batches of 8 drawn in turn from one generator are equal"),
         (OneForTheBatch, "every sample has the targets of its batch-mates"),
         (TargetsForTheBatch, "every sample has the targets of its batch-mates"),
         (OwnSeedWithoutGenerator, "without a generator .* torch's global one"),
@@ -304,14 +311,14 @@ class OwnSeedWithoutGenerator(Own):
 def test_pure_function_of_the_generator(kind, text):
     """Traps: sizes seeded and positions not; NumPy's global state; a counter in call order; an
     ignored seed; one target set for a whole batch."""
-    with breach(Law.PURE, text):
+    with violates(Law.PURE, text):
         assert_sampler_contract(kind())
 
 
 @pytest.mark.parametrize("kind", [GlobalTorch, GlobalNumpy, GlobalPython])
 def test_the_contract_leaves_global_generators_alone(kind):
     before = torch.get_rng_state(), numpy.random.get_state()[1].tolist(), random.getstate()
-    with breach(Law.PURE):
+    with violates(Law.PURE):
         assert_sampler_contract(kind(), varies=False)
     assert_sampler_contract(Own())
     after = torch.get_rng_state(), numpy.random.get_state()[1].tolist(), random.getstate()
@@ -333,9 +340,9 @@ class IgnoresTheDevice(Own):
 
 def test_device():
     assert_sampler_contract(Own(), device="meta")
-    with breach(Law.PURE, "device='meta' was asked for, and the context lies on cpu"):
+    with violates(Law.PURE, "a call with device='meta' gave the context on cpu"):
         assert_sampler_contract(IgnoresTheDevice(), device="meta")
-    with breach(Law.PURE, "device='cpu' gave other masks than no device"):
+    with violates(Law.PURE, "device='cpu' gave other masks than no device"):
         assert_sampler_contract(DependsOnTheDevice())
 
 
@@ -351,7 +358,7 @@ def test_without_randomness():
         return masks_of(past, ~past[:, None], (16,))
 
     assert_sampler_contract(causal, varies=False)
-    with breach(Law.PURE, "varies=False if there is nothing to draw"):
+    with violates(Law.PURE, "varies=False if there is nothing to draw"):
         assert_sampler_contract(causal)
 
 
@@ -396,12 +403,12 @@ class HoldsALambda(Own):
     [
         (ReprLacksAnArgument(num_context=3), "eval.* which is not equal to"),
         (ReprRaises(), "evaluating it raised TypeError"),
-        (SeededByItsBirth(), "what deepcopy gave draws other masks"),
-        (HoldsALambda(), "pickle, as DataLoader workers need it, raised"),
+        (SeededByItsBirth(), "the result of deepcopy draws other masks"),
+        (HoldsALambda(), "pickle, which DataLoader workers need, raised"),
     ],
 )
 def test_copies(sampler, text):
-    with breach(Law.COPIES, text):
+    with violates(Law.COPIES, text):
         assert_sampler_contract(sampler)
 
 
@@ -453,17 +460,17 @@ class ChangesItsTable(OwnUniform):
     [
         (OffTheGridAtTheEnds, Law.GUARANTEE, "with uniforms of 0.0, a legal draw, RuntimeError"),
         (OffTheGridNearOne, Law.GUARANTEE, r"with uniforms of 0\.9999999\d*, a legal draw"),
-        (DependsOnItsBatch, Law.BATCH, r"the context of sample \d depends on its batch-mates"),
-        (ChangesItsTable, Law.PURE, r"from_uniforms changed its table, first at \(0, 0\)"),
+        (DependsOnItsBatch, Law.BATCH, r"the context depends on batch-mates, at sample \d"),
+        (ChangesItsTable, Law.PURE, r"from_uniforms changed its table, at index \(0, 0\)"),
     ],
 )
 def test_uniforms(kind, law, text):
     assert_sampler_contract(OwnUniform())
-    with breach(law, text):
+    with violates(law, text):
         assert_sampler_contract(kind())
 
 
-# What it does not see, and its own arguments
+# What it does not test, and its own arguments
 
 
 class PrefixOfTheShortest(Own):
@@ -475,7 +482,7 @@ class PrefixOfTheShortest(Own):
         return masks_of(context & (context.cumsum(1) <= shortest), (order >= 8)[:, None])
 
 
-def test_a_prefix_is_no_breach():
+def test_a_prefix_is_no_violation():
     assert_sampler_contract(PrefixOfTheShortest())
 
 

@@ -1,4 +1,4 @@
-"""The laws as functions, for a user's own components; `strategies` holds hypothesis's part."""
+"""Tests of the laws for a user's own components; hypothesis strategies are in `strategies`."""
 
 from jepakit.testing.encoder import assert_encoder_contract
 from jepakit.testing.loss import assert_loss_contract

@@ -1,17 +1,20 @@
-"""`assert_sampler_contract`: what every mask sampler keeps."""
+"""`assert_sampler_contract`: the laws of a mask sampler."""
 
+import copy
+import inspect
+import pickle
+import sys
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from jepakit._checks import check_bool, check_int
-from jepakit.masking import MaskSampler, NestedMask
+import jepakit.masking
+from jepakit._checks import as_bool, as_int
+from jepakit.masking import MaskSampler
 from jepakit.masking.base import promised_tokens
-from jepakit.testing.breach import Law, fail, first_of
-from jepakit.testing.copies import check_copies
-from jepakit.testing.draws import drawn_by, generator_of, members_of, same_masks
-from jepakit.testing.global_random import global_seed, global_states
+from jepakit.testing._global_random import global_seed, global_states
+from jepakit.testing._violation import Law, fail, first_index
 from jepakit.tokens import Masks, TokenSet
 
 __all__ = ["assert_sampler_contract"]
@@ -27,123 +30,155 @@ def assert_sampler_contract(
     varies: bool = True,
     device: torch.device | str = "cpu",
 ) -> None:
-    r"""Raise unless a sampler keeps the laws of masks.
+    r"""Raise unless a sampler follows the laws of masks.
 
-    Law 1: for every sample, $|C| \ge$ `min_context` and $C \cap T_j = \emptyset$, no $T_j$ is empty
-    and every index is on the grid. Law 2: the masks are a function of the generator alone, on every
-    device, and no global random state is read or moved. Law 13: `deepcopy`, `pickle` and, where
-    `repr` is an expression, what it builds draw the same.
+    - Law 1: for every sample, $|C| \ge$ `min_context` and $C \cap T_j = \emptyset$, no $T_j$ is
+      empty and every index lies on the grid.
+    - Law 2: the masks are a function of the generator alone, on every device; no global random
+      state is read or advanced.
+    - Law 13: `deepcopy`, `pickle` and `repr`, where it is an expression, give a sampler that draws
+      the same masks.
 
-    A sampler with `grid_size`, `num_targets`, `min_context_tokens` or an int `context_length` (the number of
-    tokens of every context) is held to them. One with `num_uniforms` and
-    `from_uniforms(table)`, as jepakit's own, must be a function of that table, the ends of the
-    uniforms included, and with `per_sample` of each row by itself.
+    Attributes are part of the contract: the masks must agree with `grid_size`, `num_targets`,
+    `min_context_tokens` and an int `context_length` (the number of tokens of every context) where
+    the sampler has them. Where it has `num_uniforms` and `from_uniforms(table)`, as jepakit's
+    samplers do, the masks must be a function of that table, also at the ends of [0, 1); with
+    `per_sample` those of a sample depend on its row alone.
 
-    What this does not see: how often each position is shown. Copies are pickled only where the
-    sampler's class can be imported by name.
+    Not tested: how often each position is shown. Copies are pickled only if the sampler's class can
+    be imported by name.
 
     Args:
-        sampler: Called `(batch_size, generator=..., device=...)`; gives `Masks` or a list of them.
-        batch_size: Samples in a batch; at least 2.
-        num_samples: Samples that law 1 is looked at in besides, all in one batch; what goes wrong
-            in a share $p$ of samples is missed with a chance of $(1 - p)^n$.
-        seed: Of the generators that the sampler is given.
-        min_context: Tokens that every context has at least. None for the sampler's own `min_context_tokens` (or
-            its int `context_length`, where that is less; its members' in `samplers`, where it gives
-            a list), and 1 where it has none.
-        varies: Expect batches, and the targets in a batch, to differ. False for a sampler without
-            randomness or with one draw for a batch, or on a grid with hardly any choice.
-        device: Where masks are drawn too; they must be those of the CPU, and lie on it. On
+        sampler: Called `(batch_size, generator=..., device=...)`; returns `Masks` or a list.
+        batch_size: Number of samples; at least 2.
+        num_samples: Samples of one further batch that tests law 1; an error in a fraction $p$ of
+            the samples is missed with probability $(1 - p)^n$.
+        seed: For the generators that are passed to the sampler.
+        min_context: Tokens that every context has at least. None for the sampler's own
+            `min_context_tokens` (or its int `context_length`, where that is less; those of its
+            members in `samplers`, where it returns a list), and 1 where it has none.
+        varies: Require that batches, and the targets in a batch, differ. False for a sampler
+            without randomness, one draw per batch, or a grid with hardly any choice.
+        device: Where masks are drawn too; they must lie there and equal those of the CPU. On
             `"meta"` only their shapes are compared.
 
     Raises:
-        AssertionError: Names the law that is broken, what was seen, and where.
+        AssertionError: Names the violated law, what was found, and where.
         ValueError: If `batch_size` is below 2 or `min_context` negative.
 
     Example:
         >>> from jepakit import MultiBlockMask
         >>> from jepakit.testing import assert_sampler_contract
         >>> assert_sampler_contract(MultiBlockMask((14, 14), min_context_coverage=0.25))
-
-    Source:
-        jepakit's own.
     """
-    check_int("batch_size", batch_size, minimum=2)
-    check_int("num_samples", num_samples, minimum=1)
-    check_bool("varies", varies)
+    batch_size = as_int("batch_size", batch_size, minimum=2)
+    num_samples = as_int("num_samples", num_samples, minimum=1)
+    seed = as_int("seed", seed)
+    as_bool("varies", varies)
     if min_context is not None:
-        check_int("min_context", min_context, minimum=0)
+        min_context = as_int("min_context", min_context, minimum=0)
     for size in (1, batch_size, num_samples):
-        _check_guarantee(sampler, drawn_by(sampler, size, seed), size, min_context)
+        _check_guarantee(sampler, _draw(sampler, size, seed), size, min_context)
     _check_pure(sampler, batch_size, seed, device)
     if varies:
         _check_varies(sampler, batch_size, seed)
-    check_copies(sampler, batch_size, seed)
+    _check_copies(sampler, batch_size, seed)
     if hasattr(sampler, "from_uniforms") and hasattr(sampler, "num_uniforms"):
         _check_uniforms(sampler, batch_size, seed, min_context)
+
+
+def _seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _draw(sampler: Any, batch_size: int, seed: int) -> Any:
+    return sampler(batch_size, generator=_seeded(seed))
+
+
+def _as_list(drawn: Any) -> list[Masks]:
+    """The drawn `Masks`: one for each context of an image."""
+    members = drawn if isinstance(drawn, list) else [drawn]
+    if not members or not all(isinstance(masks, Masks) for masks in members):
+        types = ", ".join(sorted({type(masks).__name__ for masks in members})) or "an empty list"
+        fail(Law.INTERFACE, f"a sampler must return Masks or a list of Masks, got {types}")
+    return list(members)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    ours, theirs = _as_list(one), _as_list(other)
+    return len(ours) == len(theirs) and all(
+        a.grid_size == b.grid_size and torch.equal(a.idx, b.idx) and torch.equal(a.valid, b.valid)
+        for mine, yours in zip(ours, theirs, strict=True)
+        for a, b in ((mine.context, yours.context), (mine.targets, yours.targets))
+    )
 
 
 # Law 1
 
 
-def _check_guarantee(sampler: Any, drawn: Any, batch_size: int, floor: int | None) -> None:
-    members = members_of(drawn)
-    floors = promised_tokens(sampler, len(members)) if floor is None else [floor] * len(members)
-    for masks, least in zip(members, floors, strict=True):
-        for name, tokens in (("context", masks.context), ("targets", masks.targets)):
-            try:  # the values are checked when a set is built, so build it again
-                TokenSet(tokens.idx, tokens.valid, tokens.grid_size, tokens.padded)
-            except (TypeError, ValueError) as error:
-                fail(Law.GUARANTEE, f"the {name} is no legal TokenSet; {error}")
-            if len(tokens.idx) != batch_size:
-                fail(Law.INTERFACE, f"asked for {batch_size} samples, {name} has {len(tokens.idx)}")
-            grid = getattr(sampler, "grid_size", tokens.grid_size)
-            if tokens.grid_size != grid:
-                fail(
-                    Law.INTERFACE, f"grid_size is {grid}, {name} is on the grid {tokens.grid_size}"
-                )
-        asked, given = getattr(sampler, "num_targets", None), masks.targets.shape[1]
-        if given == 0 or (isinstance(asked, int) and asked != given):
-            rule = f"num_targets={asked}" if isinstance(asked, int) else "at least one"
-            fail(Law.GUARANTEE, f"{given} targets for each sample, must be {rule}")
-        _check_sets(masks.context.to_mask(), masks.targets.to_mask(), least)
-        _check_length(sampler, masks.context.counts())
+def _check_guarantee(sampler: Any, drawn: Any, batch_size: int, min_context: int | None) -> None:
+    members = _as_list(drawn)
+    if min_context is None:
+        minimums = promised_tokens(sampler, len(members))
+    else:
+        minimums = [min_context] * len(members)
+    for masks, minimum in zip(members, minimums, strict=True):
+        _check_attributes(sampler, masks, batch_size)
+        _check_sets(masks.context.to_mask(), masks.targets.to_mask(), minimum)
+        _check_context_length(sampler, masks.context.counts())
 
 
-def _check_sets(context: Tensor, targets: Tensor, floor: int) -> None:
+def _check_attributes(sampler: Any, masks: Masks, batch_size: int) -> None:
+    for name, tokens in (("context", masks.context), ("targets", masks.targets)):
+        try:  # the constructor checks the values, which may have been changed in place since
+            TokenSet(tokens.idx, tokens.valid, tokens.grid_size, tokens.padded)
+        except (TypeError, ValueError) as error:
+            fail(Law.GUARANTEE, f"the {name} is not a legal TokenSet: {error}")
+        if len(tokens) != batch_size:
+            fail(Law.INTERFACE, f"batch_size is {batch_size}, {name} has {len(tokens)} samples")
+        grid = tuple(getattr(sampler, "grid_size", tokens.grid_size))
+        if tokens.grid_size != grid:
+            fail(Law.INTERFACE, f"grid_size is {grid}, {name} is on the grid {tokens.grid_size}")
+    expected, found = getattr(sampler, "num_targets", None), masks.targets.shape[1]
+    if found == 0 or (isinstance(expected, int) and expected != found):
+        rule = f"num_targets={expected}" if isinstance(expected, int) else "at least one"
+        fail(Law.GUARANTEE, f"{found} targets for each sample, must be {rule}")
+
+
+def _check_sets(context: Tensor, targets: Tensor, minimum: int) -> None:
     shared = context[:, None] & targets
     if shared.any():
-        sample, target, position = first_of(shared)
+        sample, target, position = first_index(shared)
+        count = int(shared[sample].any(dim=0).sum())
         fail(
             Law.GUARANTEE,
-            f"the context of sample {sample} holds position {position} of its target {target}; "
-            f"{int(shared.any(1).sum(1)[sample])} positions of that sample are in both",
+            f"context and targets overlap (number of positions: {count})",
+            where=f"sample {sample}, target {target}, position {position}",
         )
     empty = ~targets.any(dim=-1)
     if empty.any():
-        sample, target = first_of(empty)
-        fail(Law.GUARANTEE, f"target {target} of sample {sample} is empty")
+        sample, target = first_index(empty)
+        fail(Law.GUARANTEE, "a target is empty", where=f"sample {sample}, target {target}")
     counts = context.sum(dim=1)
-    if (counts < floor).any():
-        (sample,) = first_of(counts < floor)
+    if (counts < minimum).any():
+        (sample,) = first_index(counts < minimum)
         fail(
             Law.GUARANTEE,
-            f"the context of sample {sample} has {int(counts[sample])} tokens, must have at least "
-            f"{floor}",
+            f"the context has {int(counts[sample])} tokens, must have at least {minimum}",
+            where=f"sample {sample}",
         )
 
 
-def _check_length(sampler: Any, counts: Tensor) -> None:
+def _check_context_length(sampler: Any, counts: Tensor) -> None:
     length = getattr(sampler, "context_length", None)
-    if not isinstance(length, int) or isinstance(sampler, NestedMask):
-        return  # nested blocks count cells of their coarsest level
-    if (counts != length).any():
-        (sample,) = first_of(counts != length)
-        fail(
-            Law.GUARANTEE,
-            f"the context of sample {sample} has {int(counts[sample])} tokens, and the sampler's "
-            f"context_length is {length}",
-        )
+    if not isinstance(length, int) or (counts == length).all():
+        return
+    (sample,) = first_index(counts != length)
+    fail(
+        Law.GUARANTEE,
+        f"the context has {int(counts[sample])} tokens, context_length is {length}",
+        where=f"sample {sample}",
+    )
 
 
 # Law 2
@@ -151,105 +186,150 @@ def _check_length(sampler: Any, counts: Tensor) -> None:
 
 def _check_pure(sampler: Any, batch_size: int, seed: int, device: torch.device | str) -> None:
     drawn = []
-    for other in (seed + 1, seed + 2):
-        with global_seed(other):
+    for global_state in (seed + 1, seed + 2):
+        with global_seed(global_state):
             before = global_states()
-            drawn.append(drawn_by(sampler, batch_size, seed))
+            drawn.append(_draw(sampler, batch_size, seed))
             for name, state in global_states().items():
                 if state != before.get(name, state):
-                    fail(
-                        Law.PURE,
-                        f"the sampler was given a generator and moved the global state of {name}",
-                    )
-    if not same_masks(*drawn):
+                    fail(Law.PURE, f"a call with a generator changed the global state of {name}")
+    if not _equal(*drawn):
         fail(
             Law.PURE,
-            f"two generators seeded with {seed} gave different masks; the sampler draws on "
-            "something else, or keeps state between calls",
+            f"two generators seeded with {seed} gave different masks",
+            hint="the sampler draws from something else, or keeps state between calls",
         )
-    for asked in dict.fromkeys(("cpu", str(device))):
-        there = members_of(sampler(batch_size, generator=generator_of(seed), device=asked))
-        _check_device(there, members_of(drawn[0]), asked)
+    for where in dict.fromkeys(("cpu", str(device))):
+        moved = _as_list(sampler(batch_size, generator=_seeded(seed), device=where))
+        _check_device(moved, _as_list(drawn[0]), where)
     drawn.clear()
     for _ in range(2):
         with global_seed(seed):
             drawn.append(sampler(batch_size))
-    if not same_masks(*drawn):
+    if not _equal(*drawn):
         fail(
             Law.PURE,
-            "without a generator the masks must be a function of torch's global one; seeded twice "
-            f"with {seed} it gave different masks",
+            "without a generator the masks must be a function of torch's global one, which gave "
+            f"different masks when seeded twice with {seed}",
         )
 
 
-def _check_device(there: list[Masks], here: list[Masks], asked: str) -> None:
-    wanted = torch.device(asked)
-    for masks in there:
+def _check_device(moved: list[Masks], expected: list[Masks], device: str) -> None:
+    wanted = torch.device(device)
+    for masks in moved:
         for name, tokens in (("context", masks.context), ("targets", masks.targets)):
             found = tokens.device
             if found.type != wanted.type or wanted.index not in (None, found.index):
-                fail(Law.PURE, f"device={asked!r} was asked for, and the {name} lies on {found}")
-    if wanted.type == "meta":  # where there are no values
-        shapes = [[(m.context.shape, m.targets.shape) for m in drawn] for drawn in (there, here)]
-        same = shapes[0] == shapes[1]
+                fail(Law.PURE, f"a call with device={device!r} gave the {name} on {found}")
+    if wanted.type == "meta":  # tensors without values
+        shapes = [
+            [(m.context.shape, m.targets.shape) for m in drawn] for drawn in (moved, expected)
+        ]
+        equal = shapes[0] == shapes[1]
     else:
-        same = same_masks(*([masks.to("cpu") for masks in drawn] for drawn in (there, here)))
-    if not same:
-        fail(Law.PURE, f"device={asked!r} gave other masks than no device")
+        equal = _equal(*([masks.to("cpu") for masks in drawn] for drawn in (moved, expected)))
+    if not equal:
+        fail(Law.PURE, f"device={device!r} gave other masks than no device")
 
 
 def _check_varies(sampler: Any, batch_size: int, seed: int) -> None:
-    generator = generator_of(seed)
+    generator = _seeded(seed)
     batches = [sampler(batch_size, generator=generator) for _ in range(4)]
-    if all(same_masks(batches[0], batch) for batch in batches[1:]):
+    if all(_equal(batches[0], batch) for batch in batches[1:]):
         fail(
             Law.PURE,
-            f"four batches of {batch_size} drawn one after another from one generator are equal; "
-            "the sampler does not draw on it (varies=False if there is nothing to draw)",
+            f"four batches of {batch_size} drawn in turn from one generator are equal",
+            hint="the sampler does not draw from it; varies=False if there is nothing to draw",
         )
     for batch in batches:
-        for masks in members_of(batch):
+        for masks in _as_list(batch):
             targets = masks.targets.to_mask()
             if (targets != targets[:1]).any():
                 return
     fail(
         Law.PURE,
-        f"in four batches of {batch_size} every sample has the targets of its batch-mates; each "
-        "must draw its own (varies=False if there is nothing to draw, or one draw for a batch)",
+        f"in four batches of {batch_size} every sample has the targets of its batch-mates",
+        hint="each sample must draw its own; varies=False if there is nothing to draw, or one draw "
+        "per batch",
     )
+
+
+# Law 13
+
+
+def _check_copies(sampler: Any, batch_size: int, seed: int) -> None:
+    expected = _draw(sampler, batch_size, seed)
+    copies = {"deepcopy": copy.deepcopy(sampler)}
+    if _importable(sampler):
+        try:
+            copies["pickle"] = pickle.loads(pickle.dumps(sampler))
+        except Exception as error:
+            fail(Law.COPIES, f"pickle, which DataLoader workers need, raised {error!r}")
+    text = repr(sampler)
+    try:
+        copies[f"eval({text!r})"] = eval(text, _names_in_repr(sampler))
+    except (SyntaxError, NameError):
+        pass  # not an expression, or one of names that are not known here
+    except Exception as error:
+        fail(Law.COPIES, f"repr {text!r} looks like a call, and evaluating it raised {error!r}")
+    # An object without an `__eq__` of its own equals itself alone.
+    comparable = any("__eq__" in vars(base) for base in type(sampler).__mro__[:-1])
+    for how, copied in copies.items():
+        if comparable and copied != sampler:
+            fail(Law.COPIES, f"{how} gave {copied!r}, which is not equal to {sampler!r}")
+        if not callable(copied) or not _equal(_draw(copied, batch_size, seed), expected):
+            fail(Law.COPIES, f"the result of {how} draws other masks from the same generator")
+
+
+def _importable(sampler: Any) -> bool:
+    """True if pickle can find the sampler's class, or the sampler if it is a function, by name."""
+    definition = sampler if inspect.isroutine(sampler) else type(sampler)
+    found: Any = sys.modules.get(definition.__module__ or "")
+    for name in definition.__qualname__.split("."):
+        found = getattr(found, name, None)
+    return found is definition
+
+
+def _names_in_repr(sampler: Any) -> dict[str, Any]:
+    module = sys.modules.get(type(sampler).__module__)
+    return {**vars(jepakit.masking), **(vars(module) if module else {})}
 
 
 # Samplers that are a function of a table of uniforms
 
 
-def _check_uniforms(sampler: Any, batch_size: int, seed: int, floor: int | None) -> None:
-    generator = generator_of(seed)
+def _check_uniforms(sampler: Any, batch_size: int, seed: int, min_context: int | None) -> None:
+    generator = _seeded(seed)
     table = torch.rand(batch_size, sampler.num_uniforms, generator=generator)
     given = table.clone()
     drawn = sampler.from_uniforms(given)
     if not torch.equal(given, table):
-        fail(Law.PURE, f"from_uniforms changed its table, first at {first_of(given != table)}")
-    if not same_masks(sampler.from_uniforms(table), drawn):
+        index = first_index(given != table)
+        fail(Law.PURE, "from_uniforms changed its table", where=f"index {index}")
+    if not _equal(sampler.from_uniforms(table), drawn):
         fail(Law.PURE, "from_uniforms gave different masks for one table")
-    for end in (0.0, 1 - 2**-24):
-        for share in (1.0, 0.5):
-            fixed = torch.rand(table.shape, generator=generator) < share
-            extremes = table.masked_fill(fixed, end)
+    for end in (0.0, 1 - 2**-24):  # the smallest and the largest float32 that `torch.rand` gives
+        for fraction in (1.0, 0.5):
+            at_end = torch.rand(table.shape, generator=generator) < fraction
+            extremes = table.masked_fill(at_end, end)
             try:
-                _check_guarantee(sampler, sampler.from_uniforms(extremes), batch_size, floor)
+                _check_guarantee(sampler, sampler.from_uniforms(extremes), batch_size, min_context)
             except Exception as error:
-                seen = f"with uniforms of {end!r}, a legal draw, {type(error).__name__}: {error}"
-                raise AssertionError(f"{Law.GUARANTEE}: {seen}") from error
-    if not getattr(sampler, "per_sample", False):
-        return
-    for sample in range(batch_size):
-        lone = sampler.from_uniforms(table[sample : sample + 1])
-        for mine, batch in zip(members_of(lone), members_of(drawn), strict=True):
+                found = f"with uniforms of {end!r}, a legal draw, {type(error).__name__}: {error}"
+                raise AssertionError(f"{Law.GUARANTEE}: {found}") from error
+    if getattr(sampler, "per_sample", False):
+        _check_per_sample(sampler, table, drawn)
+
+
+def _check_per_sample(sampler: Any, table: Tensor, drawn: Any) -> None:
+    for sample in range(len(table)):
+        alone = sampler.from_uniforms(table[sample : sample + 1])
+        for mine, batch in zip(_as_list(alone), _as_list(drawn), strict=True):
             for name in ("context", "targets"):
-                one = getattr(mine, name).to_mask()[0]
-                if not torch.equal(one, getattr(batch, name).to_mask()[sample]):
+                mask = getattr(mine, name).to_mask()[0]
+                if not torch.equal(mask, getattr(batch, name).to_mask()[sample]):
                     fail(
                         Law.BATCH,
-                        f"per_sample is True, but the {name} of sample {sample} depends on its "
-                        "batch-mates",
+                        f"per_sample is True, but the {name} depends on batch-mates",
+                        where=f"sample {sample}",
                     )

@@ -1,4 +1,4 @@
-"""What modules are probed with: a copy with moved parameters, and ragged sets of every kind."""
+"""Inputs of the contracts for modules: a perturbed copy of the module, and ragged token sets."""
 
 import copy
 import math
@@ -15,8 +15,8 @@ __all__: list[str] = []
 T = TypeVar("T")
 
 
-def moved_copy(part: T, generator: torch.Generator, scale: float = 0.02) -> T:
-    """A copy in eval mode whose parameters are moved a little.
+def perturbed_copy(part: T, generator: torch.Generator, scale: float = 0.02) -> T:
+    """Copy `part` in eval mode and add noise to its parameters.
 
     Biases of 0, a zero-initialised last layer or a layer scale of 1e-5 would hide what a part does.
     """
@@ -31,20 +31,20 @@ def moved_copy(part: T, generator: torch.Generator, scale: float = 0.02) -> T:
     return part
 
 
-def trainable(part: object) -> dict[str, Tensor]:
-    """Parameters that ask for a gradient, by name; none if `part` is no module."""
+def trainable_parameters(part: object) -> dict[str, Tensor]:
+    """Parameters with `requires_grad`, by name; none if `part` is not a module."""
     if not isinstance(part, nn.Module):
         return {}
     return {name: tensor for name, tensor in part.named_parameters() if tensor.requires_grad}
 
 
-def ragged_sets(
+def ragged_token_sets(
     grid_size: tuple[int, ...],
     batch_shape: tuple[int, ...],
     generator: torch.Generator,
     device: torch.device,
     *,
-    extra: int = 0,
+    extra_padding: int = 0,
 ) -> TokenSet:
     """Sets of random sizes from 1 up; the first has one member, the second is the whole grid."""
     size = math.prod(grid_size)
@@ -52,25 +52,26 @@ def ragged_sets(
     counts.view(-1)[0] = 1
     counts.view(-1)[1:2] = size
     order = torch.rand(*batch_shape, size, generator=generator).argsort(dim=-1)
-    # The set with one member is not patch 0, which is where padding points.
+    # The only member of the first set is the last patch: padding has index 0, so with patch 0 an
+    # encoder that treats padding as patch 0 would go unnoticed.
     order.view(-1, size)[0] = size - 1 - torch.arange(size)
     tokens = TokenSet.from_mask(order < counts.unsqueeze(-1), grid_size).to(device)
-    return wider(tokens, extra)
+    return padded_further(tokens, extra_padding)
 
 
-def wider(tokens: TokenSet, extra: int) -> TokenSet:
+def padded_further(tokens: TokenSet, extra_padding: int) -> TokenSet:
     """The same sets with more padding, marked as padded."""
-    idx, valid = F.pad(tokens.idx, (0, extra)), F.pad(tokens.valid, (0, extra))
+    idx, valid = F.pad(tokens.idx, (0, extra_padding)), F.pad(tokens.valid, (0, extra_padding))
     return TokenSet(idx, valid, tokens.grid_size, padded=True)
 
 
-def alone(tokens: TokenSet, sample: int) -> TokenSet:
-    """One sample's sets with no more padding than they need."""
+def single_sample(tokens: TokenSet, sample: int) -> TokenSet:
+    """The sets of one sample, as a batch of 1 without needless padding."""
     return TokenSet.from_mask(tokens.to_mask()[sample : sample + 1], tokens.grid_size)
 
 
-def without(tokens: TokenSet, samples: slice) -> TokenSet:
-    """The same sets, those of some samples emptied."""
+def emptied(tokens: TokenSet, samples: slice) -> TokenSet:
+    """The same sets, those of `samples` without any member; one entry of padding is added."""
     mask = tokens.to_mask()
     mask[samples] = False
-    return wider(TokenSet.from_mask(mask, tokens.grid_size), 1)
+    return padded_further(TokenSet.from_mask(mask, tokens.grid_size), 1)

@@ -1,4 +1,4 @@
-"""The global random states that a pure function of its generator neither reads nor moves."""
+"""Global random states, which a pure function of its generator neither reads nor advances."""
 
 import random
 import sys
@@ -13,15 +13,15 @@ from jepakit._checks import TYPECHECK
 __all__: list[str] = []
 
 
-def _numpy() -> Any:
-    # Whoever draws on NumPy has imported it; the contracts themselves do not need it.
+def _numpy_if_imported() -> Any:
+    # Code that draws from NumPy has imported it; the contracts themselves do not need it.
     return sys.modules.get("numpy")
 
 
 @contextmanager
 def global_seed(seed: int) -> Iterator[None]:
-    """Seed the global generators of torch (CPU), Python and NumPy; put back what was there."""
-    numpy = _numpy()
+    """Seed the global generators of torch (CPU), Python and NumPy; restore their states after."""
+    numpy = _numpy_if_imported()
     before = torch.get_rng_state(), random.getstate(), numpy and numpy.random.get_state()
     torch.default_generator.manual_seed(seed)
     random.seed(seed)
@@ -38,11 +38,11 @@ def global_seed(seed: int) -> Iterator[None]:
 
 def global_states() -> dict[str, Any]:
     """The state of every global generator, comparable by `==`."""
-    numpy = _numpy()
+    numpy = _numpy_if_imported()
     states: dict[str, Any] = {"torch": torch.get_rng_state().tolist()}
-    if not TYPECHECK:  # beartype itself draws on `random`
+    if not TYPECHECK:  # beartype itself draws from `random`
         states["random"] = random.getstate()
     if numpy:
-        kind, keys, *rest = numpy.random.get_state()
-        states["numpy.random"] = (kind, keys.tolist(), *rest)
+        name, keys, *rest = numpy.random.get_state()
+        states["numpy.random"] = (name, keys.tolist(), *rest)
     return states

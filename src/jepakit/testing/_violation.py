@@ -1,4 +1,4 @@
-"""How a contract fails: an `AssertionError` that names the law, what was seen, and where."""
+"""Violations of a contract: an `AssertionError` that names the law, what was found, and where."""
 
 from enum import StrEnum
 from typing import NoReturn
@@ -6,11 +6,11 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-__all__ = ["Law", "fail", "first_of", "require_close"]
+__all__: list[str] = []
 
 
 class Law(StrEnum):
-    """The laws that the contracts look at, as their texts name them."""
+    """Names of the laws that the contracts test."""
 
     INTERFACE = "interface"
     GUARANTEE = "law 1, guarantee"
@@ -27,14 +27,24 @@ class Law(StrEnum):
     LEARNS = "every parameter learns"
 
 
-def fail(law: Law, seen: str) -> NoReturn:
-    """Raise the `AssertionError` of a broken law."""
-    raise AssertionError(f"{law}: {seen}")
+def fail(law: Law, found: str, *, where: str = "", hint: str = "") -> NoReturn:
+    """Raise `AssertionError("law: found, at where; hint")`."""
+    place = f", at {where}" if where else ""
+    advice = f"; {hint}" if hint else ""
+    raise AssertionError(f"{law}: {found}{place}{advice}")
 
 
-def first_of(flags: Tensor) -> tuple[int, ...]:
+def first_index(flags: Tensor) -> tuple[int, ...]:
     """Index of the first True."""
     return tuple(flags.nonzero()[0].tolist())
+
+
+def require_finite(law: Law, what: str, values: Tensor) -> None:
+    """Fail if `values` holds NaN or infinity."""
+    bad = ~torch.isfinite(values)
+    if bad.any():
+        index = first_index(bad)
+        fail(law, f"{what} is {values[index].item()}", where=f"index {index}")
 
 
 def require_close(
@@ -49,21 +59,20 @@ def require_close(
     """Fail unless two tensors agree to `tolerance` times `scale`, the largest expected value."""
     actual, expected = actual.detach(), expected.detach()
     if actual.shape != expected.shape:
-        fail(law, f"{what}: shape {tuple(actual.shape)} against {tuple(expected.shape)}")
+        fail(law, f"{what}: shape {tuple(actual.shape)} instead of {tuple(expected.shape)}")
     if actual.numel() == 0:
         return
     for tensor in (actual, expected):
-        if not torch.isfinite(tensor).all():
-            where = first_of(~torch.isfinite(tensor))
-            fail(law, f"{what}: {float(tensor[where])} at {where}")
+        require_finite(law, f"{what}: a value", tensor)
     largest = float(expected.abs().max()) if scale is None else scale
     gaps = (actual - expected).abs()
     gap = float(gaps.max())
     if gap > tolerance * largest:
-        where = first_of(gaps == gap)
+        index = first_index(gaps == gap)
         fail(
             law,
-            f"{what}: {float(actual[where]):.6g} against {float(expected[where]):.6g} at {where}, "
-            f"a difference of {gap:.3g} where {tolerance:g} of the largest value {largest:.3g} is "
-            "allowed",
+            f"{what}: {float(actual[index]):.6g} instead of {float(expected[index]):.6g}",
+            where=f"index {index}",
+            hint=f"the difference {gap:.3g} exceeds {tolerance:g} of the largest value "
+            f"{largest:.3g}",
         )

@@ -1,4 +1,4 @@
-"""Random samplers of every kind, for fuzzing: by hypothesis, or by a loop with `random.Random`."""
+"""Random samplers of every class, for property tests; the strategy is in `tests.strategies`."""
 
 import math
 import random
@@ -17,15 +17,16 @@ from jepakit.masking import (
     RandomMask,
     TubeMask,
 )
-from jepakit.masking.context import needed_tokens
-from jepakit.masking.grow import exact_count, num_rounds
-
-__all__: list[str] = []
 
 Grid = tuple[int, ...]
 # Largest sides, by the number of axes.
 LARGEST: dict[int, Grid] = {1: (1024,), 2: (32, 32), 3: (16, 24, 24)}
 SMALL: dict[int, Grid] = {1: (20,), 2: (9, 9), 3: (4, 5, 5)}
+
+
+def needed_tokens(min_context_coverage: float, num_positions: int) -> int:
+    """Tokens of a coverage, at least 1."""
+    return max(1, math.ceil(min_context_coverage * num_positions - 1e-9))
 
 
 def random_grid(rng: random.Random, axes: int, largest: dict[int, Grid]) -> Any:
@@ -92,11 +93,15 @@ def random_mask(rng: random.Random, axes: int, largest: dict[int, Grid]) -> Rand
     return RandomMask(grid, target_ratio=sampler.target_ratio, context_length=length)
 
 
-def shares(rng: random.Random, ratio: float, grid: tuple[int, int]) -> tuple[float, float]:
-    """A range of blocks' shares; of one value where a block has all of the set anyway."""
+def random_block_scale(
+    rng: random.Random, ratio: float, grid: tuple[int, int]
+) -> tuple[float, float]:
+    """A range of block areas; a single value where the smallest block is the whole set anyway."""
     low, high = between(rng, 0.03, 1.0)
-    one_block = num_rounds(grid, exact_count("ratio", ratio, grid), (low, high)) == 1
-    return (high, high) if one_block else (low, high)
+    size = math.prod(grid)
+    count = min(max(1, math.floor(ratio * size + 0.5)), size - 1)
+    smallest = max(1, math.floor(low * size + 0.5))
+    return (high, high) if smallest >= count else (low, high)
 
 
 def block(rng: random.Random, axes: int, largest: dict[int, Grid]) -> BlockMask:
@@ -104,7 +109,7 @@ def block(rng: random.Random, axes: int, largest: dict[int, Grid]) -> BlockMask:
     return BlockMask(
         grid,
         target_ratio=ratio,
-        block_scale=shares(rng, ratio, grid),
+        block_scale=random_block_scale(rng, ratio, grid),
         block_aspect_ratio=between(rng, 0.1, 10.0),
     )
 
@@ -114,7 +119,7 @@ def inverse_block(rng: random.Random, axes: int, largest: dict[int, Grid]) -> In
     return InverseBlockMask(
         grid,
         context_ratio=ratio,
-        block_scale=rng.choice([(1.0, 1.0), shares(rng, ratio, grid)]),
+        block_scale=rng.choice([(1.0, 1.0), random_block_scale(rng, ratio, grid)]),
         block_aspect_ratio=between(rng, 0.1, 10.0),
     )
 
@@ -177,7 +182,7 @@ def mixture(rng: random.Random, axes: int, largest: dict[int, Grid]) -> MultiCon
     return MultiContextMask(tuple(members))
 
 
-# For each sampler, what draws one and on grids of how many axes.
+# For each class: the function that draws a sampler, and the numbers of axes of its grids.
 KINDS: dict[str, tuple[Callable[..., Any], tuple[int, ...]]] = {
     "MultiBlockMask": (multi_block, (1, 2, 3)),
     "RandomMask": (random_mask, (1, 2, 3)),
@@ -194,7 +199,7 @@ KINDS: dict[str, tuple[Callable[..., Any], tuple[int, ...]]] = {
 def feasible(
     make: Callable[..., Any], rng: random.Random, axes: int, largest: dict[int, Grid]
 ) -> Any:
-    """The first sampler drawn that exists."""
+    """Draw until a sampler is feasible."""
     while True:
         try:
             return make(rng, axes, largest)
@@ -203,6 +208,6 @@ def feasible(
 
 
 def random_sampler(kind: str, rng: random.Random, largest: dict[int, Grid] = LARGEST) -> Any:
-    """A feasible sampler of a kind."""
+    """A feasible sampler of the class with this name."""
     make, axes = KINDS[kind]
     return feasible(make, rng, rng.choice(axes), largest)
