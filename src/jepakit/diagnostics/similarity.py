@@ -38,9 +38,6 @@ def alignment(
         valid: True where a row counts. All rows if None.
         exponent: $\gamma$, above 0.
 
-    Returns:
-        A float64 scalar.
-
     Raises:
         ValueError: If the shapes differ, there is no valid row, or one of them is not finite.
 
@@ -82,9 +79,6 @@ def uniformity(
         features: Feature vectors; all axes but the last are rows.
         valid: True where a row counts. All rows if None.
         t: Sharpness of the kernel, above 0.
-
-    Returns:
-        A float64 scalar, at most 0.
 
     Raises:
         ValueError: If there are fewer than 2 valid rows, or one of them is not finite.
@@ -141,9 +135,6 @@ def teacher_student_cosine(
         teacher: The teacher's features, row by row.
         valid: True where a row counts. All rows if None.
         centred: Subtract each side's mean over the valid rows.
-
-    Returns:
-        A float64 scalar in [-1, 1].
 
     Raises:
         ValueError: If the shapes differ, there is no valid row, or one of them is not finite.

@@ -35,16 +35,13 @@ def effective_rank(
     means a total variance of at most $10^{-12}$ of the mean square, which is what rounding leaves
     in constant float32 features.
 
-    Computed in float64, without a gradient, from the smaller of the covariance (`d` x `d`) and the
-    Gram matrix (rows x rows). The eigenvalue solver needs a host synchronisation: call it every so
-    many steps, not in a compiled forward.
+    Computed from the smaller of the covariance (`d` x `d`) and the Gram matrix (rows x rows). The
+    eigenvalue solver needs a host synchronisation: call it every so many steps, not in a compiled
+    forward.
 
     Args:
         features: Feature vectors; all axes but the last are rows.
         valid: True where a row counts. All rows if None.
-
-    Returns:
-        The effective rank in dimensions, a float64 scalar.
 
     Raises:
         ValueError: If there are fewer than 2 valid rows, or one of them is not finite.
@@ -84,9 +81,6 @@ def rankme(
             the paper takes 25,600.
         valid: True where a row counts. All rows if None.
 
-    Returns:
-        RankMe in dimensions, a float64 scalar.
-
     Raises:
         ValueError: If there is no valid row, or one of them is not finite.
 
@@ -121,17 +115,13 @@ def alpha_req(
     paper finds that features transfer best around 1; far above, a few directions hold all variance.
     Eigenvalues that are rounding, below $10^{-13}$ of the largest, are left out. With fewer rows
     than dimensions the tail of the spectrum depends on the sample size, so choose `last` well below
-    the number of rows.
+    the number of rows. NaN where fewer than two eigenvalues are left, as in a collapse.
 
     Args:
         features: Feature vectors; all axes but the last are rows.
         valid: True where a row counts. All rows if None.
         first: First eigenvalue of the fit, counted from 1.
         last: Last eigenvalue of the fit; the last one available if None.
-
-    Returns:
-        The exponent, a float64 scalar; NaN where fewer than two eigenvalues are left, as in a
-        collapse.
 
     Raises:
         ValueError: If there are fewer than 2 valid rows, one of them is not finite, or not
@@ -163,7 +153,7 @@ def alpha_req(
 def isotropy(
     features: Float[Tensor, "*batch d"], valid: Bool[Tensor, "*batch"] | None = None
 ) -> Float[Tensor, ""]:
-    r"""IsoScore of the covariance: 1 if all directions have equal variance, 0 on a line.
+    r"""IsoScore of the covariance, in [0, 1]: 1 if all directions have equal variance, 0 on a line.
 
     $$I = \frac{k - 1}{d - 1}, \qquad
         k = \frac{\big(\sum_i \lambda_i\big)^2}{\sum_i \lambda_i^2}
@@ -177,9 +167,6 @@ def isotropy(
     Args:
         features: Feature vectors; all axes but the last are rows.
         valid: True where a row counts. All rows if None.
-
-    Returns:
-        A float64 scalar in [0, 1].
 
     Raises:
         ValueError: If there are fewer than 2 valid rows, or one of them is not finite.
@@ -218,9 +205,6 @@ def lidar(features: Float[Tensor, "n q d"], *, ridge: float = 1e-4) -> Float[Ten
             1,000 objects with 50 views each. Classes with samples work too.
         ridge: $\delta$, above 0, in units of the features squared. Choose it small beside the
             variance within objects; where that is zero, it takes its place.
-
-    Returns:
-        LiDAR in dimensions, a float64 scalar.
 
     Raises:
         ValueError: If there are fewer than 2 objects or 2 views, or values are not finite.

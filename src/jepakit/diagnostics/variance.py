@@ -22,14 +22,11 @@ def feature_std(
 
     $$s_j = \sqrt{\frac{1}{n - 1} \sum_i (x_{ij} - \bar x_j)^2}$$
 
-    All near 0: full collapse. Some at 0: dead dimensions.
+    In units of the features. All near 0: full collapse. Some at 0: dead dimensions.
 
     Args:
         features: Feature vectors; all axes but the last are rows.
         valid: True where a row counts. All rows if None.
-
-    Returns:
-        `d` numbers in float64, in units of the features.
 
     Raises:
         ValueError: If there are fewer than 2 valid rows, or one of them is not finite.
@@ -56,7 +53,7 @@ def norm_drift(
 
     $$\log \frac{\frac{1}{n} \sum_i \|x_i\|}{\frac{1}{m} \sum_i \|r_i\|}$$
 
-    0 is no drift, $\pm 0.69$ twice or half as long. A length that keeps growing is often the first
+    0 is no drift, $\pm 0.69$ twice or half as long, minus infinity if all features are 0. A length that keeps growing is often the first
     sign of divergence; a length that falls to 0, of collapse.
 
     Args:
@@ -65,9 +62,6 @@ def norm_drift(
             rows need not correspond, nor their number agree.
         valid: True where a row of `features` counts. All rows if None.
         reference_valid: True where a row of `reference` counts. All rows if None.
-
-    Returns:
-        A float64 scalar; minus infinity if all features are 0.
 
     Raises:
         ValueError: If there is no valid row in one of them, a valid row is not finite, the widths
@@ -112,9 +106,6 @@ def mean_predictor_loss(
         loss: The training loss, called as `loss(pred, target, valid)`, such as `masked_smooth_l1`.
             The mean square if None.
 
-    Returns:
-        A scalar, in float64 unless `loss` returns another dtype.
-
     Raises:
         ValueError: If there is no valid row, or one of them is not finite.
 
@@ -148,16 +139,13 @@ def explained_variance(
 
     $$1 - \frac{\sum_{ij} (p_{ij} - t_{ij})^2}{\sum_{ij} (t_{ij} - \bar t_j)^2}$$
 
-    1 is a perfect prediction, 0 is no better than the targets' mean, below 0 is worse. Unlike the
-    loss, it does not improve when the targets shrink.
+    1 is a perfect prediction, 0 is no better than the targets' mean, below 0 is worse; NaN where
+    the targets have no variance. Unlike the loss, it does not improve when the targets shrink.
 
     Args:
         pred: Predictions; all axes but the last are rows.
         target: Targets, row by row.
         valid: True where a row counts. All rows if None.
-
-    Returns:
-        A float64 scalar, at most 1; NaN where the targets have no variance.
 
     Raises:
         ValueError: If the shapes differ, there are fewer than 2 valid rows, or one of them is not

@@ -152,11 +152,11 @@ class DeadDimensions:
 
     def state_dict(self) -> dict[str, Any]:
         """Both tensors; None before the first observation."""
-        return {"streaks": self.streaks, "reference_variance": self.reference_variance}
+        return dict(vars(self))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
-        for name in ("streaks", "reference_variance"):
+        for name in vars(self):
             setattr(self, name, None if state[name] is None else state[name].clone())
 
 

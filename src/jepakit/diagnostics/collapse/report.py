@@ -72,22 +72,18 @@ class Collapse:
         return "\n".join([head, *(self._table() if finite else []), remedies])
 
     def _table(self) -> list[str]:
-        now, of_dim = self.observation, f"of {self.dim}"
-        values = {
-            "total std": (f"{now.std:.3g}", ""),
-            "relative std": (f"{now.relative_std:.2g}", ""),
-            "effective rank": (f"{now.rank:.1f}", of_dim),
-            "dead dimensions": (f"{round(now.dead_ratio * self.dim)}", of_dim),
-        }
-        references = {}
-        if self.reference is not None:
-            references = {
-                "total std": f"(reference {self.reference.std:.3g})",
-                "relative std": f"(reference {self.reference.relative_std:.2g})",
-                "effective rank": f"(reference {self.reference.rank:.1f})",
-            }
-        width = len(of_dim)
-        return [
-            f"  {label:<18} {value:>6} {unit:<{width}}  {references.get(label, '')}".rstrip()
-            for label, (value, unit) in values.items()
+        now, reference = self.observation, self.reference
+        lines = [
+            f"  total std          {now.std:>6.3g}",
+            f"  relative std       {now.relative_std:>6.2g}",
+            f"  effective rank     {now.rank:>6.1f} of {self.dim}",
+            f"  dead dimensions    {round(now.dead_ratio * self.dim):>6} of {self.dim}",
         ]
+        if reference is not None:
+            texts = f"{reference.std:.3g}", f"{reference.relative_std:.2g}", f"{reference.rank:.1f}"
+            width = max(map(len, lines)) + 2
+            lines[:3] = [
+                f"{line:<{width}}(reference {text})"
+                for line, text in zip(lines[:3], texts, strict=True)
+            ]
+        return lines

@@ -196,13 +196,6 @@ def _level_after_fall(values: list[float]) -> float:
     return levels[2] if significant and steady else math.inf
 
 
-class Streak(NamedTuple):
-    """Consecutive observations that show one sign."""
-
-    count: int
-    first_step: int
-
-
 class SignTracker:
     """Count signs over consecutive observations, and decide which one to report.
 
@@ -211,8 +204,11 @@ class SignTracker:
     """
 
     def __init__(self) -> None:
-        self.streaks: dict[SignName, Streak] = {}
-        self.reported_severity, self.signless = 0, 0
+        # Of each sign that the last observation showed: observations in a row, and the first step.
+        self.counts: dict[SignName, int] = {}
+        self.first_steps: dict[SignName, int] = {}
+        self.num_without_sign = 0  # observations in a row
+        self.reported_severity = 0
 
     @property
     def kind(self) -> CollapseKind | None:
@@ -221,32 +217,24 @@ class SignTracker:
 
     def update(self, signs: dict[SignName, int], patience: int) -> tuple[Sign, int] | None:
         """Take the signs of one observation; return a sign to report and its first step."""
-        self.streaks = {
-            name: Streak(self.streaks[name].count + 1, self.streaks[name].first_step)
-            if name in self.streaks
-            else Streak(1, first_step)
-            for name, first_step in signs.items()
-        }
-        self.signless = 0 if signs else self.signless + 1
-        if self.signless >= patience:
+        self.counts = {name: self.counts.get(name, 0) + 1 for name in signs}
+        self.first_steps = {name: self.first_steps.get(name, step) for name, step in signs.items()}
+        self.num_without_sign = 0 if signs else self.num_without_sign + 1
+        if self.num_without_sign >= patience:
             self.reported_severity = 0
         for sign in SIGNS:
-            count, first_step = self.streaks.get(sign.name, Streak(0, 0))
             needed = patience if sign.needs_patience else 1
-            if sign.severity > self.reported_severity and count >= needed:
+            complete = self.counts.get(sign.name, 0) >= needed
+            if complete and sign.severity > self.reported_severity:
                 self.reported_severity = sign.severity
-                return sign, first_step
+                return sign, self.first_steps[sign.name]
         return None
 
     def state_dict(self) -> dict[str, Any]:
-        """Numbers and strings."""
-        return {
-            "streaks": {name: list(streak) for name, streak in self.streaks.items()},
-            "reported_severity": self.reported_severity,
-            "signless": self.signless,
-        }
+        """All attributes: numbers and strings."""
+        return dict(vars(self))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
-        self.streaks = {name: Streak(*streak) for name, streak in state["streaks"].items()}
-        self.reported_severity, self.signless = state["reported_severity"], state["signless"]
+        for name in vars(self):
+            setattr(self, name, state[name])
