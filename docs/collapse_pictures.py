@@ -21,7 +21,7 @@ def runs() -> dict[str, Callable[[int, torch.Tensor], torch.Tensor]]:
         "full": lambda s, x: x * 0.7**s,
         "dimensional": lambda s, x: x * torch.where(first, 1, 0.8**s),
         "slow": lambda s, x: x * 0.95**s,
-        "low rank, and well": lambda s, x: x * low @ basis,
+        "low rank, healthy": lambda s, x: x * low @ basis,
     }
 
 
@@ -31,16 +31,16 @@ def collapses(theme: Theme) -> Figure:
     for (name, run), colour in zip(runs().items(), colours, strict=True):
         monitor = CollapseMonitor(action="record")
         generator = torch.Generator().manual_seed(0)
-        found = []
+        reports = []
         for step in range(STEPS):
             x = torch.randn(128, DIM, generator=generator)
-            said = monitor.update(run(max(0, step - START), x))
-            found += [said] if said else []
+            report = monitor.update(run(max(0, step - START), x))
+            reports += [report] if report else []
         for ax, field in zip(axes, ("std", "rank"), strict=True):
-            values = [getattr(seen, field) for seen in monitor.history]
+            values = [getattr(observation, field) for observation in monitor.history]
             ax.plot(range(STEPS), values, color=colour, lw=1.5, label=name)
-            for said in found[:1]:
-                ax.plot(said.step, values[said.step], "o", color=colour, ms=6)
+            for report in reports[:1]:
+                ax.plot(report.step, values[report.step], "o", color=colour, ms=6)
     for ax, label in zip(axes, ("standard deviation", "effective rank"), strict=True):
         ax.set_title(label, fontsize=9)
         ax.set_xlabel("step", fontsize=8.5)

@@ -53,8 +53,8 @@ def norm_drift(
 
     $$\log \frac{\frac{1}{n} \sum_i \|x_i\|}{\frac{1}{m} \sum_i \|r_i\|}$$
 
-    0 is no drift, $\pm 0.69$ twice or half as long, minus infinity if all features are 0. A length that keeps growing is often the first
-    sign of divergence; a length that falls to 0, of collapse.
+    0 is no drift, $\pm 0.69$ twice or half as long; minus infinity if all features are 0. A length
+    that keeps growing is often the first sign of divergence; a length that falls to 0, of collapse.
 
     Args:
         features: Feature vectors; all axes but the last are rows.
