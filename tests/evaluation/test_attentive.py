@@ -154,7 +154,7 @@ def test_rates_of_any_sequence(sets):
 
 def test_bad_sets_raise(sets, monkeypatch):
     train, test = sets
-    monkeypatch.setattr(attentive, "_fit", lambda *_, **__: pytest.fail("trained before"))
+    monkeypatch.setattr(attentive, "_fit_head", lambda *_, **__: pytest.fail("trained before"))
 
     def pooled(x: Tensor) -> Tensor:
         return x.mean(dim=1)

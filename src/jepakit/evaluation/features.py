@@ -168,13 +168,14 @@ def _is_integer(labels: Tensor) -> bool:
 
 
 def _checked_pair(batch: object, number: int) -> tuple[Tensor, Tensor]:
-    parts = [type(part).__name__ for part in batch] if isinstance(batch, tuple | list) else []
-    if len(parts) != 2 or not all(isinstance(part, Tensor) for part in batch):
-        got = f"({', '.join(parts)})" if parts else type(batch).__name__
+    parts = tuple(batch) if isinstance(batch, tuple | list) else ()
+    if len(parts) != 2 or not all(isinstance(part, Tensor) for part in parts):
+        got = ", ".join(type(part).__name__ for part in parts)
         raise TypeError(
-            f"loader: must yield pairs of tensors (images, labels), batch {number} is {got}"
+            f"loader: must yield pairs of tensors (images, labels), batch {number} is "
+            + (f"({got})" if parts else type(batch).__name__)
         )
-    images, labels = batch
+    images, labels = parts
     if not _is_integer(labels):
         raise TypeError(
             f"loader: labels must be of an integer type, batch {number} has {labels.dtype}"
