@@ -38,7 +38,7 @@ def collapses(theme: Theme) -> Figure:
             report = monitor.update(run(max(0, step - START), x))
             reports += [report] if report else []
         for ax, field in zip(axes, ("std", "rank"), strict=True):
-            values = [getattr(entry, field) for entry in monitor.history]
+            values = [getattr(observation, field) for observation in monitor.history]
             ax.plot(range(STEPS), values, color=colour, lw=1.5, label=name)
             for report in reports[:1]:
                 ax.plot(report.step, values[report.step], "o", color=colour, ms=6)

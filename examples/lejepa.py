@@ -97,7 +97,7 @@ def main() -> None:
             # The projections, which the loss compares, collapse before the features do.
             if collapse := monitor.update(projections[0].float(), step=step):
                 collapses.append(
-                    {"kind": collapse.kind, "since": collapse.since, "step": collapse.step}
+                    {"kind": collapse.kind, "since": collapse.first_step, "step": collapse.step}
                 )
             loss = objective(projections.float(), args)
             for group in optimizer.param_groups:

@@ -31,7 +31,7 @@ def check(group: dist.ProcessGroup) -> None:
 
 
 def check_monitor(group: dist.ProcessGroup) -> None:
-    """Every rank sees the joined batch, and all of them speak at the same step."""
+    """Every rank observes the joined batch, and all of them report at the same step."""
     rank, ranks = dist.get_rank(group), dist.get_world_size(group)
     own = CollapseMonitor(action="record", process_group=group)
     whole = CollapseMonitor(action="record")

@@ -1,8 +1,8 @@
 """The diagnostics against loops written from the papers, and cases with a known answer."""
 
 import math
-import sys
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -21,6 +21,7 @@ from jepakit.diagnostics import (
     mean_predictor_loss,
     norm_drift,
     rankme,
+    similarity,
     teacher_student_cosine,
     uniformity,
 )
@@ -90,22 +91,22 @@ SINGLE = {
 @pytest.mark.parametrize("function", SINGLE, ids=lambda function: function.__name__)
 @given(rows=st.integers(3, 9), dim=st.integers(2, 7), seed=st.integers(0, 2**31))
 def test_equals_a_loop(function, rows: int, dim: int, seed: int) -> None:
-    """On tokens with padding, NaN where nothing stands: only the valid rows are looked at."""
+    """On features with NaN as padding: only the valid rows are used."""
     x = torch.randn(rows, dim, dtype=torch.float64, generator=seeded(seed)) + 0.5
-    tokens = torch.full((2, rows, dim), torch.nan, dtype=torch.float64)
+    padded = torch.full((2, rows, dim), torch.nan, dtype=torch.float64)
     valid = torch.zeros(2, rows, dtype=torch.bool)
     first = rows // 2
-    tokens[0, :first], tokens[1, : rows - first] = x[:first], x[first:]
+    padded[0, :first], padded[1, : rows - first] = x[:first], x[first:]
     valid[0, :first], valid[1, : rows - first] = True, True
     expected = SINGLE[function](x)
-    for value in (function(x), function(tokens, valid)):
+    for value in (function(x), function(padded, valid)):
         assert value.tolist() == pytest.approx(expected, rel=1e-6, abs=1e-9)
         assert value.dtype == torch.float64
 
 
 @pytest.mark.parametrize("function", [*SINGLE, lidar], ids=lambda function: function.__name__)
 def test_autocast_around_it_changes_nothing(function) -> None:
-    """Trap: covariances in bfloat16, which drown small directions below a large mean."""
+    """Trap: covariances in bfloat16, in which a large mean hides small directions."""
     x = torch.randn(30, 4, 8, generator=seeded(0)) + 5
     once = function(x)
     with torch.autocast("cpu", torch.bfloat16):
@@ -207,7 +208,7 @@ def test_uniformity_leaves_the_diagonal_out() -> None:
 def test_uniformity_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(11, 3, generator=seeded())
     expected = uniformity(x)
-    monkeypatch.setattr(sys.modules["jepakit.diagnostics.uniformity"], "_CHUNK", 4)
+    monkeypatch.setattr(similarity, "_CHUNK", 4)
     torch.testing.assert_close(uniformity(x), expected, rtol=1e-12, atol=0)
 
 
@@ -225,6 +226,24 @@ def test_cosine_of_teacher_and_student() -> None:
     )
 
 
+def test_numpy_numbers_are_taken() -> None:
+    x = torch.randn(6, 4, generator=seeded())
+    assert uniformity(x, t=np.float32(2)) == uniformity(x, t=2) == uniformity(x)
+    assert alignment(x, -x, exponent=np.int64(1)) == alignment(x, -x, exponent=1.0)
+    assert alpha_req(x, first=np.int64(1), last=np.int64(3)) == alpha_req(x, first=1, last=3)
+    views = x.view(3, 2, 4)
+    assert lidar(views, ridge=np.float64(0.5)) == lidar(views, ridge=0.5)
+
+
+@pytest.mark.no_hook
+def test_a_flag_is_a_bool() -> None:
+    x = torch.randn(6, 4)
+    with pytest.raises(TypeError, match="centred=1: must be a bool, got int"):
+        teacher_student_cosine(x, x, centred=1)
+    with pytest.raises(TypeError, match="t=True: must be a number, got bool"):
+        uniformity(x, t=True)
+
+
 def test_norm_drift() -> None:
     x = torch.randn(9, 4, generator=seeded())
     assert float(norm_drift(x * 3, x.repeat(2, 1))) == pytest.approx(math.log(3), rel=1e-6)
@@ -238,7 +257,7 @@ def test_norm_drift() -> None:
 
 
 def test_mean_predictor() -> None:
-    """It is the loss of the best constant, and nothing that is explained is gained by shrinking."""
+    """The loss of the best constant; explained variance does not change when targets shrink."""
     target = torch.randn(2, 6, 4, dtype=torch.float64, generator=seeded()) + 3
     valid = torch.arange(6) < torch.tensor([[4], [6]])
     rows = target[valid]

@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -42,7 +43,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 def test_equals_the_functions_on_all_rows(
     sizes: list[int], dim: int, offset: float, seed: int
 ) -> None:
-    """Batches of any sizes, padding with NaN in it. Trap: sums of squares that a mean swallows."""
+    """Batches of any size, with NaN as padding. Trap: sums of squares that a mean cancels."""
     x = torch.randn(sum(sizes), dim, dtype=torch.float64, generator=seeded(seed)) + offset
     statistics, even = FeatureStatistics(dim), 0.0
     for batch in x.split(sizes):
@@ -50,7 +51,7 @@ def test_equals_the_functions_on_all_rows(
         statistics.update(padded, torch.arange(len(padded)) < len(batch))
         even += len(batch) * float(uniformity(batch)) if len(batch) > 1 else 0.0
     report = statistics.compute()
-    assert report.rows == len(x)
+    assert report.num_rows == len(x)
     for name, function in WHOLE.items():
         assert getattr(report, name) == pytest.approx(float(function(x)), rel=1e-5), name
     torch.testing.assert_close(report.std, feature_std(x), rtol=1e-7, atol=0)
@@ -123,8 +124,8 @@ def test_memory_does_not_grow() -> None:
             empty.compute()
 
 
-def test_update_reads_nothing_back() -> None:
-    """On the meta device there is nothing to read: a read-back raises."""
+def test_update_does_not_synchronise() -> None:
+    """On the meta device a host synchronisation raises."""
     statistics = FeatureStatistics(3)
     valid = torch.ones(4, dtype=torch.bool, device="meta")
     statistics.update(torch.randn(4, 3, device="meta"), valid)
@@ -135,6 +136,9 @@ def test_report_and_repr() -> None:
     statistics = FeatureStatistics(3, uniformity_t=1.0)
     assert repr(statistics) == "FeatureStatistics(3, uniformity_t=1.0)"
     assert repr(LidarStatistics(3)) == "LidarStatistics(3, ridge=0.0001)"
+    numpy_numbers = FeatureStatistics(np.int64(3), uniformity_t=np.float32(2))
+    assert repr(numpy_numbers) == "FeatureStatistics(3, uniformity_t=2.0)"
+    assert repr(LidarStatistics(np.int64(3), ridge=1)) == "LidarStatistics(3, ridge=1.0)"
     statistics.update(torch.randn(50, 3, generator=seeded()))
     report = statistics.compute()
     assert str(report).startswith("50 rows of 3 dimensions\neffective rank")
@@ -147,20 +151,20 @@ def test_errors() -> None:
     with pytest.raises(ValueError, match=r"must have the width of these statistics, 3"):
         statistics.update(torch.randn(4, 5))
     statistics.update(torch.full((4, 3), torch.nan))
-    with pytest.raises(ValueError, match="a batch that was added held NaN or infinity"):
+    with pytest.raises(ValueError, match="a batch passed to update held NaN or infinity"):
         statistics.compute()
     with pytest.raises(ValueError, match="dim=0: must be at least 1"):
         FeatureStatistics(0)
-    with pytest.raises(ValueError, match=r"ridge=0\.0: must be above 0"):
+    with pytest.raises(ValueError, match="ridge=0: must be above 0"):
         LidarStatistics(3, ridge=0.0)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 3, 4])
 def test_ranks_equal_one_process(ranks: int, tmp_path: Path) -> None:
-    """Uneven batches, an empty one, and a rank that has seen nothing. Trap: means of ranks' means.
+    """Uneven batches, an empty one, and a rank without any. Trap: means of ranks' means.
 
-    The monitor sees the joined batch too.
+    The monitor observes the joined batch too.
     """
     run_ranks(Path(__file__).with_name("statistics_worker.py"), ranks, tmp_path)
 

@@ -376,7 +376,7 @@ def digits() -> Outputs:
 
 def pixels() -> Outputs:
     images = (noise(12, 2, 5, 4, key=1) * 60 + 128).byte()
-    statistics = PixelStatistics.of(TensorDataset(images, torch.arange(12)), num_images=8)
+    statistics = PixelStatistics.from_dataset(TensorDataset(images, torch.arange(12)), num_images=8)
     return {
         "mean, std": torch.tensor([*statistics.mean, *statistics.std]),
         "images": statistics(images[:3]),

@@ -1,27 +1,23 @@
-"""Numbers that tell whether features have collapsed, and a monitor that speaks up when they do."""
+"""Diagnostics of features, and a monitor that reports when they collapse during training."""
 
-from jepakit.diagnostics.agreement import (
-    explained_variance,
-    mean_predictor_loss,
-    teacher_student_cosine,
-)
-from jepakit.diagnostics.alpha import alpha_req
 from jepakit.diagnostics.collapse import (
     Collapse,
     CollapseError,
     CollapseKind,
+    CollapseMonitor,
     CollapseWarning,
     Observation,
     Reference,
 )
-from jepakit.diagnostics.isotropy import isotropy
-from jepakit.diagnostics.lidar import lidar
-from jepakit.diagnostics.monitor import CollapseMonitor
-from jepakit.diagnostics.rank import effective_rank, rankme
-from jepakit.diagnostics.report import FeatureReport
-from jepakit.diagnostics.spread import feature_std, norm_drift
-from jepakit.diagnostics.streaming import FeatureStatistics, LidarStatistics
-from jepakit.diagnostics.uniformity import alignment, uniformity
+from jepakit.diagnostics.similarity import alignment, teacher_student_cosine, uniformity
+from jepakit.diagnostics.spectrum import alpha_req, effective_rank, isotropy, lidar, rankme
+from jepakit.diagnostics.streaming import FeatureReport, FeatureStatistics, LidarStatistics
+from jepakit.diagnostics.variance import (
+    explained_variance,
+    feature_std,
+    mean_predictor_loss,
+    norm_drift,
+)
 
 __all__ = [
     "Collapse",

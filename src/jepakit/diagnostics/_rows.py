@@ -1,4 +1,4 @@
-"""What every diagnostic begins with: checked features as rows in float64, without gradient."""
+"""Features as rows in float64, without gradient: the first step of every diagnostic."""
 
 import torch
 from torch import Tensor
@@ -20,15 +20,18 @@ def check_features(name: str, features: Tensor, valid: Tensor | None, *, minimum
 
 
 def float64(tensor: Tensor) -> Tensor:
-    """The tensor in float64, without gradient."""
+    """Return the tensor in float64, detached; on the CPU where its device has no float64."""
     tensor = tensor.detach()
-    if tensor.device.type == "mps":  # has no float64
+    if tensor.device.type == "mps":
         tensor = tensor.cpu()
     return tensor.double()
 
 
 def masked_rows(features: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Rows `[n d]`, 0 where not valid, and `[n 1]` whether they are; reads nothing back."""
+    """Return all rows `[n d]`, zeros in place of padding, and their validity `[n 1]`.
+
+    Shapes do not depend on `valid`, so there is no host synchronisation.
+    """
     rows = float64(features).flatten(0, -2)
     if valid is None:
         return rows, torch.ones(len(rows), 1, dtype=torch.bool, device=rows.device)
@@ -37,7 +40,7 @@ def masked_rows(features: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]
 
 
 def valid_rows(name: str, features: Tensor, valid: Tensor | None, *, minimum: int) -> Tensor:
-    """The valid rows `[n d]`; raise unless there are `minimum` of them, and all are finite."""
+    """Return the valid rows `[n d]`; raise unless at least `minimum` exist and all are finite."""
     check_features(name, features, valid, minimum=minimum)
     rows = float64(features).flatten(0, -2)
     if valid is not None:

@@ -1,42 +1,109 @@
-"""Diagnostics of a whole data set, batch by batch, in memory that does not grow with it."""
+"""Diagnostics of a whole data set, accumulated over batches and ranks in constant memory."""
+
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
+from einops import rearrange, reduce
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from jepakit._checks import check_int, check_number, check_process_group
+from jepakit._checks import as_int, as_number, check_process_group
 from jepakit.diagnostics._moments import Moments
 from jepakit.diagnostics._rows import check_features, masked_rows
-from jepakit.diagnostics._spectrum import entropy_rank, isotropy_of, power_law, scatter_spectrum
-from jepakit.diagnostics.lidar import check_groups, discriminant_rank
-from jepakit.diagnostics.report import FeatureReport
-from jepakit.diagnostics.uniformity import kernel_mean
+from jepakit.diagnostics.similarity import mean_kernel
+from jepakit.diagnostics.spectrum import (
+    check_views,
+    discriminant_rank,
+    entropy_rank,
+    iso_score,
+    power_law_exponent,
+    scatter_spectrum,
+)
 
-__all__ = ["FeatureStatistics", "LidarStatistics"]
+__all__ = ["FeatureReport", "FeatureStatistics", "LidarStatistics"]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FeatureReport:
+    """Result of `FeatureStatistics.compute`; `print` it for a table.
+
+    Args:
+        num_rows: Number of feature vectors, over all ranks.
+        effective_rank: `jepakit.diagnostics.effective_rank` of all rows, in dimensions.
+        rankme: `rankme` of all rows, in dimensions.
+        alpha: `alpha_req` of all rows.
+        isotropy: `isotropy` of all rows, in [0, 1].
+        uniformity: Mean of the batches' `uniformity`, weighted by their rows; NaN if no batch had
+            two rows.
+        norm: Mean length of a feature vector.
+        std: `feature_std` of all rows, float64, on the CPU.
+        mean: Mean feature vector, float64, on the CPU.
+
+    Example:
+        >>> import torch
+        >>> from jepakit.diagnostics import FeatureStatistics
+        >>> statistics = FeatureStatistics(8)
+        >>> statistics.update(torch.randn(500, 8, generator=torch.Generator().manual_seed(0)))
+        >>> print(statistics.compute())
+        500 rows of 8 dimensions
+        effective rank           7.9
+        RankMe                   8.0
+        alpha                   0.21
+        isotropy                0.98
+        uniformity             -3.07
+        norm                    2.72
+        std, least              0.95
+        std, median             0.99
+        std, largest               1
+    """
+
+    num_rows: int
+    effective_rank: float
+    rankme: float
+    alpha: float
+    isotropy: float
+    uniformity: float
+    norm: float
+    std: Float[Tensor, " d"] = field(repr=False)
+    mean: Float[Tensor, " d"] = field(repr=False)
+
+    def __str__(self) -> str:
+        values = {
+            "effective rank": f"{self.effective_rank:.1f}",
+            "RankMe": f"{self.rankme:.1f}",
+            "alpha": f"{self.alpha:.2f}",
+            "isotropy": f"{self.isotropy:.2f}",
+            "uniformity": f"{self.uniformity:.2f}",
+            "norm": f"{self.norm:.3g}",
+            "std, least": f"{float(self.std.min()):.2g}",
+            "std, median": f"{float(self.std.median()):.2g}",
+            "std, largest": f"{float(self.std.max()):.2g}",
+        }
+        lines = [f"{label:<20} {value:>7}" for label, value in values.items()]
+        return "\n".join([f"{self.num_rows} rows of {len(self.std)} dimensions", *lines])
 
 
 class FeatureStatistics:
-    """Rank, RankMe, alpha, isotropy, uniformity, std and norm of features seen in batches.
+    """Rank, RankMe, alpha, isotropy, uniformity, std and norm of features given in batches.
 
-    Holds the count, the mean and the scatter around it (`dim` x `dim`) in float64, joined batch by
-    batch so that a large mean does not cancel the covariance. What is computed equals the functions
-    of the same names on all rows at once, up to rounding; only uniformity, which compares pairs, is
-    the mean of the batches' own.
+    Holds the count, the mean and the scatter around it (`dim` x `dim`) in float64, merged so that a
+    large mean does not cancel the covariance. The results equal the functions of the same names on
+    all rows at once, up to rounding; only uniformity, which compares pairs, is the mean over
+    batches.
 
-    `update` reads nothing back from the device. `compute` does, and with a process group it is
-    collective: two sums of `dim` x `dim` numbers, at any number of ranks and batches.
+    `update` needs no host synchronisation. `compute` does, and with a process group it is
+    collective: two sums of `dim` x `dim` numbers, for any number of ranks and batches.
 
     Args:
         dim: Width of the features.
-        uniformity_t: As `t` of `uniformity`, which takes time that is quadratic in the rows of a
-            batch; None leaves it out, and the report says NaN.
-        process_group: Join the rows of all ranks of this group in `compute`. Ranks may have other
-            numbers of rows and batches, or none.
+        uniformity_t: `t` of `uniformity`, whose time is quadratic in the rows of a batch; None
+            skips it, and the report has NaN.
+        process_group: Join the rows of all ranks of this group in `compute`. Ranks may have
+            different numbers of rows and batches, or none.
 
     Raises:
-        TypeError: If `dim` is not an int, or `process_group` not a process group.
         ValueError: If `dim` is below 1 or `uniformity_t` not above 0.
 
     Example:
@@ -51,7 +118,7 @@ class FeatureStatistics:
         True
 
     Source:
-        jepakit's own; sets are joined as in Chan, Golub and LeVeque (1979).
+        Moments are merged as in Chan, Golub and LeVeque (1979).
     """
 
     def __init__(
@@ -61,17 +128,18 @@ class FeatureStatistics:
         uniformity_t: float | None = 2.0,
         process_group: ProcessGroup | None = None,
     ) -> None:
-        check_int("dim", dim, minimum=1)
-        if uniformity_t is not None:
-            check_number("uniformity_t", uniformity_t, positive=True)
         check_process_group(process_group)
-        self.dim, self.uniformity_t, self.process_group = dim, uniformity_t, process_group
+        self.dim = as_int("dim", dim, minimum=1)
+        self.uniformity_t = (
+            None if uniformity_t is None else as_number("uniformity_t", uniformity_t, positive=True)
+        )
+        self.process_group = process_group
         self.reset()
 
     def reset(self) -> None:
         """Forget all rows."""
-        self._moments = Moments.none(self.dim)
-        # Lengths; uniformity times rows; and the rows of batches that have one.
+        self._moments = Moments.empty(self.dim)
+        # Sum of lengths; sum of the batches' uniformity times their rows; sum of these rows.
         self._sums = torch.zeros(3, dtype=torch.float64)
 
     def update(
@@ -80,60 +148,60 @@ class FeatureStatistics:
         """Add a batch.
 
         Args:
-            features: Feature vectors; all axes but the last are rows. Pool tokens, or be aware that
-                uniformity compares all pairs of a batch.
+            features: Feature vectors; all axes but the last are rows. Uniformity compares all pairs
+                of a batch: for patch features, pool them first or set `uniformity_t=None`.
             valid: True where a row counts. All rows if None.
 
         Raises:
-            TypeError: If `features` is not floating point or `valid` not bool.
-            ValueError: If it is not `[*batch, dim]`, or `valid` does not fit.
+            ValueError: If `features` are not `[*batch, dim]`.
         """
         check_features("features", features, valid, minimum=0)
-        check_width(features, self.dim)
+        _check_width(features, self.dim)
         rows, present = masked_rows(features, valid)
         batch = Moments.of(rows, present)
-        self._moments = self._moments.to(rows.device).merged(batch)
-        lengths = torch.linalg.vector_norm(rows, dim=1).sum()
+        self._moments = self._moments.to(rows.device).merge(batch)
+        norms = torch.linalg.vector_norm(rows, dim=1).sum()
         weight = torch.where(batch.count > 1, batch.count, torch.zeros_like(batch.count))
-        even = torch.full_like(lengths, torch.nan)
+        uniformity = torch.full_like(norms, torch.nan)
         if self.uniformity_t is not None:
-            even = kernel_mean(rows, present, self.uniformity_t).log()
-        self._sums = self._sums.to(rows.device) + torch.stack([lengths, weight * even, weight])
+            uniformity = mean_kernel(rows, present, self.uniformity_t).log()
+        sums = torch.stack([norms, weight * uniformity, weight])
+        self._sums = self._sums.to(rows.device) + sums
 
     def compute(self) -> FeatureReport:
-        """The numbers of all rows so far; waits for the device, and for all ranks.
+        """Return the statistics of all rows so far, over all ranks.
 
         Raises:
-            ValueError: If there are fewer than 2 rows over all ranks, or non-finite values among
-                them.
+            ValueError: If there are fewer than 2 rows over all ranks, or one of them was not
+                finite.
         """
-        group = self.process_group
-        device = where_sums_meet(self._sums.device, group)
-        moments = self._moments.to(device).over_ranks(group)
+        device = _reduction_device(self._sums.device, self.process_group)
+        moments = self._moments.to(device).all_reduce(self.process_group)
         sums = self._sums.to(device)
-        if group is not None:
-            dist.all_reduce(sums, group=group)
-        count = check_moments(moments)
+        if self.process_group is not None:
+            dist.all_reduce(sums, group=self.process_group)
+        num_rows = _checked_count(moments)
         spectrum = scatter_spectrum(moments.scatter, moments.sum_of_squares)
-        raw = torch.linalg.eigvalsh(moments.second_moment).clamp(min=0)
-        shown = torch.stack(
+        # Eigenvalues of X'X are the squared singular values of X.
+        singular_values = torch.linalg.eigvalsh(moments.second_moment).clamp(min=0).sqrt()
+        effective_rank, rankme, alpha, isotropy, uniformity, norm = torch.stack(
             [
                 entropy_rank(spectrum),
-                entropy_rank(raw.sqrt()),
-                power_law(spectrum, 1, None),
-                isotropy_of(moments.covariance * (spectrum[-1] > 0)),
+                entropy_rank(singular_values),
+                power_law_exponent(spectrum, 1, None),
+                iso_score(moments.covariance * (spectrum[-1] > 0)),
                 sums[1] / sums[2],
-                sums[0] / count,
+                sums[0] / num_rows,
             ]
         ).tolist()
         return FeatureReport(
-            rows=count,
-            effective_rank=shown[0],
-            rankme=shown[1],
-            alpha=shown[2],
-            isotropy=shown[3],
-            uniformity=shown[4],
-            norm=shown[5],
+            num_rows=num_rows,
+            effective_rank=effective_rank,
+            rankme=rankme,
+            alpha=alpha,
+            isotropy=isotropy,
+            uniformity=uniformity,
+            norm=norm,
             std=moments.covariance.diagonal().sqrt().cpu(),
             mean=moments.mean.cpu(),
         )
@@ -144,7 +212,7 @@ class FeatureStatistics:
 
 
 class LidarStatistics:
-    """`lidar` of objects seen in batches, in memory of `dim` x `dim`.
+    """`lidar` of objects given in batches, in memory of `dim` x `dim`.
 
     Args:
         dim: Width of the features.
@@ -152,7 +220,6 @@ class LidarStatistics:
         process_group: Join the objects of all ranks of this group in `compute`.
 
     Raises:
-        TypeError: If `dim` is not an int, or `process_group` not a process group.
         ValueError: If `dim` is below 1 or `ridge` not above 0.
 
     Example:
@@ -166,89 +233,85 @@ class LidarStatistics:
         True
 
     Source:
-        As `lidar`.
+        LiDAR (arXiv:2312.04000), as `lidar`.
     """
 
     def __init__(
         self, dim: int, *, ridge: float = 1e-4, process_group: ProcessGroup | None = None
     ) -> None:
-        check_int("dim", dim, minimum=1)
-        check_number("ridge", ridge, positive=True)
         check_process_group(process_group)
-        self.dim, self.ridge, self.process_group = dim, ridge, process_group
+        self.dim = as_int("dim", dim, minimum=1)
+        self.ridge = as_number("ridge", ridge, positive=True)
+        self.process_group = process_group
         self.reset()
 
     def reset(self) -> None:
         """Forget all objects."""
-        self._between = Moments.none(self.dim)
-        # Of views around their object's mean, so the mean of these rows is 0.
-        self._within = Moments.none(self.dim)
+        self._between = Moments.empty(self.dim)  # of the objects' means
+        self._within = Moments.empty(self.dim)  # of views minus their object's mean
 
     def update(self, features: Float[Tensor, "n q d"]) -> None:
-        """Add a batch of objects, each with all of its views; reads nothing back.
+        """Add a batch of objects, each with all of its views; no host synchronisation.
 
         Args:
-            features: `[n q d]`; another `q` in another batch is fine, one object in two is not.
+            features: `[n q d]`. Batches may have different `q`; one object must not be split over
+                two batches.
 
         Raises:
-            TypeError: If `features` is not floating point.
             ValueError: If it is not `[n q dim]` with at least 2 views of each object.
         """
-        check_groups(features, objects=0)
-        check_width(features, self.dim)
+        check_views(features, min_objects=0)
+        _check_width(features, self.dim)
         rows, present = masked_rows(features, None)
-        means = rows.view(features.shape).mean(dim=1)
-        within = rows - means.repeat_interleave(features.shape[1], dim=0)
+        views = rearrange(rows, "(n q) d -> n q d", q=features.shape[1])
+        means = reduce(views, "n q d -> n d", "mean")
+        within = rearrange(views - means[:, None], "n q d -> (n q) d")
         objects = torch.ones(len(means), 1, dtype=torch.bool, device=rows.device)
-        self._between = self._between.to(rows.device).merged(Moments.of(means, objects))
-        self._within = self._within.to(rows.device).merged(Moments.of(within, present))
+        self._between = self._between.to(rows.device).merge(Moments.of(means, objects))
+        self._within = self._within.to(rows.device).merge(Moments.of(within, present))
 
     def compute(self) -> float:
-        """LiDAR of all objects so far; waits for the device, and for all ranks.
+        """Return LiDAR of all objects so far, over all ranks.
 
         Raises:
-            ValueError: If there are fewer than 2 objects over all ranks, or non-finite values.
+            ValueError: If there are fewer than 2 objects over all ranks, or values were not finite.
         """
-        group = self.process_group
-        device = where_sums_meet(self._between.mean.device, group)
-        between = self._between.to(device).over_ranks(group)
-        within = self._within.to(device).over_ranks(group)
-        count = check_moments(between)
-        return float(
-            discriminant_rank(
-                between.scatter / count,
-                within.scatter / within.count,
-                self.ridge,
-                between.sum_of_squares / count,
-            )
+        device = _reduction_device(self._between.mean.device, self.process_group)
+        between = self._between.to(device).all_reduce(self.process_group)
+        within = self._within.to(device).all_reduce(self.process_group)
+        num_objects = _checked_count(between)
+        rank = discriminant_rank(
+            between.scatter / num_objects,
+            within.scatter / within.count,
+            self.ridge,
+            between.sum_of_squares / num_objects,
         )
+        return float(rank)
 
     def __repr__(self) -> str:
         group = "" if self.process_group is None else ", process_group=..."
         return f"LidarStatistics({self.dim}, ridge={self.ridge}{group})"
 
 
-def check_width(features: Tensor, dim: int) -> None:
-    """Raise unless features have this many dimensions."""
+def _check_width(features: Tensor, dim: int) -> None:
     if features.shape[-1] != dim:
         raise ValueError(
             f"features {tuple(features.shape)}: must have the width of these statistics, {dim}"
         )
 
 
-def check_moments(moments: Moments) -> int:
-    """The number of rows; raise unless there are two, and all are finite."""
+def _checked_count(moments: Moments) -> int:
+    """Return the number of rows; raise unless there are two, and all are finite."""
     count = int(moments.count)
     if count < 2:
         raise ValueError(f"compute: needs at least 2 rows over all ranks, got {count}")
     if not (moments.scatter.isfinite().all() and moments.mean.isfinite().all()):
-        raise ValueError("compute: a batch that was added held NaN or infinity")
+        raise ValueError("compute: a batch passed to update held NaN or infinity")
     return count
 
 
-def where_sums_meet(device: torch.device, process_group: ProcessGroup | None) -> torch.device:
-    """The device of the sums; for NCCL the current GPU, also on a rank that has seen nothing."""
-    if process_group is None or device.type != "cpu":
+def _reduction_device(device: torch.device, process_group: ProcessGroup | None) -> torch.device:
+    """Device on which the group can reduce: for NCCL a GPU, also on a rank without any batch."""
+    if process_group is None or device.type != "cpu" or "gloo" in dist.get_backend(process_group):
         return device
-    cpu_will_do = "gloo" in dist.get_backend(process_group)
-    return device if cpu_will_do else torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cuda", torch.cuda.current_device())

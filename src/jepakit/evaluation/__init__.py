@@ -1,4 +1,4 @@
-"""How good frozen features are: extraction, nearest neighbours, linear and attentive probes."""
+"""Evaluation of frozen features: extraction, nearest neighbours, linear and attentive probes."""
 
 from jepakit.evaluation.attentive import attentive_probe
 from jepakit.evaluation.features import Features, extract_features

@@ -9,8 +9,19 @@ from typing import Any
 import torch
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Subset
 
-__all__ = ["Features", "check_same_width", "collect", "extract_features"]
+from jepakit._checks import as_int, check_floating
+from jepakit.data._subset import stratified_indices
+
+__all__ = [
+    "Features",
+    "check_same_width",
+    "check_shared_classes",
+    "encode_batches",
+    "extract_features",
+    "subset_loader",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,27 +30,22 @@ class Features:
 
     Args:
         x: Feature vectors, finite.
-        y: Class labels; any integers, they need not be consecutive.
+        y: Class labels; any integers, not necessarily consecutive.
 
     Raises:
-        TypeError: If `x` is not floating point or `y` not of an integer type.
-        ValueError: If shapes do not fit, there are no rows, or `x` is not finite.
+        ValueError: If the shapes do not fit, there are no rows, or `x` is not finite.
 
     Example:
         >>> import torch
         >>> len(Features(x=torch.randn(5, 3), y=torch.tensor([0, 0, 1, 1, 2])))
         5
-
-    Source:
-        jepakit's own.
     """
 
     x: Float[Tensor, "n d"]
     y: Integer[Tensor, "n"]
 
     def __post_init__(self) -> None:
-        if not self.x.is_floating_point():
-            raise TypeError(f"x: must be floating point, got {self.x.dtype}")
+        check_floating("x", self.x)
         if not _is_integer(self.y):
             raise TypeError(f"y: must be of an integer type, got {self.y.dtype}")
         shapes = f"x {tuple(self.x.shape)} and y {tuple(self.y.shape)}"
@@ -72,21 +78,21 @@ def extract_features(
     """Run an encoder over labelled images and collect its features on the CPU in float32.
 
     Runs without gradients. If `encode` or `prepare` is an `nn.Module`, a bound method of one, or a
-    `functools.partial` of these, the module is in eval mode meanwhile and every submodule gets its
-    own mode back, also after an error. For anything else, such as a lambda, that is up to you: what
-    is to be done with the images first, hand over as `prepare`.
+    `functools.partial` of these, the module is in eval mode meanwhile, and every submodule gets its
+    own mode back, also after an error. A lambda hides its module, whose mode is then not changed:
+    pass preprocessing as `prepare` instead of wrapping the encoder.
 
     Args:
         encode: Maps a batch of images to one vector each, `[b, ...]` to `[b, d]`, such as
             `encoder.extract_features`.
         loader: Yields pairs `(images, labels)`, with `labels` an integer tensor `[b]`. Best without
             shuffling or random augmentation.
-        prepare: What happens to the images before that, on `device`: such as a `PixelStatistics`,
-            which makes stored bytes the numbers that an encoder was trained on.
-        device: Where images go before they are encoded; `None` leaves them where they are.
+        prepare: Preprocessing of the images on `device`, such as a `PixelStatistics`, which turns
+            stored bytes into standardised floats.
+        device: Device to encode on; None leaves the images where they are.
 
     Raises:
-        TypeError: If a batch is no pair of tensors, or labels are not of an integer type.
+        TypeError: If a batch is not a pair of tensors, or labels are not integers.
         ValueError: If the loader is empty, `encode` does not return `[b, d]`, the width changes
             between batches, labels do not fit, or features are not finite.
 
@@ -95,15 +101,12 @@ def extract_features(
         >>> loader = [(torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 0, 1]))]
         >>> extract_features(lambda images: images.mean(dim=(2, 3)), loader)
         <Features: 4 rows of 3, 2 classes>
-
-    Source:
-        jepakit's own.
     """
-    x, y = collect(encode, loader, prepare=prepare, device=device, axes=("b", "d"))
+    x, y = encode_batches(encode, loader, prepare=prepare, device=device, axes=("b", "d"))
     return Features(x=x, y=y)
 
 
-def collect(
+def encode_batches(
     encode: Callable[[Tensor], Tensor],
     loader: Iterable[Any],
     *,
@@ -111,27 +114,52 @@ def collect(
     device: torch.device | str | None,
     axes: tuple[str, ...],
 ) -> tuple[Tensor, Tensor]:
-    """What `encode` makes of all images, of the named axes, and their labels; on the CPU."""
-    xs: list[Tensor] = []
-    ys: list[Tensor] = []
+    """Return the outputs of `encode`, which must have these axes, and the labels, on the CPU."""
+    outputs: list[Tensor] = []
+    all_labels: list[Tensor] = []
     with torch.no_grad(), _eval_mode(encode), _eval_mode(prepare):
         for number, batch in enumerate(loader):
-            images, labels = _pair(batch, number)
+            images, labels = _checked_pair(batch, number)
             moved = images if device is None else images.to(device, non_blocking=True)
-            x = encode(moved if prepare is None else prepare(moved))
-            _check_encoded(x, images, number, axes, first=xs[0] if xs else None)
-            xs.append(x.to("cpu", torch.float32))
-            ys.append(labels.to("cpu", torch.int64))
-    if not xs:
+            output = encode(moved if prepare is None else prepare(moved))
+            _check_output(output, images, number, axes, first=outputs[0] if outputs else None)
+            outputs.append(output.to("cpu", torch.float32))
+            all_labels.append(labels.to("cpu", torch.int64))
+    if not outputs:
         raise ValueError("loader: must yield at least one batch, got none")
-    return torch.cat(xs), torch.cat(ys)
+    return torch.cat(outputs), torch.cat(all_labels)
+
+
+def subset_loader(
+    dataset: Dataset[Any], num_images: int, batch_size: int, num_workers: int
+) -> DataLoader[Any]:
+    """Load at most `num_images` images, drawn from all over a data set, the same in every call."""
+    num_images = as_int("num_images", num_images, minimum=1)
+    batch_size = as_int("batch_size", batch_size, minimum=1)
+    num_workers = as_int("num_workers", num_workers, minimum=0)
+    size = len(dataset)  # type: ignore[arg-type]  # a map-style dataset has a length
+    subset = Subset(dataset, stratified_indices(size, num_images))
+    # Without a generator a loader draws the seed of its workers from torch's global one, and an
+    # evaluation would change the training that follows. The seed is drawn on the default device.
+    generator = torch.Generator(torch.get_default_device()).manual_seed(0)
+    return DataLoader(subset, batch_size, num_workers=num_workers, generator=generator)
 
 
 def check_same_width(train: Features, test: Features) -> None:
-    """Raise unless both sets have equally wide features."""
+    """Raise unless both sets have features of one width."""
     if train.x.shape[1] != test.x.shape[1]:
         raise ValueError(
             f"train.x {tuple(train.x.shape)} and test.x {tuple(test.x.shape)}: must be equally wide"
+        )
+
+
+def check_shared_classes(train: Tensor, test: Tensor) -> None:
+    """Raise if no test label occurs among the training labels."""
+    if not torch.isin(test, train).any():
+        train_few, test_few = (sorted(set(labels.tolist()))[:5] for labels in (train, test))
+        raise ValueError(
+            f"test: must share classes with train, got labels like {test_few}, and {train_few} in "
+            "train"
         )
 
 
@@ -139,19 +167,15 @@ def _is_integer(labels: Tensor) -> bool:
     return not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
 
 
-def _pair(batch: object, number: int) -> tuple[Tensor, Tensor]:
-    if not isinstance(batch, tuple | list) or len(batch) != 2:
-        length = f" of length {len(batch)}" if isinstance(batch, tuple | list) else ""
+def _checked_pair(batch: object, number: int) -> tuple[Tensor, Tensor]:
+    parts = tuple(batch) if isinstance(batch, tuple | list) else ()
+    if len(parts) != 2 or not all(isinstance(part, Tensor) for part in parts):
+        got = ", ".join(type(part).__name__ for part in parts)
         raise TypeError(
-            f"loader: must yield pairs (images, labels), batch {number} is a "
-            f"{type(batch).__name__}{length}"
+            f"loader: must yield pairs of tensors (images, labels), batch {number} is "
+            + (f"({got})" if parts else type(batch).__name__)
         )
-    images, labels = batch
-    if not isinstance(images, Tensor) or not isinstance(labels, Tensor):
-        raise TypeError(
-            f"loader: must yield pairs of tensors, batch {number} holds a "
-            f"{type(images).__name__} and a {type(labels).__name__}"
-        )
+    images, labels = parts
     if not _is_integer(labels):
         raise TypeError(
             f"loader: labels must be of an integer type, batch {number} has {labels.dtype}"
@@ -164,37 +188,40 @@ def _pair(batch: object, number: int) -> tuple[Tensor, Tensor]:
     return images, labels
 
 
-def _check_encoded(
-    x: object, images: Tensor, number: int, axes: tuple[str, ...], *, first: Tensor | None
+def _check_output(
+    output: object, images: Tensor, number: int, axes: tuple[str, ...], *, first: Tensor | None
 ) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"encode: must return a tensor, got {type(x).__name__}")
-    shape = tuple(x.shape)
-    if x.dim() != len(axes) or len(x) != len(images):
-        asked, like = ", ".join(axes), ", ".join([str(len(images)), *axes[1:]])
-        hint = "; pool patch tokens into one vector first" if len(axes) == 2 else ""
+    """Raise unless an output of `encode` has the named axes and the shape of the first one."""
+    if not isinstance(output, Tensor):
+        raise TypeError(f"encode: must return a tensor, got {type(output).__name__}")
+    shape = tuple(output.shape)
+    if output.dim() != len(axes) or len(output) != len(images):
+        expected, example = ", ".join(axes), ", ".join([str(len(images)), *axes[1:]])
+        hint = "; pool patch features into one vector first" if len(axes) == 2 else ""
         raise ValueError(
-            f"encode: must return [{asked}], so ({like}) for batch {number}, got {shape}{hint}"
+            f"encode: must return [{expected}], so ({example}) for batch {number}, "
+            f"got {shape}{hint}"
         )
-    if first is not None and x.shape[1:] != first.shape[1:]:
-        was = tuple(first.shape[1:])
+    if first is not None and output.shape[1:] != first.shape[1:]:
+        *count, width = first.shape[1:]
         raise ValueError(
             f"encode: returned {shape} for batch {number}, must have "
-            + (f"width {was[0]}" if len(was) == 1 else f"{was[0]} tokens of {was[1]}")
+            + (f"{count[0]} features of width {width}" if count else f"width {width}")
         )
-    if not torch.isfinite(x).all():
+    if not torch.isfinite(output).all():
         raise ValueError(f"encode: returned NaN or infinity for batch {number}, must be finite")
 
 
 @contextmanager
-def _eval_mode(encode: object) -> Iterator[None]:
-    while isinstance(encode, functools.partial):
-        encode = encode.func
-    owner = getattr(encode, "__self__", encode)  # a bound method's object
+def _eval_mode(function: object) -> Iterator[None]:
+    """Put the module behind a callable in eval mode; give every submodule its mode back."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    owner = getattr(function, "__self__", function)  # the object of a bound method
     if not isinstance(owner, nn.Module):
         yield
         return
-    # A frozen part may stand in eval inside a training model: each gets its own mode back.
+    # One mode per submodule: a frozen part may be in eval mode inside a training model.
     modes = [(module, module.training) for module in owner.modules()]
     owner.eval()
     try:

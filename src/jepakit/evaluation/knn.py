@@ -3,38 +3,37 @@
 import torch
 import torch.nn.functional as F
 
-from jepakit._checks import check_int, check_number
+from jepakit._checks import as_int, as_number
 from jepakit._precision import full_precision
 from jepakit.evaluation.features import Features, check_same_width
 
 __all__ = ["knn_accuracy"]
 
-_CHUNK_ELEMENTS = 2**24  # of the similarity matrix at once: 64 MiB
+_CHUNK_ELEMENTS = 2**24  # of the similarity matrix in memory at once: 64 MiB
 
 
 def knn_accuracy(
     train: Features, test: Features, *, k: int = 20, temperature: float = 0.07
 ) -> float:
-    r"""Accuracy of a vote among the nearest training rows, weighted by similarity.
+    r"""Accuracy of a similarity-weighted vote of the nearest training rows.
 
     $$\hat y = \arg\max_c \sum_{i \in \mathrm{top}_k} [y_i = c]\; e^{s_i / T}, \qquad
         s_i = \frac{x \cdot x_i}{\|x\|\,\|x_i\|}$$
 
-    Deterministic; of equally voted classes the smallest label wins.
+    Deterministic; among classes with equal votes the smallest label wins.
 
     Args:
-        train: Rows that vote. Must not hold the test rows: each would find itself.
+        train: Rows that vote. Must not contain the test rows, which would find themselves.
         test: Rows to classify.
-        k: How many nearest rows vote.
-        temperature: $T$; smaller lets the nearest decide, larger counts heads.
+        k: Number of nearest rows that vote.
+        temperature: $T$; a small one gives the nearest rows most weight, a large one weights all
+            $k$ alike.
 
     Returns:
-        The fraction of test rows that got their own label.
+        The fraction of test rows classified correctly.
 
     Raises:
-        TypeError: If `k` is not an int or `temperature` not a number.
-        ValueError: If `k` is below 1 or above the number of training rows, `temperature` is not
-            above 0, or the widths differ.
+        ValueError: If `k` is above the number of training rows, or the widths differ.
 
     Example:
         >>> import torch
@@ -47,20 +46,21 @@ def knn_accuracy(
         Wu et al. (arXiv:1805.01978), with `T=0.07` as there; `k=20` as in DINO (arXiv:2104.14294).
     """
     check_same_width(train, test)
-    check_int("k", k, minimum=1)
+    k = as_int("k", k, minimum=1)
     if k > len(train):
         raise ValueError(f"k={k}: must be at most the number of training rows, {len(train)}")
-    check_number("temperature", temperature, positive=True)
-    classes, votes_for = torch.unique(train.y, return_inverse=True)
-    bank = F.normalize(train.x.float(), dim=1)
-    correct = 0
-    rows = max(1, _CHUNK_ELEMENTS // len(train))
-    for x, y in zip(torch.split(test.x, rows), torch.split(test.y, rows), strict=True):
-        with full_precision(bank):  # else nearest ones look the same
-            similarity, nearest = (F.normalize(x.float(), dim=1) @ bank.T).topk(k, dim=1)
-        # Less the largest, so that no temperature overflows; the winner stays the same.
+    temperature = as_number("temperature", temperature, positive=True)
+    classes, class_indices = torch.unique(train.y, return_inverse=True)
+    train_units = F.normalize(train.x.float(), dim=1)
+    num_correct = 0
+    chunk_size = max(1, _CHUNK_ELEMENTS // len(train))
+    for x, y in zip(torch.split(test.x, chunk_size), torch.split(test.y, chunk_size), strict=True):
+        with full_precision(train_units):  # in bfloat16 the nearest rows would be tied
+            similarities = F.normalize(x.float(), dim=1) @ train_units.T
+        similarity, nearest = similarities.topk(k, dim=1)
+        # Relative to the largest, so that a small temperature does not overflow.
         weight = ((similarity - similarity[:, :1]) / temperature).exp()
         votes = weight.new_zeros(len(x), len(classes))
-        votes.scatter_add_(1, votes_for[nearest], weight)
-        correct += int((classes[votes.argmax(dim=1)] == y).sum())
-    return correct / len(test)
+        votes.scatter_add_(1, class_indices[nearest], weight)
+        num_correct += int((classes[votes.argmax(dim=1)] == y).sum())
+    return num_correct / len(test)

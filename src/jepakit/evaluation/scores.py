@@ -1,4 +1,4 @@
-"""`evaluate`: the three numbers that stand in one row of every table."""
+"""`evaluate`: nearest neighbours, linear probe and effective rank of a frozen encoder."""
 
 import warnings
 from collections.abc import Callable
@@ -8,34 +8,25 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from jepakit._checks import check_int
 from jepakit.diagnostics import effective_rank
-from jepakit.evaluation._sets import check_shared_classes, some_images
-from jepakit.evaluation.features import extract_features
+from jepakit.evaluation.features import check_shared_classes, extract_features, subset_loader
 from jepakit.evaluation.knn import knn_accuracy
 from jepakit.evaluation.linear import linear_probe
 
 __all__ = ["Scores", "evaluate"]
 
-# Pixels want a small one, the few directions of an untrained encoder a large one.
+# Pixels need a small C, the few directions of an untrained encoder a large one.
 _PROBE_STRENGTHS = tuple(10.0**power for power in range(-5, 6))
 _PROBE_ITERATIONS = 200
 
 
 class Scores(NamedTuple):
-    """How good features are: two accuracies, and how many directions they use.
+    """Two accuracies and the effective rank of frozen features.
 
     Args:
-        knn: Accuracy of the nearest neighbours' vote, a fraction.
+        knn: Accuracy of the nearest neighbours, a fraction.
         linear: Accuracy of the linear probe, a fraction.
         rank: Effective rank of the training features, from 1 to their width.
-
-    Example:
-        >>> Scores(knn=0.5, linear=0.25, rank=1.5).linear
-        0.25
-
-    Source:
-        jepakit's own.
     """
 
     knn: float
@@ -55,30 +46,36 @@ def evaluate(
     num_workers: int = 0,
     device: torch.device | str | None = None,
 ) -> Scores:
-    """Accuracy of nearest neighbours and of a linear probe, and the effective rank of the features.
+    """Accuracy of nearest neighbours and of a linear probe, and effective rank of the features.
 
-    Call it on raw pixels, on the untrained encoder and on the trained teacher, each on the same
-    images: one score alone says little, and a good one with a falling rank is about to end.
+    Run it on raw pixels, on the untrained encoder and on the trained teacher, each on the same
+    images: a score means little without these to compare with, and a good score with a falling
+    rank is a sign of collapse.
+
+    The probe chooses its `C` among the powers of ten from 1e-5 to 1e5, on a fifth of the training
+    rows: pixels need a small one, the few directions of an untrained encoder a large one, and any
+    fixed value would favour some rows of a table. It takes at most 200 iterations for each, which
+    features of few directions may exhaust at the largest values.
 
     Args:
         encode: Maps a batch of images to one vector each, as for `extract_features`.
-        train: `(image, label)` pairs that vote and that the probe is fitted on.
+        train: `(image, label)` pairs on which neighbours are searched and the probe is fitted.
         test: Pairs to classify.
-        prepare: What happens to images before they are encoded, as for `extract_features`.
-        k: How many nearest images vote.
-        num_images: How many of each set to use at most: drawn at random from all over it, the same
-            in every call. The first ones of a folder of images would be of few classes.
-        batch_size: Images encoded at once; no result depends on it.
+        prepare: Preprocessing of the images, as for `extract_features`.
+        k: Number of nearest images that vote.
+        num_images: Number of images of each set to use at most, drawn at random from all over the
+            set, the same in every call. The first ones of a folder would be of few classes.
+        batch_size: Images encoded at once; results do not depend on it.
         num_workers: Processes that load images.
-        device: Where images go before they are encoded.
-
-    Raises:
-        ImportError: If scikit-learn is missing.
-        ValueError: If a number is out of its range, no test image has a class of the training
-            images, or what the three parts raise.
+        device: Device to encode on; None leaves the images where they are.
 
     Returns:
         `(knn, linear, rank)`: fractions of test images, and the rank of the training features.
+
+    Raises:
+        ImportError: If scikit-learn is missing.
+        ValueError: If no test image has a class of the training images, or one of the three parts
+            raises.
 
     Example:
         >>> from jepakit.data import digit_canvases
@@ -86,27 +83,22 @@ def evaluate(
         >>> scores = evaluate(lambda images: images.flatten(1).float(), train, test)
         >>> scores.knn > 0.1
         True
-
-    Source:
-        jepakit's own. The probe chooses its `C` among the powers of ten from 1e-5 to 1e5, on a
-        fifth of the training rows: pixels want a small one, the few directions of an untrained
-        encoder a large one, and any fixed one favours some rows of a table. It takes at most 200
-        iterations for each, which features of few directions may exhaust at the largest ones.
     """
-    check_int("num_images", num_images, minimum=1)
-    check_int("batch_size", batch_size, minimum=1)
-    rows = [
+    train_features, test_features = (
         extract_features(
             encode,
-            some_images(dataset, num_images, batch_size, num_workers),
+            subset_loader(dataset, num_images, batch_size, num_workers),
             prepare=prepare,
             device=device,
         )
         for dataset in (train, test)
-    ]
-    check_shared_classes(rows[0].y, rows[1].y)
+    )
+    check_shared_classes(train_features.y, test_features.y)
     with warnings.catch_warnings():
-        # At a large C few directions take more; what is chosen among is scores, not minima.
+        # Expected at a large C; candidates are compared by accuracy, not by their minimum.
         warnings.filterwarnings("ignore", message="lbfgs failed to converge")
-        linear = linear_probe(*rows, C=_PROBE_STRENGTHS, max_iter=_PROBE_ITERATIONS)
-    return Scores(knn_accuracy(*rows, k=k), linear, effective_rank(rows[0].x).item())
+        linear = linear_probe(
+            train_features, test_features, C=_PROBE_STRENGTHS, max_iter=_PROBE_ITERATIONS
+        )
+    knn = knn_accuracy(train_features, test_features, k=k)
+    return Scores(knn, linear, effective_rank(train_features.x).item())

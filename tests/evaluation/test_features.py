@@ -20,7 +20,7 @@ def pool(images: Tensor) -> Tensor:
 
 
 class Encoder(nn.Module):
-    """Random in train mode, with a part that somebody froze in eval mode."""
+    """Random in train mode, with a part that is frozen in eval mode."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Encoder(nn.Module):
 
 
 def test_rows_stay_in_order() -> None:
-    """Trap: features pooled over the wrong axis would not be the images' own."""
+    """Trap: features pooled over the wrong axis mix images."""
     features = extract_features(pool, batches())
     assert torch.equal(features.x, torch.cat([pool(images) for images, _ in batches()]))
     assert torch.equal(features.y, torch.cat([labels for _, labels in batches()]))
@@ -81,7 +81,7 @@ def test_parameters_are_left_alone() -> None:
     assert not features.x.requires_grad
 
 
-def test_half_types_become_float32_and_labels_int64() -> None:
+def test_half_precision_becomes_float32_and_labels_int64() -> None:
     loader = [(images.bfloat16(), labels.to(torch.uint8)) for images, labels in batches()]
     features = extract_features(pool, loader)
     assert (features.x.dtype, features.y.dtype) == (torch.float32, torch.int64)
@@ -106,18 +106,23 @@ IMAGES, LABELS = torch.rand(4, 3, 4, 4), torch.arange(4)
     ("encode", "loader", "error", "text"),
     [
         (pool, [], ValueError, "loader: must yield at least one batch, got none"),
-        (pool, [IMAGES], TypeError, "must yield pairs (images, labels), batch 0 is a Tensor"),
+        (
+            pool,
+            [IMAGES],
+            TypeError,
+            "must yield pairs of tensors (images, labels), batch 0 is Tensor",
+        ),
         (
             pool,
             [(IMAGES, LABELS, LABELS)],
             TypeError,
-            "must yield pairs (images, labels), batch 0 is a tuple of length 3",
+            "must yield pairs of tensors (images, labels), batch 0 is (Tensor, Tensor, Tensor)",
         ),
         (
             pool,
             [(IMAGES, LABELS), (IMAGES, [0, 1, 2, 3])],
             TypeError,
-            "must yield pairs of tensors, batch 1 holds a Tensor and a list",
+            "must yield pairs of tensors (images, labels), batch 1 is (Tensor, list)",
         ),
         (
             pool,
@@ -135,7 +140,7 @@ IMAGES, LABELS = torch.rand(4, 3, 4, 4), torch.arange(4)
             lambda images: images.flatten(2),
             [(IMAGES, LABELS)],
             ValueError,
-            "encode: must return [b, d], so (4, d) for batch 0, got (4, 3, 16); pool patch tokens",
+            "encode: must return [b, d], so (4, d) for batch 0, got (4, 3, 16); pool patch",
         ),
         (
             lambda images: images.mean(dim=(0, 2)),

@@ -1,4 +1,4 @@
-"""Effective rank on spectra that are known, and what must not change it."""
+"""Effective rank on known spectra, and invariances."""
 
 import math
 
@@ -79,7 +79,7 @@ def test_no_gradient_and_float64() -> None:
     assert not rank.requires_grad
 
 
-def test_half_types_are_taken() -> None:
+def test_half_precision_is_taken() -> None:
     assert effective_rank(torch.randn(200, 8).bfloat16()) > 7
 
 

@@ -1,4 +1,4 @@
-"""The linear probe: what it can and cannot see, and that the test set chooses nothing."""
+"""The linear probe: what it finds, and that the test set selects nothing."""
 
 import builtins
 import subprocess
@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from sklearn.linear_model import LogisticRegression
 
 import jepakit.evaluation.linear as linear
 from jepakit.evaluation import Features, linear_probe
-from jepakit.evaluation._sets import held_out
+from jepakit.evaluation._selection import held_out
 
 
 def blobs(rows: int, seed: int, *, noise: float = 1.0, dim: int = 6) -> Features:
@@ -81,7 +82,7 @@ def test_products_are_those_of_the_formula(count: int, width: int, rank: int) ->
     random = torch.Generator().manual_seed(0)
     factors = torch.randn(count, rank, generator=random), torch.randn(rank, width, generator=random)
     rows = (factors[0] @ factors[1]).double().numpy()
-    z = rows @ linear._shrinkage(rows)
+    z = rows @ linear._whitening(rows)
     expected = rows @ np.linalg.inv(rows.T @ rows / count + np.eye(width)) @ rows.T
     np.testing.assert_allclose(z @ z.T, expected, atol=1e-9)
 
@@ -147,7 +148,7 @@ def test_a_choice_is_made_on_a_held_out_fifth_of_train(
 
 def test_rows_that_choose_are_drawn_from_all_of_a_class() -> None:
     """The last fifth of a sorted file would be another kind of image (TRAPS: raster order)."""
-    chosen = held_out(torch.arange(300) // 150, "C", (1.0, 2.0)).nonzero().flatten()
+    chosen = held_out(torch.arange(300) // 150, "C", [1.0, 2.0]).nonzero().flatten()
     for first, last in ((0, 150), (150, 300)):
         mine = chosen[(chosen >= first) & (chosen < last)]
         assert len(mine) == 30 and mine.diff().max() < 50
@@ -173,6 +174,18 @@ def test_the_only_row_of_a_class_is_fitted(common: int, fits: list[tuple[Any, ..
     train = Features(x=torch.randn(common + 1, 4), y=labels)
     linear_probe(train, train, C=(0.1, 1.0))
     assert fits[0][3][1] == 1
+
+
+@pytest.mark.parametrize(
+    "C", [[0.1, 1.0], np.array([0.1, 1.0]), OmegaConf.create([1.0, 0.1])], ids=["list", "np", "cfg"]
+)
+def test_candidates_of_any_sequence(C: Any, fits: list[tuple[Any, ...]]) -> None:
+    train, test = blobs(60, 0), blobs(30, 1)
+    linear_probe(train, test, C=C, max_iter=np.int64(300))
+    assert [fit[1:3] for fit in fits[:2]] == [(0.1, 300), (1.0, 300)]
+    linear_probe(train, test, C=np.float32(0.5))
+    linear_probe(train, test, C=2)
+    assert [fit[1] for fit in fits[-2:]] == [0.5, 2.0]
 
 
 def test_a_choice_takes_any_features(fits: list[tuple[Any, ...]]) -> None:
@@ -223,12 +236,12 @@ def test_missing_scikit_learn_names_the_extra(monkeypatch: pytest.MonkeyPatch) -
         (
             {"C": 0.0},
             ValueError,
-            "C=0.0: must be above 0",
+            "C=0: must be above 0",
         ),
         (
             {"C": (1.0, -1.0)},
             ValueError,
-            "C=-1.0: must be above 0",
+            "C[1]=-1: must be above 0",
         ),
         (
             {"C": ()},
@@ -238,7 +251,7 @@ def test_missing_scikit_learn_names_the_extra(monkeypatch: pytest.MonkeyPatch) -
         (
             {"C": "1"},
             TypeError,
-            "C='1': must be a number, got str",
+            "C='1': must be a sequence of numbers, got str",
         ),
         ({"max_iter": 0}, ValueError, "max_iter=0: must be at least 1"),
         (

@@ -1,7 +1,8 @@
-"""attentive_probe: a head that may choose among tokens, on tokens that are frozen."""
+"""attentive_probe: an attention head on frozen patch features."""
 
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ QUICK = {"num_heads": 2, "epochs": 20, "lr": 3e-3}
 
 
 def needles(count: int, seed: int, tokens: int = 9) -> TensorDataset:
-    """Tokens of noise; the one that is marked says the class, and its opposite cancels the mean."""
+    """Features of noise; the marked one holds the class, and its opposite cancels the mean."""
     generator = torch.Generator().manual_seed(seed)
     x = 0.1 * torch.randn(count, tokens, 8, generator=generator)
     labels = torch.randint(3, (count,), generator=generator)
@@ -31,7 +32,7 @@ def sets() -> tuple[TensorDataset, TensorDataset]:
 
 
 def test_finds_what_a_mean_loses(sets):
-    """Trap: tokens judged by their mean alone, though a class lies in one of them."""
+    """Trap: features judged by their mean alone, though a single one holds the class."""
     mean = evaluate(lambda x: x.mean(dim=1), *sets)
     assert mean.linear < 0.6
     assert attentive_probe(nn.Identity(), *sets, **QUICK) > 0.9
@@ -43,7 +44,7 @@ def test_a_default_device_changes_nothing_and_a_default_type_breaks_nothing(sets
     def whole(dataset: TensorDataset, *_: object) -> list[tuple[Tensor, ...]]:
         return [dataset.tensors]
 
-    monkeypatch.setattr(attentive, "some_images", whole)
+    monkeypatch.setattr(attentive, "subset_loader", whole)
     options = QUICK | {"lr": (1e-6, 3e-3)}
     once = attentive_probe(nn.Identity(), *sets, **options)
     with torch.device("meta"):
@@ -126,11 +127,11 @@ def test_prepare_and_modules_as_in_evaluate(sets):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_heads": 3}, "num_heads=3: must divide the width of the tokens, 8"),
+        ({"num_heads": 3}, "num_heads=3: must divide the width of the features, 8"),
         ({"epochs": 0}, "epochs=0"),
-        ({"lr": 0.0}, "lr=0.0"),
+        ({"lr": 0.0}, "lr=0: must be above 0"),
         ({"lr": ()}, r"lr=\(\): must hold at least one number"),
-        ({"weight_decay": -1.0}, "weight_decay=-1.0"),
+        ({"weight_decay": -1.0}, "weight_decay=-1: must be at least 0"),
         ({"num_images": 0}, "num_images=0"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"seed": -1}, "seed=-1"),
@@ -141,9 +142,19 @@ def test_bad_numbers_raise(sets, change, message):
         attentive_probe(nn.Identity(), *sets, **QUICK | change)
 
 
+def test_rates_of_any_sequence(sets):
+    train, test = needles(100, 2), needles(50, 3)
+    options = {"num_heads": np.int64(2), "epochs": 2, "weight_decay": 0}
+    scores = {
+        attentive_probe(nn.Identity(), train, test, **options, lr=lr)
+        for lr in ((1e-3, 3e-3), [1e-3, 3e-3], np.array([3e-3, 1e-3]))
+    }
+    assert len(scores) == 1
+
+
 def test_bad_sets_raise(sets, monkeypatch):
     train, test = sets
-    monkeypatch.setattr(attentive, "_fit", lambda *_, **__: pytest.fail("trained before"))
+    monkeypatch.setattr(attentive, "_fit_head", lambda *_, **__: pytest.fail("trained before"))
 
     def pooled(x: Tensor) -> Tensor:
         return x.mean(dim=1)
@@ -158,13 +169,15 @@ def test_bad_sets_raise(sets, monkeypatch):
     with pytest.raises(ValueError, match="test: must share classes with train"):
         attentive_probe(nn.Identity(), train, other, **several)
     with pytest.raises(
-        ValueError, match=r"returned \(16, 8, 8\) for batch 12, must have 9 tokens of 8"
+        ValueError, match=r"returned \(16, 8, 8\) for batch 12, must have 9 features of width 8"
     ):
         attentive_probe(lambda x: x[:, : 8 + (len(x) > 16)], train, test, batch_size=32, **QUICK)
-    with pytest.raises(ValueError, match=r"encode: must return tokens, got \(400, 0, 8\)"):
+    with pytest.raises(
+        ValueError, match=r"encode: must return at least one feature per image, got \(400, 0, 8\)"
+    ):
         attentive_probe(lambda x: x[:, :0], train, test, **QUICK)
     narrow = TensorDataset(test.tensors[0][..., :6], test.tensors[1])
-    with pytest.raises(ValueError, match="tokens of one width, got 8 for train and 6 for test"):
+    with pytest.raises(ValueError, match="features of one width, got 8 for train and 6 for test"):
         attentive_probe(nn.Identity(), train, narrow, **several)
     few = TensorDataset(train.tensors[0][:2], torch.tensor([0, 1]))
     with pytest.raises(ValueError, match=r"too few rows to choose among lr=\(0.1, 0.2\): got 2 of"):
@@ -176,7 +189,7 @@ def test_a_head_that_diverges_is_no_score(sets):
     options = QUICK | {"epochs": 2}
     for count, epochs in ((400, 2), (60, 1)):  # in the last step, too
         huge = options | {"lr": 1e30, "num_images": count, "epochs": epochs}
-        with pytest.raises(ValueError, match=r"lr=1e\+30: the head's answers are not finite"):
+        with pytest.raises(ValueError, match=r"lr=1e\+30: the head's outputs are not finite"):
             attentive_probe(nn.Identity(), *sets, **huge)
     once = attentive_probe(nn.Identity(), *sets, **options)
     assert attentive_probe(nn.Identity(), *sets, **options | {"lr": (3e-3, 1e30)}) == once

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -53,8 +54,8 @@ def test_equals_a_loop(
 
 
 def test_autocast_around_it_changes_nothing() -> None:
-    """Trap: products in a half type. Features mostly share a large mean, so that all similarities
-    are near 1, where bfloat16 tells apart what differs by 1/256."""
+    """Trap: products in half precision. Features mostly share a large mean, so that all
+    similarities are near 1, where the resolution of bfloat16 is 1/256."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(10).repeat(20)
     x = 5 + 0.3 * torch.eye(10)[labels] + 0.05 * torch.randn(200, 10, generator=generator)
@@ -79,6 +80,13 @@ def test_k_and_temperature_matter() -> None:
     assert knn_accuracy(train, test, k=1) == 1.0
     assert knn_accuracy(train, test, k=3, temperature=0.01) == 1.0
     assert knn_accuracy(train, test, k=3, temperature=1.0) == 0.0
+
+
+def test_numpy_numbers_are_taken() -> None:
+    train, test = rows(30, 4, 3, 0), rows(50, 4, 3, 1)
+    options = {"k": np.int64(5), "temperature": np.float32(0.5)}
+    assert knn_accuracy(train, test, **options) == knn_accuracy(train, test, k=5, temperature=0.5)
+    assert knn_accuracy(train, test, temperature=1) == knn_accuracy(train, test, temperature=1.0)
 
 
 def test_tiny_temperatures_do_not_overflow() -> None:
@@ -107,7 +115,7 @@ def test_collapsed_features_score_like_chance() -> None:
         ({"k": 31}, ValueError, "k=31: must be at most the number of training rows, 30"),
         ({"k": 0}, ValueError, "k=0: must be at least 1"),
         ({"k": 2.0}, TypeError, "k=2.0: must be an int, got float"),
-        ({"temperature": 0.0}, ValueError, "temperature=0.0: must be above 0"),
+        ({"temperature": 0.0}, ValueError, "temperature=0: must be above 0"),
         (
             {"test": rows(3, 5, 3, 0)},
             ValueError,
