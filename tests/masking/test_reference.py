@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from jepakit import InfeasibleMaskError, Masks, MultiBlockMask
 from jepakit.masking import ReferenceMultiBlockMask, audit_masks
-from jepakit.masking.blocks import ScaledSizes, draw_sizes
+from jepakit.masking._engine.block_sizes import ContextBlockSizes, draw_sizes
 
 QUIRKS = (
     "prefix_truncation",
@@ -392,12 +392,12 @@ def test_all_off_has_the_sizes_of_multiblockmask(grid):
     uniforms = torch.rand(20_000, 3, generator=generator())
     h, w = sizes.targets(uniforms[:, :2])
     expected = draw_sizes(
-        grid, (0.15, 0.2), (0.75, 1.5), (1.0, 1.0), uniforms, largest_plane=math.prod(grid)
+        grid, (0.15, 0.2), (0.75, 1.5), (1.0, 1.0), uniforms, largest_rectangle=math.prod(grid)
     )
     # Up to the last bit of a root, here and there.
     assert float((torch.stack([h, w], dim=1) != expected).any(dim=1).double().mean()) < 1e-3
     h, w = sizes.contexts(uniforms[:, 0])
-    scaled = ScaledSizes.from_range(grid, (0.85, 1.0), frames=1, smallest=0)
+    scaled = ContextBlockSizes.from_range(grid, (0.85, 1.0), frames=1, smallest=0)
     chances = dict(
         zip(
             map(tuple, scaled.sizes.tolist()),

@@ -13,7 +13,7 @@ from jepakit._checks import check_int
 from jepakit.masking.report import MaskAudit
 from jepakit.masking.base import UniformSampler, promised_tokens
 from jepakit.masking.tally import Tally
-from jepakit.masking.uniforms import draw_uniforms
+from jepakit.masking._engine.random_numbers import draw_uniforms
 from jepakit.tokens import Masks
 
 __all__ = ["audit_masks"]

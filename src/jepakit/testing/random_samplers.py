@@ -17,8 +17,9 @@ from jepakit.masking import (
     RandomMask,
     TubeMask,
 )
-from jepakit.masking.context import needed_tokens
-from jepakit.masking.grow import exact_count, num_rounds
+from jepakit.masking._engine.context_length import tokens_of_coverage
+from jepakit.masking._engine.growth import max_num_blocks
+from jepakit.masking.base import positions_of_ratio
 
 __all__: list[str] = []
 
@@ -75,7 +76,7 @@ def multiblock_arguments(rng: random.Random, grid_size: Grid) -> dict[str, Any]:
         arguments["temporal_scale"] = between(rng, 0.05, 1.0)
         arguments["max_temporal_keep"] = choose([1.0, 1.0, fraction(0.1, 1.0)])
         arguments["min_context_coverage"] *= choose([1.0, 0.5, 0.1])
-    need = needed_tokens(arguments["min_context_coverage"], size)
+    need = tokens_of_coverage(arguments["min_context_coverage"], size)
     return arguments | {"context_length": integer(1, need) if length == "int" else length}
 
 
@@ -95,7 +96,7 @@ def random_mask(rng: random.Random, axes: int, largest: dict[int, Grid]) -> Rand
 def shares(rng: random.Random, ratio: float, grid: tuple[int, int]) -> tuple[float, float]:
     """A range of blocks' shares; of one value where a block has all of the set anyway."""
     low, high = between(rng, 0.03, 1.0)
-    one_block = num_rounds(grid, exact_count("ratio", ratio, grid), (low, high)) == 1
+    one_block = max_num_blocks(grid, positions_of_ratio(ratio, grid), (low, high)) == 1
     return (high, high) if one_block else (low, high)
 
 
@@ -147,7 +148,7 @@ def nested(rng: random.Random, axes: int, largest: dict[int, Grid]) -> NestedMas
     arguments["num_targets"] = rng.randint(1, 4)
     arguments["min_context_coverage"] = rng.uniform(0.0, 0.5)
     if isinstance(arguments["context_length"], int):
-        need = needed_tokens(arguments["min_context_coverage"], math.prod(coarsest))
+        need = tokens_of_coverage(arguments["min_context_coverage"], math.prod(coarsest))
         arguments["context_length"] = rng.randint(1, need)
     return NestedMask(grid, MultiBlockMask(coarsest, **arguments))
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.masking.guarantee import assert_guarantee, box_sides
-from tests.masking.test_multiblock_guarantee import suggestions
+from tests.masking.test_multi_block_guarantee import suggestions
 
 from jepakit import InfeasibleMaskError, MultiBlockMask
 from jepakit.testing.random_samplers import multiblock_arguments
