@@ -67,6 +67,10 @@ class UniformSampler(ABC, Generic[M_co]):
     into masks in `_draw`.
     """
 
+    # Constructors take lists and NumPy arrays too and store tuples, so the type-checking hook must
+    # not hold their arguments to the types of the fields.
+    __no_type_check__ = True
+
     grid_size: tuple[int, ...]
 
     @property
