@@ -191,13 +191,14 @@ def test_no_argument_is_left_out(kind):
             lambda: CausalMask((4, 2, 2), num_targets=2, num_target_steps=2),
             InfeasibleMaskError,
             "CausalMask on the grid (4, 2, 2): 1 past step(s) and 4 step(s) for 2 target(s) exceed "
-            "the grid's 4. Change one of: grid_size to at least 5 steps; num_target_steps=1; num_targets=1",
+            "the grid's 4. Change one of: grid_size to at least 5 steps; num_target_steps=1; "
+            "num_targets=1",
         ),
         (
             lambda: CausalMask((8,), num_context_steps=(2, 7), num_target_steps=2),
             InfeasibleMaskError,
-            "7 past step(s) and 2 step(s) for 1 target(s) exceed the grid's 8. Change one of: grid_size "
-            "to at least 9 steps; num_target_steps=1; num_context_steps=(2, 6)",
+            "7 past step(s) and 2 step(s) for 1 target(s) exceed the grid's 8. Change one of: "
+            "grid_size to at least 9 steps; num_target_steps=1; num_context_steps=(2, 6)",
         ),
         (
             lambda: CausalMask((8,), num_context_steps=(3, 2)),
@@ -280,7 +281,7 @@ def same_masks(one: Any, other: Any) -> bool:
         ),
         (
             lambda: CausalMask(
-                [12], num_context_steps=[2, np.int64(4)], num_target_steps=np.int8(2)
+                [12], num_context_steps=[2, np.int64(4)], num_target_steps=np.int64(2)
             ),
             lambda: CausalMask((12,), num_context_steps=(2, 4), num_target_steps=2),
         ),
@@ -307,7 +308,7 @@ def same_masks(one: Any, other: Any) -> bool:
 def test_arguments_of_configuration_files(given, plain):
     """Trap: a list of a YAML file is refused, or shown in `repr` as NumPy's scalar."""
     one, other = given(), plain()
-    # `np.float32(0.1)` is another number; of ours every one is exact.
+    # Values such as 0.125, exact in float32 too: `np.float32(0.1)` is another number than 0.1.
     assert one == other and repr(one) == repr(other) and hash(one) == hash(other)
     assert eval(repr(one)) == one
     assert same_masks(one, other)

@@ -118,7 +118,7 @@ def test_errors(arguments, error, text):
         (
             {"grid_size": 16},
             TypeError,
-            "grid_size=16: must be a tuple of ints, such as (14, 14), got int",
+            "grid_size=16: must be a sequence of ints, such as (14, 14), got int",
         ),
         ({"target_ratio": "a"}, TypeError, "target_ratio='a': must be a number, got str"),
         (

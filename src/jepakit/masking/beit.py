@@ -50,9 +50,9 @@ class _GrownBlocks(UniformSampler[Masks]):
             **{ratio_name: as_fraction(ratio_name, ratio, open_low=True, open_high=True)},
         )
         low, high = self.block_scale
-        # A default range may be without effect, since the user did not choose it.
-        chosen = self.block_scale != type(self).block_scale
-        if low < high and chosen and self.num_uniforms == UNIFORMS_PER_BLOCK:
+        single_block = self.num_uniforms == UNIFORMS_PER_BLOCK
+        # The default range may be without effect, since the user did not choose it.
+        if single_block and low < high and self.block_scale != type(self).block_scale:
             raise ValueError(
                 f"block_scale={self.block_scale}: has no effect, since the smallest block has all "
                 f"of the {self._num_grown} patches already; must begin lower, or be (1.0, 1.0) for "

@@ -211,4 +211,4 @@ class MultiContextMask(UniformSampler[list[Masks]]):
 
     def _split(self, uniforms: Float[Tensor, "b k"]) -> tuple[Float[Tensor, "b _"], ...]:
         """The random numbers of each member."""
-        return uniforms.split([sampler.num_uniforms for sampler in self.samplers], dim=1)
+        return torch.split(uniforms, [sampler.num_uniforms for sampler in self.samplers], dim=1)

@@ -246,7 +246,7 @@ class MultiBlockMask(UniformSampler[Masks]):
         grid_size, spec = self.grid_size, self._spec
         # Sizes come from numbers on the CPU, so that the shapes of all sets are known there.
         rows = uniforms[:1] if self.target_size_per == "batch" else uniforms
-        u_target_size, u_context_size, *_ = rows.split(self._columns, dim=1)
+        u_target_size, u_context_size, *_ = torch.split(rows, self._columns, dim=1)
         target_sizes = draw_sizes(
             grid_size,
             self.target_scale,
@@ -259,8 +259,8 @@ class MultiBlockMask(UniformSampler[Masks]):
         context_sizes = spec.context_sizes.draw(u_context_size[:, 0])
         context_blocks = BlockGrid(grid_size, context_sizes, device=device)
 
-        _, _, u_context, u_targets, u_order, u_packing, u_trim = copy_to(uniforms, device).split(
-            self._columns, dim=1
+        _, _, u_context, u_targets, u_order, u_packing, u_trim = torch.split(
+            copy_to(uniforms, device), self._columns, dim=1
         )
         room = grid_size if len(grid_size) < 3 else (spec.context_frames, *grid_size[1:])
         place = context_blocks.draw_place(u_context[:, 0], within=room)

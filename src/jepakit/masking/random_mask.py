@@ -54,7 +54,8 @@ class RandomMask(UniformSampler[Masks]):
     context_length: Literal["pad"] | int = "pad"
 
     def __post_init__(self) -> None:
-        if self.context_length == "trim":
+        length: object = self.context_length
+        if length == "trim":
             raise ValueError(
                 "context_length='trim': must be 'pad' or an int; every context of RandomMask has "
                 "one length, so there is nothing to trim"
@@ -65,7 +66,7 @@ class RandomMask(UniformSampler[Masks]):
             target_ratio=as_fraction(
                 "target_ratio", self.target_ratio, open_low=True, open_high=True
             ),
-            context_length=as_context_length(self.context_length, ("pad",)),
+            context_length=as_context_length(length, ("pad",)),
         )
         size = math.prod(self.grid_size)
         left = size - self.num_target_tokens

@@ -269,7 +269,9 @@ class ReferenceMultiBlockMask(UniformSampler[Masks]):
         # Sizes come from the first row of numbers, on the CPU, so that shapes are known there.
         target_h, target_w = map(int, self._target_sizes(uniforms[:1, :2]))
         context_h, context_w = map(int, self._context_sizes(uniforms[:1, 2]))
-        _, _, u_targets, u_tries, u_trim = copy_to(uniforms, device).split(self._columns, dim=1)
+        _, _, u_targets, u_tries, u_trim = torch.split(
+            copy_to(uniforms, device), self._columns, dim=1
+        )
         cells = self._draw_blocks(target_h, target_w, u_targets)
         valid = torch.ones_like(cells, dtype=torch.bool)
         targets = TokenSet._trusted(cells, valid, self.grid_size, padded=False)
