@@ -20,7 +20,7 @@ M_co = TypeVar("M_co", covariant=True)
 
 
 class InfeasibleMaskError(ValueError):
-    """Masks with the given arguments cannot exist; the text says why and what to change.
+    """Error for masks that cannot exist; its text has the arithmetic and what to change.
 
     Raised when a sampler is built, never while it draws.
 
@@ -193,8 +193,9 @@ def positions_of_ratio(ratio: float, grid_size: tuple[int, ...]) -> int:
 def promised_tokens(sampler: object, num_members: int) -> list[int]:
     """Context tokens that a sampler promises for each of the `Masks` that one call returns.
 
-    1 where a sampler of the user's own does not say. Its int `context_length` counts where that is
-    below its `min_context_tokens`; jepakit's samplers have it in `min_context_tokens` already.
+    A sampler of the user's own may have `min_context_tokens`, else it is 1, and an int
+    `context_length`, which counts where it is less. jepakit's samplers have both in
+    `min_context_tokens`.
     """
 
     def promised(member: object) -> int:

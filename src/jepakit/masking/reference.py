@@ -73,7 +73,7 @@ class ReferenceMultiBlockMask(UniformSampler[Masks]):
             a large target is always tall, a small one always wide, and few sizes occur. Off: aspect
             ratio drawn independently, log-uniform.
         floor_area: Round a block's area down to whole patches before its sides are computed.
-            Effect: blocks are a little smaller than the scale says. Off: the area is not rounded.
+            Effect: blocks are a little below their scale. Off: the area is not rounded.
         clip_below_grid: A side that reaches the grid's becomes one less. Effect: a context of
             0.85 to 1.0 of a square grid is the same block for every draw, so its scale has no
             effect. Off: sides are clipped to the grid, and to at least 1.

@@ -30,7 +30,7 @@ all places at once it is one difference along each axis, table[i + h, :] - table
 
 import math
 from functools import cached_property, reduce
-from itertools import accumulate
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -76,26 +76,19 @@ class BlockGrid:
         # stride` entries have no partner, so each difference is that much shorter. In the example
         # above: 25, 25 - 2 * 5 = 15, 15 - 2 * 1 = 13 entries. The smallest size counts, and the
         # last number is that of the places: after it, in flat order, no block fits.
-        shortening = (
-            side * stride
-            for side, stride in zip(sizes.amin(dim=0).tolist(), self.padded_strides, strict=True)
-        )
-        self._lengths = list(
-            accumulate(shortening, lambda n, less: n - less, initial=math.prod(padded_size))
-        )
+        self._lengths = [math.prod(padded_size)]
+        for side, stride in zip(sizes.amin(dim=0).tolist(), self.padded_strides, strict=True):
+            self._lengths.append(self._lengths[-1] - side * stride)
         self.sizes = copy_to(sizes, device)
 
     @cached_property
     def fits(self) -> Bool[Tensor, "k p"]:
         """Places at which the whole block is on the grid."""
         place = torch.arange(self._lengths[-1], device=self.sizes.device)
-        along_axes = [
-            coordinate <= side - self.sizes[:, axis, None]
-            for axis, (side, coordinate) in enumerate(
-                zip(self.grid_size, self._coordinates(place), strict=True)
-            )
-        ]
-        return reduce(torch.logical_and, along_axes)
+        fits = torch.ones_like(self.sizes[:, :1], dtype=torch.bool)
+        for axis, first in enumerate(self._coordinates(place)):
+            fits = fits & (first <= self.grid_size[axis] - self.sizes[:, axis, None])
+        return fits
 
     def covered_cells(self, table: Int[Tensor, "b t"]) -> Int[Tensor, "b p"]:
         """Members of a mask that a block covers at each place; `table` is its `summed_area`.
@@ -114,14 +107,12 @@ class BlockGrid:
     @cached_property
     def _difference_partners(self) -> list[Int[Tensor, "k q"]]:
         """For each axis the flat position one block further, clamped to the table."""
-        return [
-            (
-                torch.arange(after, device=self.sizes.device) + self.sizes[:, axis, None] * stride
-            ).clamp_max(before - 1)
-            for axis, (stride, before, after) in enumerate(
-                zip(self.padded_strides, self._lengths[:-1], self._lengths[1:], strict=True)
-            )
-        ]
+        partners = []
+        for axis, (before, after) in enumerate(pairwise(self._lengths)):
+            step = self.sizes[:, axis, None] * self.padded_strides[axis]
+            entry = torch.arange(after, device=self.sizes.device)
+            partners.append((entry + step).clamp_max(before - 1))
+        return partners
 
     def draw_place(
         self, uniforms: Float[Tensor, " b"], *, within: tuple[int, ...] | None = None
@@ -151,11 +142,10 @@ class BlockGrid:
     def padded_mask(self, place: Int[Tensor, " b"]) -> Int[Tensor, "b t"]:
         """The padded mask of one block for each sample."""
         inside = torch.ones(1, 1, dtype=torch.int32, device=place.device)
-        for axis, (side, before) in enumerate(
-            zip(self.grid_size, self._coordinates(place), strict=True)
-        ):
-            cell, first = torch.arange(side + 1, device=place.device), before[:, None]
-            along_axis = (cell > first) & (cell <= first + self.sizes[:, axis, None])
+        for axis, before in enumerate(self._coordinates(place)):
+            cell = torch.arange(self.grid_size[axis] + 1, device=place.device)
+            last = before[:, None] + self.sizes[:, axis, None]
+            along_axis = (cell > before[:, None]) & (cell <= last)
             inside = (inside[:, :, None] * along_axis[:, None]).flatten(1)
         return inside
 
