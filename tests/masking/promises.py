@@ -112,7 +112,7 @@ def causal(sampler: CausalMask, masks: Masks, batch_size: int) -> None:
         assert torch.equal(lengths[:, 0], steps - past)
     else:
         assert (lengths == sampler.num_target_steps).all()
-    if sampler.target_size_per == "batch":
+    if sampler.context_size_per == "batch":
         assert (past == past[0]).all() and not masks.context.padded and not masks.targets.padded
 
 
@@ -129,4 +129,4 @@ def nested(sampler: NestedMask, masks: Masks, batch_size: int) -> None:
             for axis, side in enumerate(sampler.grid_size, start=1):
                 back = back.repeat_interleave(2**level, dim=axis).narrow(axis, 0, side)
             assert torch.equal(back.reshape(fine.shape), fine), "cells are whole"
-    assert_guarantee(sampler.coarsest, masks.coarsen(sampler.num_levels - 1), batch_size)
+    assert_guarantee(sampler.sampler, masks.coarsen(sampler.num_levels - 1), batch_size)

@@ -5,7 +5,7 @@ import torch
 
 from jepakit import RandomMask
 from jepakit.masking import BlockMask, CausalMask, InverseBlockMask, MultiContextMask
-from jepakit.masking.grow import grow_blocks, num_rounds
+from jepakit.masking._engine.growth import grow_blocks, max_num_blocks
 
 
 def generator() -> torch.Generator:
@@ -37,7 +37,7 @@ def test_an_aspect_ratio_is_height_over_width(kind):
 
 
 def test_shares_reach_from_the_low_to_the_high_end():
-    u = torch.rand(64, 4 * num_rounds((8, 8), 32, (0.1, 0.5)), generator=generator())
+    u = torch.rand(64, 4 * max_num_blocks((8, 8), 32, (0.1, 0.5)), generator=generator())
     aspect = (0.5, 2.0)
 
     def grown(scale: tuple[float, float], draws: torch.Tensor) -> torch.Tensor:
@@ -46,7 +46,7 @@ def test_shares_reach_from_the_low_to_the_high_end():
     for number, scale in ((0.0, (0.1, 0.1)), (1 - 2**-24, (0.5, 0.5))):
         ends = u.clone()
         ends[:, ::4] = number
-        rounds = num_rounds((8, 8), 32, scale)
+        rounds = max_num_blocks((8, 8), 32, scale)
         expected = grown(scale, ends[:, : 4 * rounds])
         assert torch.equal(grown((0.1, 0.5), ends), expected)
 

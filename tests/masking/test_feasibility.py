@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.strategies import multiblock_cases
 
 from jepakit import InfeasibleMaskError, MultiBlockMask
-from jepakit.masking.blocks import draw_sizes, reachable_rectangles
+from jepakit.masking._engine.block_sizes import draw_sizes, reachable_rectangles
 
 
 def rounded(area: float, aspect: float, grid: tuple[int, int]) -> tuple[int, int]:
@@ -70,7 +70,7 @@ def test_drawn_sizes_are_the_reachable_ones(case, seed):
     sizes = reachable_rectangles(grid, scale, aspect)
     uniforms = torch.rand(200, 3, generator=torch.Generator().manual_seed(seed))
     largest = max(h * w for h, w in sizes)
-    drawn = draw_sizes(grid, scale, aspect, (1.0, 1.0), uniforms, largest_plane=largest)
+    drawn = draw_sizes(grid, scale, aspect, (1.0, 1.0), uniforms, largest_rectangle=largest)
     assert {tuple(size) for size in drawn.tolist()} <= set(sizes)
 
 

@@ -63,7 +63,7 @@ NEEDS = [
 ]
 
 
-@pytest.mark.parametrize(("sampler", "min_context_tokens"), NEEDS, ids=repr)
+@pytest.mark.parametrize(("sampler", "need"), NEEDS, ids=repr)
 def test_need(sampler, need):
     """Every sampler states its floor in tokens of its own grid; a mixture the least of members."""
     assert sampler.min_context_tokens == need

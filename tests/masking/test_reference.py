@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from jepakit import InfeasibleMaskError, Masks, MultiBlockMask
 from jepakit.masking import ReferenceMultiBlockMask, audit_masks
-from jepakit.masking.blocks import ScaledSizes, draw_sizes
+from jepakit.masking._engine.block_sizes import ContextBlockSizes, draw_sizes
 
 QUIRKS = (
     "prefix_truncation",
@@ -278,7 +278,7 @@ def test_tied_aspect():
     symmetric = ReferenceMultiBlockMask((14, 14), target_aspect_ratio=(0.5, 2.0))
     uniforms = torch.rand(20_000, 2, generator=generator())
     for tied in (True, False):
-        h, w = dataclasses.replace(symmetric, tied_aspect=tied)._sizes.targets(uniforms)
+        h, w = dataclasses.replace(symmetric, tied_aspect=tied)._target_sizes(uniforms)
         uneven = h != w
         tall = float((h > w)[uneven].double().mean())
         if tied:
@@ -352,8 +352,8 @@ def test_without_relaxing_the_place_that_keeps_most_is_taken():
     uniforms = torch.rand(64, sampler.num_uniforms, generator=generator())
     contexts = sampler._untrimmed(uniforms).context.to_mask()
     hidden = sampler.from_uniforms(uniforms).targets.to_mask().any(dim=1)
-    h, w = (int(side) for side in sampler._sizes.contexts(uniforms[:1, 2]))
-    places = sampler._blocks(h, w, uniforms[:, 5:46])
+    h, w = (int(side) for side in sampler._context_sizes(uniforms[:1, 2]))
+    places = sampler._draw_blocks(h, w, uniforms[:, 5:46])
     kept = (~hidden).gather(1, places.flatten(1)).view(places.shape).sum(dim=2)
     enough = (kept > sampler.min_keep).any(dim=1)
     first = (kept > sampler.min_keep).int().argmax(dim=1)
@@ -388,20 +388,20 @@ def test_all_off_agrees_with_multiblockmask(grid, arguments):
 @pytest.mark.no_hook
 @pytest.mark.parametrize("grid", [(14, 14), (9, 12), (5, 31)])
 def test_all_off_has_the_sizes_of_multiblockmask(grid):
-    sizes = ReferenceMultiBlockMask(grid, min_keep=0, **ALL_OFF)._sizes
+    reference = ReferenceMultiBlockMask(grid, min_keep=0, **ALL_OFF)
     uniforms = torch.rand(20_000, 3, generator=generator())
-    h, w = sizes.targets(uniforms[:, :2])
+    h, w = reference._target_sizes(uniforms[:, :2])
     expected = draw_sizes(
-        grid, (0.15, 0.2), (0.75, 1.5), (1.0, 1.0), uniforms, largest_plane=math.prod(grid)
+        grid, (0.15, 0.2), (0.75, 1.5), (1.0, 1.0), uniforms, largest_rectangle=math.prod(grid)
     )
     # Up to the last bit of a root, here and there.
     assert float((torch.stack([h, w], dim=1) != expected).any(dim=1).double().mean()) < 1e-3
-    h, w = sizes.contexts(uniforms[:, 0])
-    scaled = ScaledSizes.from_range(grid, (0.85, 1.0), frames=1, smallest=0)
+    h, w = reference._context_sizes(uniforms[:, 0])
+    scaled = ContextBlockSizes.from_range(grid, (0.85, 1.0), frames=1, min_volume=0)
     chances = dict(
         zip(
             map(tuple, scaled.sizes.tolist()),
-            scaled.cumulative.diff(prepend=torch.zeros(1)).tolist(),
+            scaled.cumulative_probability.diff(prepend=torch.zeros(1)).tolist(),
             strict=True,
         )
     )
@@ -424,8 +424,8 @@ def test_the_comparison_can_fail():
         one = ReferenceMultiBlockMask((9, 12), min_keep=0, **ranges, **switches)
         if quirk in ("floor_area", "tied_aspect"):  # seen in the sizes
             uniforms = torch.rand(20_000, 2, generator=generator())
-            h, _ = one._sizes.targets(uniforms)
-            without, _ = dataclasses.replace(one, **{quirk: False})._sizes.targets(uniforms)
+            h, _ = one._target_sizes(uniforms)
+            without, _ = dataclasses.replace(one, **{quirk: False})._target_sizes(uniforms)
             assert float((h != without).double().mean()) > 0.01
             continue
         found = worst(frequencies(of_sampler(one, 8, 1), 400, 108), two)

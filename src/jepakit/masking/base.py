@@ -1,5 +1,6 @@
-"""What a mask sampler is: a pure function of random numbers, one row of them for each sample."""
+"""Protocol, base classes and error of the mask samplers."""
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import is_dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
@@ -8,16 +9,36 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jepakit.masking.uniforms import draw_uniforms
+from jepakit._checks import type_name
+from jepakit.masking._engine.block_sizes import round_half_up
+from jepakit.masking._engine.random_numbers import draw_uniforms
+from jepakit.tokens import Masks
 
-__all__ = ["MaskSampler"]
+__all__ = ["InfeasibleMaskError", "MaskSampler"]
 
 M_co = TypeVar("M_co", covariant=True)
 
 
+class InfeasibleMaskError(ValueError):
+    """Error for masks that cannot exist; its text has the arithmetic and what to change.
+
+    Raised when a sampler is built, never while it draws.
+
+    Example:
+        >>> from jepakit import InfeasibleMaskError, MultiBlockMask
+        >>> try:
+        ...     MultiBlockMask((14, 14), min_context_coverage=0.85)
+        ... except InfeasibleMaskError as error:
+        ...     print(str(error).replace(". ", ".\\n"))
+        MultiBlockMask on the grid (14, 14): min_context_coverage=0.85 needs 167 context tokens, \
+and 167 + 42 (largest target block, 7 x 6) = 209 exceeds 196 (largest context block).
+        Change one of: target_scale=(0.1262, 0.1262); min_context_coverage=0.7857
+    """
+
+
 @runtime_checkable
 class MaskSampler(Protocol[M_co]):
-    """What draws masks: any callable with this signature.
+    """Any callable with this signature that draws masks.
 
     It returns `Masks`, or a list of them where an image has several contexts.
     """
@@ -29,21 +50,26 @@ class MaskSampler(Protocol[M_co]):
         generator: torch.Generator | None = None,
         device: torch.device | str | None = None,
     ) -> M_co:
-        """Masks for a batch.
+        """Draw masks for a batch.
 
         Args:
             batch_size: Number of samples.
             generator: A CPU generator; the masks are a function of its state.
-            device: Where the masks go.
+            device: Device of the masks.
         """
         ...
 
 
 class UniformSampler(ABC, Generic[M_co]):
-    """A sampler whose masks are a function of a table of uniforms; all of jepakit's are.
+    """Base class of jepakit's samplers: masks are a function of a table of uniforms.
 
-    A subclass says how many numbers a sample takes and turns a table of them into masks.
+    The table has one row of `num_uniforms` numbers in [0, 1) for each sample. A subclass turns it
+    into masks in `_draw`.
     """
+
+    # Constructors take lists and NumPy arrays too and store tuples, so the type-checking hook must
+    # not hold their arguments to the types of the fields.
+    __no_type_check__ = True
 
     grid_size: tuple[int, ...]
 
@@ -54,17 +80,20 @@ class UniformSampler(ABC, Generic[M_co]):
 
     @property
     def min_context_tokens(self) -> int:
-        """Context tokens that every sample has at least."""
+        """Smallest number of context tokens that a sample can have."""
         return 1
 
     @property
-    @abstractmethod
     def per_sample(self) -> bool:
-        """Whether a sample's masks depend on its own random numbers alone."""
+        """Whether a sample's masks depend on its own random numbers alone.
+
+        False where something is drawn or cut for the whole batch.
+        """
+        return True
 
     @abstractmethod
     def _draw(self, uniforms: Float[Tensor, "b k"], device: torch.device | str | None) -> M_co:
-        """Masks from a table that has been checked; it lies on the CPU."""
+        """Masks from a table that has been checked; it is on the CPU."""
 
     def __call__(
         self,
@@ -73,23 +102,23 @@ class UniformSampler(ABC, Generic[M_co]):
         generator: torch.Generator | None = None,
         device: torch.device | str | None = None,
     ) -> M_co:
-        """Masks for a batch.
+        """Draw masks for a batch.
 
         Args:
             batch_size: Number of samples.
             generator: A CPU generator; torch's global one if None.
-            device: Where the masks are computed; they do not depend on it.
+            device: Device on which the masks are computed; they do not depend on it.
         """
         return self._draw(draw_uniforms(batch_size, self.num_uniforms, generator=generator), device)
 
     def from_uniforms(
         self, uniforms: Float[Tensor, "b k"], *, device: torch.device | str | None = None
     ) -> M_co:
-        """Masks as a pure function of `num_uniforms` numbers in [0, 1) for each sample.
+        """Compute masks from `num_uniforms` numbers in [0, 1) for each sample.
 
         Args:
-            uniforms: On the CPU; one row for each sample.
-            device: Where the masks are computed.
+            uniforms: One row for each sample; on the CPU.
+            device: Device on which the masks are computed.
         """
         if uniforms.dim() != 2 or uniforms.shape[1] != self.num_uniforms or len(uniforms) == 0:
             raise ValueError(
@@ -99,30 +128,86 @@ class UniformSampler(ABC, Generic[M_co]):
         return self._draw(uniforms, device)
 
     def _untrimmed(self, uniforms: Float[Tensor, "b k"]) -> M_co:
-        """The masks as they are before contexts get a common length; `audit_masks` compares with them.
+        """The same draw before contexts get a common length; `audit_masks` compares the two.
 
-        A sampler whose contexts are cut by something else than `context_length` overrides it.
+        To be overridden where contexts are cut by anything but `context_length`.
         """
         if not is_dataclass(self) or getattr(self, "context_length", "pad") == "pad":
             return self.from_uniforms(uniforms)
-        twin: Any = replace(self, context_length="pad")
-        masks: M_co = twin.from_uniforms(uniforms[:, : twin.num_uniforms])
+        padding: Any = replace(self, context_length="pad")
+        # The numbers for trimming are the last ones of a row.
+        masks: M_co = padding.from_uniforms(uniforms[:, : padding.num_uniforms])
         return masks
 
 
+class MaskTransform(UniformSampler[Masks]):
+    """Base class of samplers that change the masks of one other sampler."""
+
+    sampler: UniformSampler[Masks]
+
+    @property
+    def num_uniforms(self) -> int:
+        """Random numbers that one sample takes; those of `sampler`."""
+        return self.sampler.num_uniforms
+
+    @property
+    def per_sample(self) -> bool:
+        """Whether a sample's masks depend on its own random numbers alone, as in `sampler`."""
+        return self.sampler.per_sample
+
+    @abstractmethod
+    def _transform(self, masks: Masks) -> Masks:
+        """The masks of this sampler from those of `sampler`."""
+
+    def _draw(self, uniforms: Float[Tensor, "b k"], device: torch.device | str | None) -> Masks:
+        return self._transform(self.sampler.from_uniforms(uniforms, device=device))
+
+    def _untrimmed(self, uniforms: Float[Tensor, "b k"]) -> Masks:
+        return self._transform(self.sampler._untrimmed(uniforms))
+
+
+def check_sampler(name: str, value: object) -> None:
+    """Raise unless `value` is one of jepakit's samplers and gives one context for an image."""
+    if not isinstance(value, UniformSampler):
+        raise TypeError(
+            f"{name}={value!r}: must be one of jepakit's samplers, got {type_name(value)}"
+        )
+    if hasattr(value, "samplers"):
+        raise TypeError(
+            f"{name}=MultiContextMask(...): must give one context for each image; combine the "
+            "results instead, as MultiContextMask((Outer(a), Outer(b)))"
+        )
+
+
+def positions_of_ratio(ratio: float, grid_size: tuple[int, ...]) -> int:
+    """Positions that a ratio of the grid rounds to; at least 1, and at least 1 is left over."""
+    size = math.prod(grid_size)
+    if size < 2:
+        raise InfeasibleMaskError(
+            f"grid_size={grid_size}: one position cannot be both context and target. "
+            "Change: grid_size to at least 2 positions"
+        )
+    return min(max(1, round_half_up(ratio * size)), size - 1)
+
+
 def promised_tokens(sampler: object, num_members: int) -> list[int]:
-    """Context tokens that each `Masks` of a sample has at least, by the sampler's own account."""
-    inner = getattr(sampler, "samplers", ())
-    if isinstance(inner, tuple) and len(inner) == num_members:
-        return [_promised(member) for member in inner]
-    return [_promised(sampler)] * num_members
+    """Context tokens that a sampler promises for each of the `Masks` that one call returns.
 
+    A sampler of the user's own may have `min_context_tokens`, else it is 1, and an int
+    `context_length`, which counts where it is less. jepakit's samplers have both in
+    `min_context_tokens`.
+    """
 
-def _promised(sampler: object) -> int:
-    promised = getattr(sampler, "min_context_tokens", 1)
-    length = getattr(sampler, "context_length", None)
-    if not isinstance(promised, int):
-        return 1
-    # An int length is the promise then; jepakit's samplers count that into their `min_context_tokens`.
-    foreign = not isinstance(sampler, UniformSampler)
-    return min(promised, length) if foreign and isinstance(length, int) else promised
+    def promised(member: object) -> int:
+        tokens = getattr(member, "min_context_tokens", 1)
+        length = getattr(member, "context_length", None)
+        if not isinstance(tokens, int):
+            return 1
+        if isinstance(length, int) and not isinstance(member, UniformSampler):
+            return min(tokens, length)
+        return tokens
+
+    members = getattr(sampler, "samplers", ())
+    if isinstance(members, tuple) and len(members) == num_members:
+        return [promised(member) for member in members]
+    return [promised(sampler)] * num_members

@@ -1,16 +1,11 @@
-"""`NestedMask`: masks of a coarse grid, whole on every level of a pyramid."""
+"""`NestedMask`: masks drawn on the coarsest level of a pyramid, so whole on every level."""
 
 import math
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
 from jepakit._checks import as_grid_size, store_fields
-from jepakit.masking.mixture import check_member
-from jepakit.masking.base import UniformSampler
+from jepakit.masking.base import MaskTransform, UniformSampler, check_sampler
 from jepakit.tokens import Masks, TokenSet
 from jepakit.tokens._grid import level_grids, num_halvings
 
@@ -18,28 +13,28 @@ __all__ = ["NestedMask"]
 
 
 @dataclass(frozen=True)
-class NestedMask(UniformSampler[Masks]):
+class NestedMask(MaskTransform):
     r"""The masks of a sampler on a pyramid's coarsest level, in patches of the finest.
 
-    Level $l$ halves the grid $l$ times, upwards. `sampler` draws on the coarsest level, whose
-    cells are $2^{L - 1}$ patches wide (cut off by the border), so a cell of any level lies inside a
-    block or outside it, never across. On every level context and targets are whole, disjoint and
-    not empty, and `masks.coarsen(level)` gives them: one draw serves all levels.
+    Level $l$ halves the grid $l$ times, upwards. `sampler` draws on the coarsest of $L$ levels,
+    whose cells are $2^{L - 1}$ patches wide (less at the border), so every cell of every level lies
+    either inside a block or outside it. One draw serves all levels: `masks.coarsen(level)` has
+    whole cells, context and targets disjoint, and no empty target.
 
     A small coarsest grid has few places for a block, so targets of a sample repeat: with
     `MultiBlockMask`'s defaults about 27 % of them equal another one on 14x14 and 16x16 with three
     levels (4x4 cells on the coarsest), 12 % on 28x28. Fewer levels or targets, or
-    `allow_target_overlap=False` with smaller ones, avoid it.
+    `allow_target_overlap=False` with smaller targets, avoid it.
 
     Args:
         grid_size: `(L,)`, `(H, W)` or `(T, H, W)` in patches, of the finest level.
         sampler: One of jepakit's samplers on the coarsest level's grid; its arguments count cells
             of that grid. An int `context_length` is a number of cells, and `"trim"` drops whole
-            ones. Where the border cuts cells off, contexts of equally many cells still differ in
+            cells. Where the border cuts cells off, contexts of equally many cells differ in
             patches and are padded.
 
     Raises:
-        TypeError: If `sampler` is not one of jepakit's, or gives several contexts.
+        TypeError: If `sampler` is not one of jepakit's, or is a `MultiContextMask`.
         ValueError: If its grid is not that of a level.
 
     Example:
@@ -61,7 +56,7 @@ class NestedMask(UniformSampler[Masks]):
 
     def __post_init__(self) -> None:
         store_fields(self, grid_size=as_grid_size("grid_size", self.grid_size))
-        check_member("sampler", self.sampler)
+        check_sampler("sampler", self.sampler)
         if self.sampler.grid_size not in self._grids:
             raise ValueError(
                 f"sampler on the grid {self.sampler.grid_size}: must be on the grid of a level of "
@@ -70,7 +65,7 @@ class NestedMask(UniformSampler[Masks]):
 
     @cached_property
     def _grids(self) -> tuple[tuple[int, ...], ...]:
-        """Grids of all levels that there can be, from the finest up."""
+        """Grids of all possible levels, from the finest up."""
         return level_grids(self.grid_size, num_halvings(self.grid_size) + 1)
 
     @cached_property
@@ -85,9 +80,10 @@ class NestedMask(UniformSampler[Masks]):
 
     @cached_property
     def min_context_tokens(self) -> int:
-        """Context patches of the finest level that every sample has at least.
+        """Smallest number of context patches, on the finest level, that a sample can have.
 
-        The patches of the smallest cells: those at the border may be cut off.
+        It counts the smallest cells, since the border may cut cells off: on 14 x 14 one of the
+        4 x 4 cells has 2 * 2 patches, six have 2 * 4 and nine have 4 * 4.
         """
         volumes = [1]
         for side in self.grid_size:
@@ -95,26 +91,11 @@ class NestedMask(UniformSampler[Masks]):
             volumes = [volume * width for volume in volumes for width in widths]
         return sum(sorted(volumes)[: self.sampler.min_context_tokens])
 
-    @property
-    def num_uniforms(self) -> int:
-        """Random numbers that one sample takes."""
-        return self.sampler.num_uniforms
-
-    @property
-    def per_sample(self) -> bool:
-        """Whether a sample's masks depend on its own random numbers alone."""
-        return self.sampler.per_sample
-
-    def _draw(self, uniforms: Float[Tensor, "b k"], device: torch.device | str | None) -> Masks:
-        return self._refine_masks(self.sampler.from_uniforms(uniforms, device=device))
-
-    def _untrimmed(self, uniforms: Float[Tensor, "b k"]) -> Masks:
-        return self._refine_masks(self.sampler._untrimmed(uniforms))
-
-    def _refine_masks(self, masks: Masks) -> Masks:
+    def _transform(self, masks: Masks) -> Masks:
         return Masks(self._refine(masks.context), self._refine(masks.targets))
 
     def _refine(self, coarse: TokenSet) -> TokenSet:
+        """The patches of a set of cells."""
         batch = coarse.shape[:-1]
         mask = coarse.to_mask().view(math.prod(batch), *coarse.grid_size)
         for axis, side in enumerate(self.grid_size, start=1):
@@ -126,5 +107,5 @@ class NestedMask(UniformSampler[Masks]):
             return TokenSet._of_length(mask, length, self.grid_size)
         if isinstance(getattr(self.sampler, "context_length", "pad"), str):
             return TokenSet.from_mask(mask, self.grid_size)
-        # With an int length nothing is synchronised, so the set has the length of whole cells.
+        # With an int length there is no synchronisation, so the set is as long as whole cells are.
         return TokenSet._up_to_length(mask, min(length, mask.shape[-1]), self.grid_size)

@@ -1,26 +1,24 @@
-"""`ReferenceMultiBlockMask`: the published I-JEPA sampler, its quirks as switches."""
+"""`ReferenceMultiBlockMask`: the published I-JEPA sampler, with its quirks as switches."""
 
 import math
 from bisect import bisect_left
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, dataclass, fields
 from functools import cached_property
-from itertools import accumulate
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from jepakit._checks import check_choice, check_grid_size, check_int, check_range
-from jepakit.masking.context import fit_context
-from jepakit.masking.feasibility import InfeasibleMaskError
-from jepakit.masking.reference_sizes import ReferenceSizes
-from jepakit.masking.base import UniformSampler
-from jepakit.masking.uniforms import copy_to
+from jepakit._checks import as_bool, as_grid_size, as_int, as_range, store_fields
+from jepakit.masking._engine.context_length import fit_context
+from jepakit.masking._engine.random_numbers import copy_to
+from jepakit.masking.base import InfeasibleMaskError, UniformSampler
 from jepakit.tokens import Masks, TokenSet
 
 __all__ = ["ReferenceMultiBlockMask"]
 
-# Tries before the published sampler gives up one more target.
+# Places that the published sampler tries before it gives up one more target.
 _TRIES = 20
 _QUIRKS = (
     "prefix_truncation",
@@ -31,23 +29,31 @@ _QUIRKS = (
     "square_context",
     "relax_when_stuck",
 )
+Role = Literal["target", "context"]
+
+
+class _Sizes(NamedTuple):
+    """Heights and widths of blocks."""
+
+    height: Int[Tensor, " k"]
+    width: Int[Tensor, " k"]
 
 
 @dataclass(frozen=True)
 class ReferenceMultiBlockMask(UniformSampler[Masks]):
     r"""The distribution of the published I-JEPA sampler, each of its quirks a switch.
 
-    For reproducing a published run, and for finding out what each quirk does to one; to train
-    something new take `MultiBlockMask`. On a 14x14 grid with the published settings and batches of
-    64, the context is 27 % of the grid on average, the top row is context in three samples of
-    four, the middle in one of five, and the last row and column are never seen and never predicted.
+    For reproducing a published run, and for ablations of its quirks; to train something new use
+    `MultiBlockMask`. On a 14x14 grid with the published settings and batches of 64, the context is
+    27 % of the grid on average, the top row is context in three samples of four, the middle in one
+    of five, and the last row and column are never context and never target.
 
     A batch shares one target size and one context size. With $u$ uniform, a target has the area
     $a = \lfloor HW (s_0 + u (s_1 - s_0)) \rfloor$ and the aspect ratio
     $\rho = r_0 + u (r_1 - r_0)$, so it is
     $\mathrm{round}\sqrt{a \rho} \times \mathrm{round}\sqrt{a / \rho}$. The context is a block less
     the union of the targets. With every switch False this is, in distribution,
-    `MultiBlockMask(context_length="trim")` wherever that one's budget does not bind.
+    `MultiBlockMask(context_length="trim")` where the budget of that sampler does not bind.
 
     Args:
         grid_size: `(H, W)` in patches.
@@ -56,33 +62,31 @@ class ReferenceMultiBlockMask(UniformSampler[Masks]):
         target_aspect_ratio: Range of a target's height / width.
         context_scale: Range of the context block's area before targets are removed, as a fraction
             of the grid.
-        min_keep: A place of the context is accepted if it keeps more tokens than this after the
-            targets are removed. It is no promise for what is left after that.
+        min_keep: A place of the context is accepted if more tokens than this are left after the
+            targets are removed. It promises nothing for the context after truncation.
         prefix_truncation: Cut every context to the batch's smallest by keeping its first tokens in
-            raster order. Wrong: the bottom of the image is hardly ever seen, and the context
+            raster order. Effect: the bottom of the image is hardly ever context, and the context
             shrinks as the batch grows. Off: a random subset of that length.
         skip_last: Draw a block's top from `[0, H - h)` and its left from `[0, W - w)`, without the
-            upper end. Wrong: no block ever reaches the last row or column. Off: with it.
-        tied_aspect: One random number for a target's scale and aspect ratio, both linear. Wrong: a
-            large target is always tall, a small one always wide, and few sizes occur. Off: aspect
+            upper end. Effect: no block reaches the last row or column. Off: with it.
+        tied_aspect: One random number for a target's scale and aspect ratio, both linear. Effect:
+            a large target is always tall, a small one always wide, and few sizes occur. Off: aspect
             ratio drawn independently, log-uniform.
-        floor_area: Round a block's area down to whole patches before its sides are taken. Wrong:
-            blocks are a little smaller than asked for. Off: the area is not rounded.
-        clip_below_grid: A side that reaches the grid's becomes one less. Wrong: a context of
+        floor_area: Round a block's area down to whole patches before its sides are computed.
+            Effect: blocks are a little below their scale. Off: the area is not rounded.
+        clip_below_grid: A side that reaches the grid's becomes one less. Effect: a context of
             0.85 to 1.0 of a square grid is the same block for every draw, so its scale has no
             effect. Off: sides are clipped to the grid, and to at least 1.
-        square_context: The context block is square whatever the grid. Wrong: much of a long grid
-            is left out. Off: it has the grid's own aspect; on a square grid that is the same, and
-            taken as it is, so that every switch can be turned off.
+        square_context: The context block is square whatever the grid. Effect: much of a long grid
+            is left out. Off: it has the grid's own aspect, which is the same on a square grid.
         relax_when_stuck: After 20 places that keep too little, subtract all targets but the last,
-            after 20 more all but the last two, and so on. Wrong: the context then holds targets.
-            Off: of all places the first that keeps enough, else the one that keeps most, which may
-            be nothing.
+            after 20 more all but the last two, and so on. Effect: the context then holds target
+            patches. Off: of all places the first that keeps enough, else the one that keeps most,
+            which may be nothing.
 
     Raises:
-        InfeasibleMaskError: At construction, if some target or context block would have at most
-            `min_keep` patches: the published sampler then tries for ever.
-        ValueError: If an argument is out of its range; `TypeError` if it is of another kind.
+        InfeasibleMaskError: If some target or context block would have at most `min_keep` patches:
+            the published sampler then never ends.
 
     Example:
         >>> import torch
@@ -95,9 +99,9 @@ class ReferenceMultiBlockMask(UniformSampler[Masks]):
 
     Source:
         Assran et al., I-JEPA (arXiv:2301.08243), section 3 and appendix A.1, and the behaviour of
-        the code published with it. Differences: nothing loops (the places that could be tried are
-        a fixed number of columns of random numbers, of which the first accepted one wins), so what
-        would never end raises; and random numbers come from one generator.
+        the code published with it. Differences: no loop (the places to try are a fixed number of
+        columns of random numbers, of which the first accepted one counts), so what would never end
+        raises; and random numbers come from one generator.
     """
 
     grid_size: tuple[int, int]
@@ -116,77 +120,132 @@ class ReferenceMultiBlockMask(UniformSampler[Masks]):
     relax_when_stuck: bool = True
 
     def __post_init__(self) -> None:
-        check_grid_size("grid_size", self.grid_size, ndims=(2,))
-        check_int("num_targets", self.num_targets, minimum=1)
-        check_range("target_scale", self.target_scale, high=1.0)
-        check_range("target_aspect_ratio", self.target_aspect_ratio)
-        check_range("context_scale", self.context_scale, high=1.0)
-        check_int("min_keep", self.min_keep, minimum=0)
-        for quirk in _QUIRKS:
-            check_choice(quirk, getattr(self, quirk), (True, False))
-        self._check_ends()
+        store_fields(
+            self,
+            grid_size=as_grid_size("grid_size", self.grid_size, num_axes=(2,)),
+            num_targets=as_int("num_targets", self.num_targets, minimum=1),
+            target_scale=as_range("target_scale", self.target_scale, high=1.0),
+            target_aspect_ratio=as_range("target_aspect_ratio", self.target_aspect_ratio),
+            context_scale=as_range("context_scale", self.context_scale, high=1.0),
+            min_keep=as_int("min_keep", self.min_keep, minimum=0),
+            **{quirk: as_bool(quirk, getattr(self, quirk)) for quirk in _QUIRKS},
+        )
+        self._check_feasible("target")
+        self._check_feasible("context")
 
     @property
     def min_context_tokens(self) -> int:
-        """Context tokens that a place has to keep to be accepted, `min_keep` + 1."""
+        """Context tokens that a place must keep to be accepted, `min_keep` + 1."""
         return self.min_keep + 1
 
     @cached_property
     def num_uniforms(self) -> int:
         """Random numbers that one sample takes."""
-        trim = 0 if self.prefix_truncation else math.prod(self.grid_size)
-        return 3 + self.num_targets + self._num_places + trim
+        return sum(self._columns)
+
+    @cached_property
+    def _columns(self) -> list[int]:
+        """Columns of the table of uniforms, by their use in `_place_all`."""
+        return [
+            2,  # scale and aspect ratio of the targets
+            1,  # scale of the context
+            self.num_targets,  # places of the targets
+            # Places of the context to try; after all targets are given up any is accepted.
+            self.num_targets * _TRIES + 1,
+            0 if self.prefix_truncation else math.prod(self.grid_size),  # trimming
+        ]
 
     @property
     def per_sample(self) -> bool:
-        """Whether a sample's masks depend on its own random numbers alone; they never do."""
+        """False: sizes and the context's length are those of the batch."""
         return False
 
-    @property
-    def _num_places(self) -> int:
-        # With no target subtracted a place is always accepted, so the last needs no second try.
-        return self.num_targets * _TRIES + 1
+    # Sizes
 
-    @cached_property
-    def _sizes(self) -> ReferenceSizes:
-        return ReferenceSizes(
-            self.grid_size,
-            self.target_scale,
-            self.target_aspect_ratio,
-            self.context_scale,
-            self.tied_aspect,
-            self.floor_area,
-            self.clip_below_grid,
-            self.square_context,
+    def _target_sizes(self, uniforms: Float[Tensor, "k 2"]) -> _Sizes:
+        u_scale, u_aspect = uniforms.double().unbind(1)
+        area = self._areas(self.target_scale, u_scale)
+        low, high = self.target_aspect_ratio
+        if self.tied_aspect:
+            aspect = low + (high - low) * u_scale
+        else:
+            aspect = low * (high / low) ** u_aspect
+        return self._clipped((area * aspect).sqrt(), (area / aspect).sqrt())
+
+    def _context_sizes(self, uniforms: Float[Tensor, " k"]) -> _Sizes:
+        """Sizes of context blocks before targets are removed."""
+        area = self._areas(self.context_scale, uniforms.double())
+        height, width = self.grid_size
+        aspect = 1.0 if self.square_context else height / width
+        return self._clipped((area * aspect).sqrt(), (area / aspect).sqrt())
+
+    def _areas(self, scale: tuple[float, float], u: Float[Tensor, " k"]) -> Float[Tensor, " k"]:
+        area = math.prod(self.grid_size) * (scale[0] + (scale[1] - scale[0]) * u)
+        return area.floor() if self.floor_area else area
+
+    def _clipped(self, h: Float[Tensor, " k"], w: Float[Tensor, " k"]) -> _Sizes:
+        height, width = self.grid_size
+        rows, columns = h.round().long(), w.round().long()
+        if self.clip_below_grid:
+            return _Sizes(rows.clamp_max(height - 1), columns.clamp_max(width - 1))
+        return _Sizes(rows.clamp(1, height), columns.clamp(1, width))
+
+    # Feasibility
+
+    def _check_feasible(self, role: Role) -> None:
+        h, w = self._smallest_block(role)
+        area = h * w
+        if area > self.min_keep:
+            return
+        changes = [f"min_keep={area - 1}"] if area > 0 else []
+        if self.clip_below_grid and self._with(clip_below_grid=False)._is_feasible(role):
+            changes.append("clip_below_grid=False")
+        # Blocks grow with their scale, so the feasible scales are an interval.
+        percent = bisect_left(
+            range(100), True, key=lambda p: self._with_scale(role, p)._is_feasible(role)
+        )
+        larger = self._with_scale(role, percent)
+        if larger._is_feasible(role):
+            changes.append(f"{role}_scale={getattr(larger, f'{role}_scale')}")
+        raise InfeasibleMaskError(
+            f"ReferenceMultiBlockMask on the grid {self.grid_size}: a {role} block can be "
+            f"{h} x {w} = {area} patches, and only blocks of more than min_keep={self.min_keep} "
+            "are accepted, so the published sampler would never end. "
+            f"Change one of: {'; '.join(changes or ['grid_size to a larger one'])}"
         )
 
-    def _check_ends(self) -> None:
-        for role in ("target", "context"):
-            area, h, w = self._sizes.smallest(role)
-            if area > self.min_keep:
-                continue
-            raise InfeasibleMaskError(
-                f"ReferenceMultiBlockMask on the grid {self.grid_size}: a {role} block can be "
-                f"{h} x {w} = {area} patches, and only blocks of more than "
-                f"min_keep={self.min_keep} are accepted, so the published sampler would never end. "
-                f"Change one of: {'; '.join(self._changes(role, area))}"
-            )
+    def _is_feasible(self, role: Role) -> bool:
+        h, w = self._smallest_block(role)
+        return h * w > self.min_keep
 
-    def _changes(self, role: str, area: int) -> list[str]:
-        """Single changes of an argument, each enough for blocks of this role."""
+    def _smallest_block(self, role: Role) -> tuple[int, int]:
+        """Height and width of the smallest block among 2^16 draws.
 
-        def enough(sizes: ReferenceSizes) -> bool:
-            return sizes.smallest(role)[0] > self.min_keep
+        A smaller one that is rarer than that does no harm: no loop waits for a larger one.
+        """
+        line = torch.arange(2**16, dtype=torch.float32, device="cpu") / 2**16
+        if role == "context":
+            h, w = self._context_sizes(line)
+        elif self.tied_aspect:
+            h, w = self._target_sizes(line[:, None].expand(-1, 2))
+        else:
+            side = torch.linspace(0, 1, 2**8, dtype=torch.float32, device="cpu")
+            h, w = self._target_sizes(torch.cartesian_prod(side, side))
+        smallest = int((h * w).argmin())
+        return int(h[smallest]), int(w[smallest])
 
-        changes = [f"min_keep={area - 1}"] if area > 0 else []
-        if self.clip_below_grid and enough(replace(self._sizes, clip_below_grid=False)):
-            changes.append("clip_below_grid=False")
-        # Blocks grow with their scale, so the scales that will do are an interval.
-        percent = bisect_left(range(100), True, key=lambda p: enough(self._sizes.raised(role, p)))
-        larger = self._sizes.raised(role, percent)
-        if enough(larger):
-            changes.append(f"{role}_scale={getattr(larger, f'{role}_scale')}")
-        return changes or ["grid_size to a larger one"]
+    def _with_scale(self, role: Role, percent: int) -> "ReferenceMultiBlockMask":
+        """With both ends of the role's scale raised to `percent` where they lie below."""
+        name = f"{role}_scale"
+        low, high = (max(end, percent / 100) for end in getattr(self, name))
+        return self._with(**{name: (low, high)})
+
+    def _with(self, **changes: Any) -> "ReferenceMultiBlockMask":
+        """A copy with other arguments that may be infeasible, so without the constructor."""
+        copy = object.__new__(type(self))
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        store_fields(copy, **values | changes)
+        return copy
 
     # Sampling
 
@@ -200,61 +259,64 @@ class ReferenceMultiBlockMask(UniformSampler[Masks]):
         return Masks(TokenSet._of_length(kept, length, self.grid_size), targets)
 
     def _untrimmed(self, uniforms: Float[Tensor, "b k"]) -> Masks:
-        """The masks as they are before a batch gets one length; `audit_masks` compares with them."""
         visible, targets, _ = self._place_all(uniforms, None)
         return Masks(TokenSet.from_mask(visible, self.grid_size), targets)
 
     def _place_all(
         self, uniforms: Float[Tensor, "b k"], device: torch.device | str | None
     ) -> tuple[Bool[Tensor, "b N"], TokenSet, Float[Tensor, "b u"]]:
-        """Whole contexts, targets, and the random numbers left for trimming."""
-        h, w = (int(side) for side in self._sizes.targets(uniforms[:1, :2]))
-        context_h, context_w = (int(side) for side in self._sizes.contexts(uniforms[:1, 2]))
-        widths = [3, self.num_targets, self._num_places]
-        _, u_targets, u_context, u_trim = copy_to(uniforms, device).tensor_split(
-            list(accumulate(widths)), dim=1
+        """Contexts before they get one length, targets, and the random numbers for trimming."""
+        # Sizes come from the first row of numbers, on the CPU, so that shapes are known there.
+        target_h, target_w = map(int, self._target_sizes(uniforms[:1, :2]))
+        context_h, context_w = map(int, self._context_sizes(uniforms[:1, 2]))
+        _, _, u_targets, u_tries, u_trim = torch.split(
+            copy_to(uniforms, device), self._columns, dim=1
         )
-        targets = self._blocks(h, w, u_targets)
-        sets = TokenSet._trusted(
-            targets, torch.ones_like(targets, dtype=torch.bool), self.grid_size, padded=False
-        )
-        hidden = sets.to_mask()
-        return self._contexts(hidden, self._blocks(context_h, context_w, u_context)), sets, u_trim
+        cells = self._draw_blocks(target_h, target_w, u_targets)
+        valid = torch.ones_like(cells, dtype=torch.bool)
+        targets = TokenSet._trusted(cells, valid, self.grid_size, padded=False)
+        tries = self._draw_blocks(context_h, context_w, u_tries)
+        return self._accept_contexts(tries, targets.to_mask()), targets, u_trim
 
-    def _blocks(self, h: int, w: int, uniforms: Float[Tensor, "b m"]) -> Int[Tensor, "b m a"]:
-        """The cells of blocks of one size, whose corner is drawn."""
+    def _draw_blocks(self, h: int, w: int, uniforms: Float[Tensor, "b m"]) -> Int[Tensor, "b m a"]:
+        """The cells of blocks of one size, whose corners are drawn."""
         height, width = self.grid_size
         rows, columns = height - h, width - w
         if not self.skip_last:
             rows, columns = rows + 1, columns + 1
-        # A block as high as the grid has one place, which an exclusive end would leave out.
+        # A block as high as the grid has one place, which an exclusive upper end leaves out.
         rows, columns = max(1, rows), max(1, columns)
         place = (uniforms * (rows * columns)).long().clamp_max(rows * columns - 1)
         corner = place // columns * width + place % columns
         row, column = (torch.arange(n, device=uniforms.device) for n in (h, w))
         return corner[:, :, None] + (row[:, None] * width + column).flatten()
 
-    def _contexts(
-        self, hidden: Bool[Tensor, "b m N"], places: Int[Tensor, "b t a"]
+    def _accept_contexts(
+        self, tries: Int[Tensor, "b t a"], targets: Bool[Tensor, "b m N"]
     ) -> Bool[Tensor, "b N"]:
-        """For each sample the first place that keeps enough, less what is hidden."""
-        visible = hidden.new_zeros(hidden.shape[0], hidden.shape[2])
+        """The first block of each sample that keeps enough cells, less the subtracted targets.
+
+        Blocks come in rounds of `_TRIES`. With `relax_when_stuck` round r subtracts r targets less,
+        so that the last round, of one block, subtracts none.
+        """
+        visible = targets.new_zeros(targets.shape[0], targets.shape[2])
         accepted, most = visible[:, 0], torch.full_like(visible[:, 0], -1, dtype=torch.int64)
-        for given_up, tries in enumerate(torch.split(places, _TRIES, dim=1)):
-            subtracted = self.num_targets - (given_up if self.relax_when_stuck else 0)
-            free = ~hidden[:, :subtracted].any(dim=1)
-            kept = free.gather(1, tries.flatten(1)).view(tries.shape).sum(dim=2)
+        for given_up, blocks in enumerate(torch.split(tries, _TRIES, dim=1)):
+            num_subtracted = self.num_targets - (given_up if self.relax_when_stuck else 0)
+            free = ~targets[:, :num_subtracted].any(dim=1)
+            kept = free.gather(1, blocks.flatten(1)).view(blocks.shape).sum(dim=2)
             enough = kept > self.min_keep
-            found = enough.any(dim=1)
-            best = torch.where(found, enough.int().argmax(dim=1), kept.argmax(dim=1))[:, None]
+            any_enough = enough.any(dim=1)
+            # The first that keeps enough, or the one that keeps most.
+            best = torch.where(any_enough, enough.int().argmax(dim=1), kept.argmax(dim=1))[:, None]
             count = kept.gather(1, best).squeeze(1)
-            # Until a place is accepted, the one that keeps most stands in for it.
-            taken = ~accepted & (found | (count > most))
-            cells = tries.gather(1, best[:, :, None].expand(-1, -1, tries.shape[2])).squeeze(1)
+            # Until a block is accepted, the best so far is kept in its place.
+            taken = ~accepted & (any_enough | (count > most))
+            cells = blocks.gather(1, best[:, :, None].expand(-1, -1, blocks.shape[2])).squeeze(1)
             block = torch.zeros_like(visible).scatter_(1, cells, True)
             visible = torch.where(taken[:, None], block & free, visible)
             most = torch.where(taken, count, most)
-            accepted = accepted | found
+            accepted = accepted | any_enough
             if accepted.all():
                 break
         return visible

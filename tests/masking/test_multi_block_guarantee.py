@@ -86,7 +86,7 @@ def test_a_perfect_packing_is_found(seed, target_size_per):
 
 
 def test_a_tight_budget_is_used_up():
-    """The budget is a limit, not a slack: at need + a = A contexts of exactly `min_context_tokens` occur."""
+    """At need + a = A contexts of exactly `min_context_tokens` occur."""
     sampler = MultiBlockMask(
         (14, 14), context_scale=(1.0, 1.0), min_context_coverage=154 / 196, target_size_per="sample"
     )

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.masking.guarantee import assert_guarantee, box_sides
 from tests.masking.random_samplers import multiblock_arguments
-from tests.masking.test_multiblock_guarantee import suggestions
+from tests.masking.test_multi_block_guarantee import suggestions
 
 from jepakit import InfeasibleMaskError, MultiBlockMask
 

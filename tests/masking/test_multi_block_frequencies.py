@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from jepakit import MultiBlockMask
-from jepakit.masking.context import fit_context
+from jepakit.masking._engine.context_length import fit_context
 
 # Thousands of draws: an order of magnitude faster without the type-checking hook.
 pytestmark = pytest.mark.no_hook

@@ -29,7 +29,7 @@ def small_sampler(rng: random.Random) -> MultiBlockMask:
         target_size_per=rng.choice(["batch", "sample"]),
     )
     spec = loose._spec
-    most = (spec.largest_context - spec.room) / spec.size
+    most = (spec.largest_context - spec.target_cells) / spec.num_positions
     tight = replace(loose, min_context_coverage=rng.choice([most, most, 0.0, most * rng.random()]))
     return replace(
         tight,
@@ -50,9 +50,9 @@ def legal(sampler: MultiBlockMask) -> set[tuple[int, int]]:
     grid, spec = sampler.grid_size, sampler._spec
     contexts = {
         box
-        for size in spec._context_sizes(smallest=0).sizes.tolist()
+        for size in spec.all_context_sizes(min_volume=0).sizes.tolist()
         for box in places(grid, size)
-        if box.bit_count() >= spec.min_context_tokens + spec.room
+        if box.bit_count() >= spec.min_context_tokens + spec.target_cells
     }
     found = set()
     for size in spec.target_sizes:
@@ -107,5 +107,5 @@ def test_what_is_legal_is_drawn() -> None:
             found, calls = found | drawn(sampler, generator), calls + 1
         assert summary(found) == summary(expected), sampler
         exact += few
-        limited += roles(expected)[0].bit_count() < sampler._spec.size
+        limited += roles(expected)[0].bit_count() < sampler._spec.num_positions
     assert exact > 10 and limited > 1, "or the law would say little"

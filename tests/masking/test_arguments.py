@@ -1,9 +1,10 @@
-"""Law 12 for the family: every argument changes the masks, and bad ones are named."""
+"""Law 12 for all samplers: every argument changes the masks, and bad ones are named."""
 
 import dataclasses
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils import _pytree as pytree
@@ -16,6 +17,7 @@ from jepakit.masking import (
     InverseBlockMask,
     MultiContextMask,
     NestedMask,
+    ReferenceMultiBlockMask,
     TubeMask,
 )
 
@@ -101,13 +103,21 @@ def test_no_argument_is_left_out(kind):
     ("make", "kind", "text"),
     [
         (lambda: BlockMask((8,)), ValueError, "grid_size=(8,): must have 2 axes, got 1"),
-        (lambda: BlockMask((8, 8), target_ratio=0.0), ValueError, "target_ratio=0.0: must lie in"),
-        (lambda: BlockMask((8, 8), target_ratio=1.0), ValueError, "target_ratio=1: must be below"),
+        (
+            lambda: BlockMask((8, 8), target_ratio=0.0),
+            ValueError,
+            "target_ratio=0: must lie in (0, 1)",
+        ),
+        (
+            lambda: BlockMask((8, 8), target_ratio=1.0),
+            ValueError,
+            "target_ratio=1: must lie in (0, 1)",
+        ),
         (lambda: BlockMask((8, 8), block_scale=(0.5, 0.1)), ValueError, "block_scale=(0.5, 0.1)"),
         (
             lambda: InverseBlockMask((8, 8), context_ratio=1.0),
             ValueError,
-            "context_ratio=1: must be below 1, so that there are both context and targets",
+            "context_ratio=1: must lie in (0, 1)",
         ),
         (
             lambda: InverseBlockMask((1, 1)),
@@ -153,12 +163,18 @@ def test_no_argument_is_left_out(kind):
         (
             lambda: ComplementMask(MultiContextMask((RandomMask((4, 4)),))),
             TypeError,
-            "sampler=MultiContextMask(...): must give one context for each image; mix outside instead",
+            "sampler=MultiContextMask(...): must give one context for each image; "
+            "combine the results instead, as MultiContextMask((Outer(a), Outer(b)))",
         ),
         (
-            lambda: MultiContextMask([RandomMask((4, 4))]),
+            lambda: MultiContextMask(RandomMask((4, 4))),
             TypeError,
-            "must be a tuple of samplers",
+            "must be a sequence of samplers, got jepakit.masking.random_mask.RandomMask",
+        ),
+        (
+            lambda: MultiContextMask([RandomMask((4, 4)), print]),
+            TypeError,
+            "must be one of jepakit's samplers, got builtin_function_or_method",
         ),
         (lambda: MultiContextMask(()), ValueError, "samplers=(): must hold at least one sampler"),
         (
@@ -174,13 +190,15 @@ def test_no_argument_is_left_out(kind):
         (
             lambda: CausalMask((4, 2, 2), num_targets=2, num_target_steps=2),
             InfeasibleMaskError,
-            "CausalMask on the grid (4, 2, 2): 1 past step and 4 of 2 targets exceed the 4 steps. "
-            "Change one of: grid_size to at least 5 steps; num_target_steps=1; num_targets=1",
+            "CausalMask on the grid (4, 2, 2): 1 past step(s) and 4 step(s) for 2 target(s) exceed "
+            "the grid's 4. Change one of: grid_size to at least 5 steps; num_target_steps=1; "
+            "num_targets=1",
         ),
         (
             lambda: CausalMask((8,), num_context_steps=(2, 7), num_target_steps=2),
             InfeasibleMaskError,
-            "7 past steps and 2 of 1 targets exceed the 8 steps",
+            "7 past step(s) and 2 step(s) for 1 target(s) exceed the grid's 8. Change one of: "
+            "grid_size to at least 9 steps; num_target_steps=1; num_context_steps=(2, 6)",
         ),
         (
             lambda: CausalMask((8,), num_context_steps=(3, 2)),
@@ -190,12 +208,12 @@ def test_no_argument_is_left_out(kind):
         (
             lambda: CausalMask((8,), num_context_steps=3),
             TypeError,
-            "num_context_steps=3: must be a tuple (fewest, most), got int",
+            "num_context_steps=3: must be a sequence of ints, got int",
         ),
         (
-            lambda: CausalMask((8,), num_context_steps=[2, 3]),
+            lambda: CausalMask((8,), num_context_steps=[2, 3, 4]),
             TypeError,
-            "num_context_steps=[2, 3]: must be a tuple (fewest, most), got list",
+            "num_context_steps=[2, 3, 4]: must be a sequence of ints, got 3 entries",
         ),
         (
             lambda: NestedMask((24, 24), MultiBlockMask),
@@ -213,6 +231,102 @@ def test_no_argument_is_left_out(kind):
 def test_bad_arguments_are_named(make, kind, text):
     with pytest.raises(kind, match=re.escape(text)):
         make()
+
+
+def same_masks(one: Any, other: Any) -> bool:
+    drawn = [s(4, generator=torch.Generator().manual_seed(0)) for s in (one, other)]
+    return all(map(torch.equal, *map(pytree.tree_leaves, drawn)))
+
+
+@pytest.mark.parametrize(
+    ("given", "plain"),
+    [
+        (
+            lambda: MultiBlockMask(
+                torch.Size([8, 9]),
+                num_targets=np.int64(3),
+                target_scale=[0.1, np.float32(0.125)],
+                target_aspect_ratio=np.array([1, 2]),
+                context_scale=[np.float64(0.75), 1],
+                min_context_coverage=0,
+                context_length=np.int32(1),
+            ),
+            lambda: MultiBlockMask(
+                (8, 9),
+                num_targets=3,
+                target_scale=(0.1, 0.125),
+                target_aspect_ratio=(1.0, 2.0),
+                context_scale=(0.75, 1.0),
+                min_context_coverage=0.0,
+                context_length=1,
+            ),
+        ),
+        (
+            lambda: MultiBlockMask.from_ijepa_config(
+                np.array([14, 14]), enc_mask_scale=[0.85, 1], min_keep=np.int64(49)
+            ),
+            lambda: MultiBlockMask((14, 14), min_context_coverage=0.25),
+        ),
+        (
+            lambda: RandomMask([4, 5], target_ratio=np.float32(0.5), context_length=np.int64(3)),
+            lambda: RandomMask((4, 5), target_ratio=0.5, context_length=3),
+        ),
+        (
+            lambda: BlockMask([8, 9], block_scale=[0.125, 0.25], block_aspect_ratio=[1, 2]),
+            lambda: BlockMask((8, 9), block_scale=(0.125, 0.25), block_aspect_ratio=(1.0, 2.0)),
+        ),
+        (
+            lambda: InverseBlockMask(np.array([8, 9]), block_scale=[1, 1]),
+            lambda: InverseBlockMask((8, 9)),
+        ),
+        (
+            lambda: CausalMask(
+                [12], num_context_steps=[2, np.int64(4)], num_target_steps=np.int64(2)
+            ),
+            lambda: CausalMask((12,), num_context_steps=(2, 4), num_target_steps=2),
+        ),
+        (
+            lambda: TubeMask(np.int64(3), RandomMask((4, 4))),
+            lambda: TubeMask(3, RandomMask((4, 4))),
+        ),
+        (
+            lambda: MultiContextMask([RandomMask((4, 4))]),
+            lambda: MultiContextMask((RandomMask((4, 4)),)),
+        ),
+        (
+            lambda: NestedMask([8, 8], MultiBlockMask((4, 4))),
+            lambda: NestedMask((8, 8), MultiBlockMask((4, 4))),
+        ),
+        (
+            lambda: ReferenceMultiBlockMask(
+                [14, 14], target_scale=[0.15, 0.2], min_keep=np.int64(9)
+            ),
+            lambda: ReferenceMultiBlockMask((14, 14), min_keep=9),
+        ),
+    ],
+)
+def test_arguments_of_configuration_files(given, plain):
+    """Trap: a list of a YAML file is refused, or shown in `repr` as NumPy's scalar."""
+    one, other = given(), plain()
+    # Values such as 0.125, exact in float32 too: `np.float32(0.1)` is another number than 0.1.
+    assert one == other and repr(one) == repr(other) and hash(one) == hash(other)
+    assert eval(repr(one)) == one
+    assert same_masks(one, other)
+
+
+def test_lists_of_omegaconf():
+    omegaconf = pytest.importorskip("omegaconf")
+    config = omegaconf.OmegaConf.create({"grid": [8, 9], "scale": [0.1, 0.12]})
+    sampler = MultiBlockMask(config.grid, target_scale=config.scale)
+    assert sampler == MultiBlockMask((8, 9), target_scale=(0.1, 0.12))
+    assert repr(sampler).startswith("MultiBlockMask(grid_size=(8, 9), num_targets=4,")
+
+
+@pytest.mark.no_hook
+@pytest.mark.parametrize("quirk", ["prefix_truncation", "relax_when_stuck"])
+def test_switches_are_bools(quirk):
+    with pytest.raises(TypeError, match=f"{quirk}=1: must be a bool, got int"):
+        ReferenceMultiBlockMask((14, 14), **{quirk: 1})
 
 
 def test_one_block_is_no_mistake():

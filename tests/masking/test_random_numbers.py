@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jepakit.masking.uniforms import derive_seed, draw_uniforms, keyed_uniforms
+from jepakit.masking._engine.random_numbers import derive_seed, draw_uniforms, keyed_uniforms
 
 keys64 = st.integers(-(2**63), 2**63 - 1)
 

@@ -2,7 +2,6 @@
 
 import re
 
-import numpy as np
 import pytest
 import torch
 
@@ -18,14 +17,14 @@ def raises(error: type[Exception], text: str) -> pytest.RaisesExc:
     [
         ({"grid_size": (0, 4)}, "grid_size=(0, 4): every side must be at least 1"),
         ({"num_targets": 0}, "num_targets=0: must be at least 1"),
-        ({"target_scale": (0.0, 0.2)}, "target_scale=0.0: must lie in (0, 1]"),
+        ({"target_scale": (0.0, 0.2)}, "target_scale=0: must lie in (0, 1]"),
         ({"target_scale": (0.1, 1.2)}, "target_scale=1.2: must lie in (0, 1]"),
         (
             {"target_scale": (0.2, 0.1)},
             "target_scale=(0.2, 0.1): the low end must not exceed the high end",
         ),
         ({"target_scale": (float("nan"), 0.2)}, "target_scale=nan: must lie in (0, 1]"),
-        ({"target_aspect_ratio": (-1.0, 1.0)}, "target_aspect_ratio=-1.0: must lie in (0, inf]"),
+        ({"target_aspect_ratio": (-1.0, 1.0)}, "target_aspect_ratio=-1: must lie in (0, inf]"),
         (
             {"target_aspect_ratio": (1.5, 0.75)},
             "target_aspect_ratio=(1.5, 0.75): the low end must not exceed the high end",
@@ -45,9 +44,6 @@ def test_values(arguments, text):
         MultiBlockMask(**{"grid_size": (8, 8)} | arguments)
 
 
-NUMPY_INT = f"num_targets={np.int64(4)!r}: must be an int, got numpy.int64"
-
-
 @pytest.mark.no_hook
 @pytest.mark.parametrize(
     ("arguments", "error", "text"),
@@ -55,30 +51,24 @@ NUMPY_INT = f"num_targets={np.int64(4)!r}: must be an int, got numpy.int64"
         (
             {"grid_size": 8},
             TypeError,
-            "grid_size=8: must be a tuple of ints, such as (14, 14), got int",
+            "grid_size=8: must be a sequence of ints, such as (14, 14), got int",
         ),
         (
-            {"grid_size": [8, 8]},
+            {"grid_size": [8, 8.0]},
             TypeError,
-            "grid_size=[8, 8]: must be a tuple of ints, such as (14, 14), got list",
+            "grid_size=[8, 8.0]: must be a sequence of ints, such as (14, 14), got float in it",
         ),
         ({"num_targets": 4.0}, TypeError, "num_targets=4.0: must be an int, got float"),
-        ({"num_targets": np.int64(4)}, TypeError, NUMPY_INT),
         ({"num_targets": True}, TypeError, "num_targets=True: must be an int, got bool"),
         (
             {"target_scale": 0.15},
             TypeError,
-            "target_scale=0.15: must be a tuple (low, high), got float",
-        ),
-        (
-            {"target_scale": [0.1, 0.2]},
-            TypeError,
-            "target_scale=[0.1, 0.2]: must be a tuple (low, high), got list",
+            "target_scale=0.15: must be a pair of numbers (low, high), got float",
         ),
         (
             {"target_scale": (0.1, 0.15, 0.2)},
             TypeError,
-            "target_scale=(0.1, 0.15, 0.2): must be a pair (low, high), got 3 entries",
+            "target_scale=(0.1, 0.15, 0.2): must be a pair of numbers (low, high), got 3 entries",
         ),
         ({"context_scale": ("a", "b")}, TypeError, "context_scale='a': must be a number, got str"),
         (
@@ -206,7 +196,7 @@ def test_min_keep_is_exact(min_keep):
         ({"nenc": 0}, "nenc=0: must be at least 1"),
         ({"min_keep": 0}, "min_keep=0: must be at least 1"),
         ({"min_keep": 200}, "min_keep=200: must be at most the grid's 196 patches"),
-        ({"npred": 0}, "num_targets=0: must be at least 1"),
+        ({"npred": 0}, "npred=0: must be at least 1"),
     ],
 )
 def test_ijepa_errors(arguments, text):
@@ -221,7 +211,7 @@ def test_ijepa_errors(arguments, text):
     [(0.75, "float"), ("ab", "str"), ([0.1, 0.2, 0.3], "3 entries"), ([], "0 entries")],
 )
 def test_ijepa_pairs(key, value, got):
-    with raises(TypeError, f"{key}={value!r}: must be a pair (low, high), got {got}"):
+    with raises(TypeError, f"{key}={value!r}: must be a pair of numbers (low, high), got {got}"):
         MultiBlockMask.from_ijepa_config((14, 14), **{key: value})
 
 

@@ -1,0 +1,1 @@
+"""Computation behind the samplers: sizes and places of blocks, feasibility, random numbers."""

@@ -1,0 +1,251 @@
+"""Feasibility of multi-block masks: the arithmetic, and changes that make infeasible ones feasible.
+
+Masks exist for every draw if and only if `need + a <= A`, with the promised context tokens `need`,
+the most that targets can take from the context `a`, and the largest context block `A`.
+
+A worked example, the grid (4, 4) with `min_context_coverage=0.25`, `target_scale=(0.2, 0.25)`,
+`target_aspect_ratio=(0.75, 1.5)` and `context_scale=(0.85, 1.0)`:
+
+- need: ceil(0.25 * 16) = 4 tokens.
+- a: areas are 3.2 to 4 cells. Sides are sqrt(area * aspect) and sqrt(area / aspect), so 1.55 to
+  2.45 high and 1.46 to 2.31 wide: every target is 2 x 2 or 2 x 1, and the largest takes 4 cells.
+- A: context blocks have sides of 4 * sqrt(scale), 3.69 to 4, so all are 4 x 4 = 16 cells.
+
+4 + 4 <= 16, so the masks exist. Several targets that may overlap need no more than one: they can
+all lie on the place of the first. Four disjoint ones can take 4 * 4 cells: 4 + 16 > 16, infeasible,
+while with `num_targets=3` 4 + 12 <= 16.
+"""
+
+import math
+from dataclasses import dataclass, fields, replace
+from enum import Enum, auto
+from functools import cached_property
+
+from jepakit.masking._engine.block_sizes import ContextBlockSizes, reachable_sizes
+from jepakit.masking._engine.context_length import tokens_of_coverage
+
+# Scales are suggested to four digits.
+_SCALE_STEP = 1e-4
+
+
+class Obstacle(Enum):
+    """A reason why masks do not exist for every draw."""
+
+    TARGETS_NOT_DISJOINT = auto()
+    CONTEXT_TOO_SMALL = auto()
+    LENGTH_NOT_PROMISED = auto()
+
+
+@dataclass(frozen=True)
+class MultiBlockSpec:
+    """The arguments of `MultiBlockMask` that decide about feasibility, and what follows from them.
+
+    Unlike the sampler it exists for infeasible arguments too, so that changes can be tried with
+    `dataclasses.replace`.
+    """
+
+    grid_size: tuple[int, ...]
+    num_targets: int
+    target_scale: tuple[float, float]
+    target_aspect_ratio: tuple[float, float]
+    temporal_scale: tuple[float, float]
+    context_scale: tuple[float, float]
+    max_temporal_keep: float
+    min_context_coverage: float
+    allow_target_overlap: bool
+    context_length: str | int
+
+    @classmethod
+    def from_sampler(cls, sampler: object) -> "MultiBlockSpec":
+        """The fields of the same names."""
+        return cls(**{field.name: getattr(sampler, field.name) for field in fields(cls)})
+
+    @cached_property
+    def num_positions(self) -> int:
+        """Positions on the grid."""
+        return math.prod(self.grid_size)
+
+    @cached_property
+    def min_context_tokens(self) -> int:
+        """`need`: context tokens that the coverage promises."""
+        return tokens_of_coverage(self.min_context_coverage, self.num_positions)
+
+    @cached_property
+    def context_frames(self) -> int:
+        """Frames, from the first, that a context may lie in; 1 without time."""
+        if len(self.grid_size) < 3:
+            return 1
+        return max(1, math.floor(self.max_temporal_keep * self.grid_size[0] + 1e-9))
+
+    @cached_property
+    def target_sizes(self) -> list[tuple[int, ...]]:
+        """Every size that a target can have."""
+        return reachable_sizes(
+            self.grid_size, self.target_scale, self.target_aspect_ratio, self.temporal_scale
+        )
+
+    @cached_property
+    def largest_rectangle(self) -> int:
+        """Cells of the largest target in one frame."""
+        return max(math.prod(size[-2:]) for size in self.target_sizes)
+
+    @cached_property
+    def costliest_target(self) -> tuple[int, tuple[int, ...]]:
+        """Most cells that one target can take from a context, and its size."""
+        return max((self._context_cells(size), size) for size in self.target_sizes)
+
+    def _context_cells(self, size: tuple[int, ...]) -> int:
+        """Cells that a target can take from a context: those in the context's frames."""
+        if len(size) < 3:
+            return math.prod(size)
+        frames, height, width = size
+        return min(frames, self.context_frames) * height * width
+
+    @cached_property
+    def target_cells(self) -> int:
+        """`a`: most cells that all targets together can take from a context.
+
+        That of one target where they may overlap, since later ones fit the budget that it leaves.
+        """
+        cells, _ = self.costliest_target
+        return cells if self.allow_target_overlap else cells * self.num_targets
+
+    @cached_property
+    def largest_context(self) -> int:
+        """`A`: cells of the largest context block."""
+        return self.all_context_sizes(min_volume=0).largest_volume
+
+    @cached_property
+    def context_sizes(self) -> ContextBlockSizes:
+        """Sizes of context blocks that keep the promise whatever the targets are."""
+        return self.all_context_sizes(min_volume=self.min_context_tokens + self.target_cells)
+
+    def all_context_sizes(self, *, min_volume: int) -> ContextBlockSizes:
+        """Sizes of context blocks of at least `min_volume` cells."""
+        return ContextBlockSizes.from_range(
+            self.grid_size, self.context_scale, frames=self.context_frames, min_volume=min_volume
+        )
+
+    @cached_property
+    def packing(self) -> tuple[int, ...]:
+        """Most disjoint blocks along each axis; () where free placement cannot run out of places.
+
+        A placed block of side s bars at most 2 s - 1 places along an axis of side - s + 1. On
+        14 x 14 with blocks of 3 x 3, one block bars 5 * 5 = 25 of 12 * 12 = 144 places, so 6 blocks
+        can always be placed one after another: 5 * 25 < 144.
+        """
+        if self.allow_target_overlap or all(
+            (self.num_targets - 1) * math.prod(2 * s - 1 for s in size)
+            < math.prod(side - s + 1 for side, s in zip(self.grid_size, size, strict=True))
+            for size in self.target_sizes
+        ):
+            return ()
+        smallest = tuple(min(sides) for sides in zip(*self.target_sizes, strict=True))
+        return self._blocks_along_axes(smallest)
+
+    def _blocks_along_axes(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(side // s for side, s in zip(self.grid_size, size, strict=True))
+
+    @cached_property
+    def _fewest_disjoint(self) -> tuple[int, tuple[int, ...]]:
+        """Disjoint blocks that fit in any case, and the size of which no more do."""
+        return min((math.prod(self._blocks_along_axes(size)), size) for size in self.target_sizes)
+
+    def obstacle(self) -> Obstacle | None:
+        """Why masks do not exist for every draw; None where they do."""
+        if not self.allow_target_overlap and self._fewest_disjoint[0] < self.num_targets:
+            return Obstacle.TARGETS_NOT_DISJOINT
+        if self.min_context_tokens + self.target_cells > self.largest_context:
+            return Obstacle.CONTEXT_TOO_SMALL
+        if isinstance(self.context_length, int) and self.context_length > self.min_context_tokens:
+            return Obstacle.LENGTH_NOT_PROMISED
+        return None
+
+    def explain(self, obstacle: Obstacle) -> str:
+        """The arithmetic of an obstacle in words."""
+        need = self.min_context_tokens
+        if obstacle is Obstacle.TARGETS_NOT_DISJOINT:
+            fit, size = self._fewest_disjoint
+            along_axes = " * ".join(map(str, self._blocks_along_axes(size)))
+            return (
+                f"num_targets={self.num_targets} blocks of {_product(size)} cannot be "
+                f"disjoint, only {along_axes} = {fit} always fit"
+            )
+        if obstacle is Obstacle.LENGTH_NOT_PROMISED:
+            return (
+                f"context_length={self.context_length} exceeds the {need} tokens that "
+                f"min_context_coverage={self.min_context_coverage:g} promises, so it could not "
+                "always be met"
+            )
+        cells, size = self.costliest_target
+        kept = f", {self.context_frames} frames of it" if cells < math.prod(size) else ""
+        taken = (
+            f"{cells} (largest target block, {_product(size)}{kept})"
+            if self.allow_target_overlap
+            else f"{self.num_targets} * {cells} (disjoint target blocks, "
+            f"up to {_product(size)}{kept})"
+        )
+        return (
+            f"min_context_coverage={self.min_context_coverage:g} needs {need} context tokens, and "
+            f"{need} + {taken} = {need + self.target_cells} exceeds {self.largest_context} "
+            "(largest context block)"
+        )
+
+    def advice(self) -> str:
+        """Changes of a single argument that are enough, each written as the argument."""
+        tried = [
+            self._with_largest_scale(),
+            self._with_promised_tokens(),
+            replace(self, context_scale=(self.context_scale[0], 1.0)),
+            replace(self, max_temporal_keep=1.0),
+            replace(self, context_length=self.min_context_tokens),
+        ]
+        if not self.allow_target_overlap:
+            fewer = [replace(self, num_targets=n) for n in range(self.num_targets - 1, 0, -1)]
+            tried.append(next((spec for spec in fewer if spec.obstacle() is None), self))
+            tried.append(replace(self, allow_target_overlap=True))
+        changes = [self._difference(spec) for spec in tried if spec.obstacle() is None]
+        if not changes:
+            return (
+                "No single change is enough: lower target_scale and min_context_coverage, or take "
+                "a larger grid"
+            )
+        return "Change one of: " + "; ".join(changes)
+
+    def _difference(self, other: "MultiBlockSpec") -> str:
+        changed = (f.name for f in fields(self) if getattr(self, f.name) != getattr(other, f.name))
+        return ", ".join(f"{name}={getattr(other, name)!r}" for name in changed)
+
+    def _with_largest_scale(self) -> "MultiBlockSpec":
+        """With the largest high end of `target_scale` that is feasible; unchanged if none is."""
+
+        def with_scale(steps: int) -> MultiBlockSpec:
+            high = round(steps * _SCALE_STEP, 4)
+            return replace(self, target_scale=(min(self.target_scale[0], high), high))
+
+        # No size shrinks when a scale grows, so the feasible scales are an interval.
+        feasible, infeasible = 0, math.ceil(self.target_scale[1] / _SCALE_STEP)
+        while infeasible - feasible > 1:
+            middle = (feasible + infeasible) // 2
+            if with_scale(middle).obstacle() is None:
+                feasible = middle
+            else:
+                infeasible = middle
+        return with_scale(feasible) if feasible > 0 else self
+
+    def _with_promised_tokens(self) -> "MultiBlockSpec":
+        """With the coverage that promises what is possible, or what an int length asks for.
+
+        The coverage has as few digits as give the exact number of tokens.
+        """
+        possible = self.largest_context - self.target_cells
+        tokens = possible if self.min_context_tokens > possible else self.context_length
+        if not isinstance(tokens, int) or not 1 <= tokens <= self.num_positions:
+            return self
+        coverages = (math.floor(tokens / self.num_positions * 10**d) / 10**d for d in range(4, 17))
+        exact = (c for c in coverages if tokens_of_coverage(c, self.num_positions) == tokens)
+        return replace(self, min_context_coverage=next(exact))
+
+
+def _product(size: tuple[int, ...]) -> str:
+    return " x ".join(map(str, size))

@@ -1,0 +1,214 @@
+"""Samplers made of others: `ComplementMask`, `TubeMask` and `MultiContextMask`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from jepakit._checks import as_int, store_fields, type_name
+from jepakit.masking.base import MaskTransform, UniformSampler, check_sampler
+from jepakit.tokens import Masks, TokenSet
+
+__all__ = ["ComplementMask", "MultiContextMask", "TubeMask"]
+
+
+@dataclass(frozen=True)
+class ComplementMask(MaskTransform):
+    r"""The context of any sampler, with all hidden positions as one target.
+
+    $T_b = \{0, \dots, N - 1\} \setminus C_b$. The context and the sampler's promise for it stay as
+    they are; positions that trimming took from the context are predicted too.
+
+    Args:
+        sampler: One of jepakit's samplers.
+
+    Raises:
+        TypeError: If `sampler` is not one of jepakit's, or is a `MultiContextMask`.
+
+    Example:
+        >>> from jepakit import MultiBlockMask
+        >>> from jepakit.masking import ComplementMask
+        >>> masks = ComplementMask(MultiBlockMask((14, 14), context_length=40))(2)
+        >>> masks.context.shape, masks.targets.shape
+        (torch.Size([2, 40]), torch.Size([2, 1, 156]))
+
+    Source:
+        The decoders of MAE (arXiv:2111.06377) and data2vec 2.0 (arXiv:2212.07525) predict all
+        hidden patches at once. Difference: for the contexts of any sampler.
+    """
+
+    sampler: UniformSampler[Masks]
+
+    def __post_init__(self) -> None:
+        check_sampler("sampler", self.sampler)
+
+    @property
+    def grid_size(self) -> tuple[int, ...]:  # type: ignore[override]
+        """Grid of the sampler."""
+        return self.sampler.grid_size
+
+    @property
+    def min_context_tokens(self) -> int:
+        """Smallest number of context tokens that a sample can have, as in `sampler`."""
+        return self.sampler.min_context_tokens
+
+    def _transform(self, masks: Masks) -> Masks:
+        return Masks(masks.context, masks.context.complement()[:, None])
+
+
+@dataclass(frozen=True)
+class TubeMask(MaskTransform):
+    """The masks of an image sampler repeated in every frame, as in VideoMAE.
+
+    The promises of `sampler` hold in every frame.
+
+    Args:
+        num_frames: Frames (tubelets) of the grid `(T, H, W)`.
+        sampler: One of jepakit's samplers on `(H, W)`.
+
+    Raises:
+        TypeError: If `sampler` is not one of jepakit's, or is a `MultiContextMask`.
+        ValueError: If its grid is not two-dimensional.
+
+    Example:
+        >>> from jepakit import RandomMask
+        >>> from jepakit.masking import TubeMask
+        >>> masks = TubeMask(8, RandomMask((14, 14), target_ratio=0.9))(2)
+        >>> masks.context.grid_size, masks.context.shape
+        ((8, 14, 14), torch.Size([2, 160]))
+
+    Source:
+        Tong et al., VideoMAE (arXiv:2203.12602), section 3.2. Difference: any masks of images can
+        be made tubes, not random ones alone.
+    """
+
+    num_frames: int
+    sampler: UniformSampler[Masks]
+
+    def __post_init__(self) -> None:
+        store_fields(self, num_frames=as_int("num_frames", self.num_frames, minimum=1))
+        check_sampler("sampler", self.sampler)
+        if len(self.sampler.grid_size) != 2:
+            raise ValueError(
+                f"sampler on the grid {self.sampler.grid_size}: must be of images, (H, W)"
+            )
+
+    @property
+    def grid_size(self) -> tuple[int, int, int]:  # type: ignore[override]
+        """`(T, H, W)`."""
+        height, width = self.sampler.grid_size
+        return self.num_frames, height, width
+
+    @property
+    def min_context_tokens(self) -> int:
+        """Smallest number of context tokens that a sample can have: the sampler's, per frame."""
+        return self.num_frames * self.sampler.min_context_tokens
+
+    def _transform(self, masks: Masks) -> Masks:
+        return Masks(self._repeat(masks.context), self._repeat(masks.targets))
+
+    def _repeat(self, tokens: TokenSet) -> TokenSet:
+        """The set in every frame, with all valid entries before the padding.
+
+        For 2 frames of 4 positions, the set (1, 3, padding) becomes (1, 3, 5, 7, padding, padding):
+        the entry e of frame f, with n valid ones in a frame, goes to slot f n + e, and the padding
+        of every frame to one extra slot at the end, which is dropped.
+        """
+        *batch, length = tokens.shape
+        _, height, width = self.grid_size
+        total = self.num_frames * length
+        frame = torch.arange(self.num_frames, device=tokens.device)[:, None]
+        count = tokens.counts()[..., None, None]
+        slot = frame * count + torch.arange(length, device=tokens.device)
+        slot = slot.masked_fill(~tokens.valid[..., None, :], total).flatten(-2)
+        idx = (frame * (height * width) + tokens.idx[..., None, :]).flatten(-2)
+        idx = idx.new_zeros(*batch, total + 1).scatter_(-1, slot, idx)[..., :-1].contiguous()
+        valid = torch.arange(total, device=tokens.device) < self.num_frames * count.squeeze(-1)
+        return TokenSet._trusted(idx, valid, self.grid_size, padded=tokens.padded)
+
+
+@dataclass(frozen=True)
+class MultiContextMask(UniformSampler[list[Masks]]):
+    """Several contexts for every image: a list of `Masks`, one for each member.
+
+    Run student and predictor on each of the `Masks` and add the losses; the teacher runs once.
+    Members draw independently and keep their own promises.
+
+    Args:
+        samplers: Some of jepakit's samplers, on one grid.
+
+    Raises:
+        TypeError: If a member is not one of jepakit's samplers, or is a `MultiContextMask` itself.
+        ValueError: If there is no member, or the grids differ.
+
+    Example:
+        >>> from jepakit import MultiBlockMask
+        >>> from jepakit.masking import MultiContextMask
+        >>> short = MultiBlockMask(
+        ...     (8, 14, 14), num_targets=8, target_scale=(0.15, 0.15), min_context_coverage=0.05
+        ... )
+        >>> long = MultiBlockMask(
+        ...     (8, 14, 14), num_targets=2, target_scale=(0.7, 0.7), min_context_coverage=0.05
+        ... )
+        >>> [masks.targets.shape[1] for masks in MultiContextMask([short, long])(2)]
+        [8, 2]
+
+    Source:
+        Bardes et al., V-JEPA (arXiv:2404.08471), section 3.2: short- and long-range masks.
+    """
+
+    samplers: tuple[UniformSampler[Masks], ...]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.samplers, Sequence) or isinstance(self.samplers, str):
+            raise TypeError(
+                f"samplers={self.samplers!r}: must be a sequence of samplers, got "
+                f"{type_name(self.samplers)}"
+            )
+        store_fields(self, samplers=tuple(self.samplers))
+        if not self.samplers:
+            raise ValueError("samplers=(): must hold at least one sampler")
+        for number, sampler in enumerate(self.samplers):
+            check_sampler(f"samplers[{number}]", sampler)
+        grids = [sampler.grid_size for sampler in self.samplers]
+        if len(set(grids)) > 1:
+            raise ValueError(
+                f"samplers on the grids {', '.join(map(str, grids))}: must be on one grid"
+            )
+
+    @property
+    def grid_size(self) -> tuple[int, ...]:  # type: ignore[override]
+        """Grid of all members."""
+        return self.samplers[0].grid_size
+
+    @property
+    def min_context_tokens(self) -> int:
+        """Smallest number of context tokens with any member; each has its own."""
+        return min(sampler.min_context_tokens for sampler in self.samplers)
+
+    @cached_property
+    def num_uniforms(self) -> int:
+        """Random numbers that one sample takes."""
+        return sum(sampler.num_uniforms for sampler in self.samplers)
+
+    @property
+    def per_sample(self) -> bool:
+        """Whether a sample's masks depend on its own random numbers alone."""
+        return all(sampler.per_sample for sampler in self.samplers)
+
+    def _draw(
+        self, uniforms: Float[Tensor, "b k"], device: torch.device | str | None
+    ) -> list[Masks]:
+        parts = zip(self.samplers, self._split(uniforms), strict=True)
+        return [sampler.from_uniforms(part, device=device) for sampler, part in parts]
+
+    def _untrimmed(self, uniforms: Float[Tensor, "b k"]) -> list[Masks]:
+        parts = zip(self.samplers, self._split(uniforms), strict=True)
+        return [sampler._untrimmed(part) for sampler, part in parts]
+
+    def _split(self, uniforms: Float[Tensor, "b k"]) -> tuple[Float[Tensor, "b _"], ...]:
+        """The random numbers of each member."""
+        return torch.split(uniforms, [sampler.num_uniforms for sampler in self.samplers], dim=1)

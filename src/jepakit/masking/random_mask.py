@@ -1,0 +1,110 @@
+"""`RandomMask`: positions drawn one by one, as in MAE."""
+
+import math
+from dataclasses import KW_ONLY, dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from jepakit._checks import as_fraction, as_grid_size, store_fields
+from jepakit.masking._engine.context_length import as_context_length
+from jepakit.masking._engine.random_numbers import copy_to
+from jepakit.masking.base import InfeasibleMaskError, UniformSampler, positions_of_ratio
+from jepakit.tokens import Masks, TokenSet
+
+__all__ = ["RandomMask"]
+
+
+@dataclass(frozen=True)
+class RandomMask(UniformSampler[Masks]):
+    r"""One target set of positions drawn without structure; the rest is context, as in MAE.
+
+    Of $N$ positions, $k = \mathrm{round}(r N)$ for $r$ = `target_ratio`, clipped to
+    $[1, N - 1]$, are the target, all subsets equally likely. Every context has $N - k$ tokens, so
+    nothing is padded.
+
+    Args:
+        grid_size: `(L,)`, `(H, W)` or `(T, H, W)` in patches.
+        target_ratio: Fraction of the positions to predict, in (0, 1).
+        context_length: `"pad"` keeps all that is left (every sample has one length already); an int
+            of at most $N - k$ keeps a random subset of that many.
+
+    Raises:
+        InfeasibleMaskError: If the grid has a single position, or `context_length` exceeds
+            $N - k$.
+        ValueError: If `context_length` is `"trim"`, which would change nothing.
+
+    Example:
+        >>> from jepakit import RandomMask
+        >>> masks = RandomMask((14, 14), target_ratio=0.75)(2)
+        >>> masks.context.shape, masks.targets.shape
+        (torch.Size([2, 49]), torch.Size([2, 1, 147]))
+
+    Source:
+        He et al., MAE (arXiv:2111.06377), section 3. Difference: indices ascend, where MAE keeps
+        shuffled order and an inverse permutation.
+    """
+
+    grid_size: tuple[int, ...]
+    _: KW_ONLY
+    target_ratio: float = 0.75
+    context_length: Literal["pad"] | int = "pad"
+
+    def __post_init__(self) -> None:
+        length: object = self.context_length
+        if length == "trim":
+            raise ValueError(
+                "context_length='trim': must be 'pad' or an int; every context of RandomMask has "
+                "one length, so there is nothing to trim"
+            )
+        store_fields(
+            self,
+            grid_size=as_grid_size("grid_size", self.grid_size),
+            target_ratio=as_fraction(
+                "target_ratio", self.target_ratio, open_low=True, open_high=True
+            ),
+            context_length=as_context_length(length, ("pad",)),
+        )
+        size = math.prod(self.grid_size)
+        left = size - self.num_target_tokens
+        if self.min_context_tokens > left:
+            ratio = math.floor((1 - self.min_context_tokens / size) * 1e4) / 1e4
+            also = f"; target_ratio={ratio}" if ratio > 0 else ""
+            raise InfeasibleMaskError(
+                f"context_length={self.context_length}: exceeds the {left} positions that "
+                f"target_ratio={self.target_ratio:g} leaves of {size}. "
+                f"Change one of: context_length={left}{also}"
+            )
+
+    @cached_property
+    def num_uniforms(self) -> int:
+        """Random numbers that one sample takes: one for each position."""
+        return math.prod(self.grid_size)
+
+    @cached_property
+    def num_target_tokens(self) -> int:
+        """Positions in the target set of every sample."""
+        return positions_of_ratio(self.target_ratio, self.grid_size)
+
+    @property
+    def min_context_tokens(self) -> int:
+        """Context tokens of every sample."""
+        if self.context_length == "pad":
+            return math.prod(self.grid_size) - self.num_target_tokens
+        return self.context_length
+
+    def _draw(self, uniforms: Float[Tensor, "b k"], device: torch.device | str | None) -> Masks:
+        order = copy_to(uniforms, device).argsort(dim=1, stable=True)
+        num_targets = self.num_target_tokens
+        return Masks(
+            self._token_set(order[:, num_targets : num_targets + self.min_context_tokens]),
+            self._token_set(order[:, None, :num_targets]),
+        )
+
+    def _token_set(self, positions: Int[Tensor, "*b n"]) -> TokenSet:
+        idx = positions.sort(dim=-1).values
+        valid = torch.ones_like(idx, dtype=torch.bool)
+        return TokenSet._trusted(idx, valid, self.grid_size, padded=False)
