@@ -145,7 +145,11 @@ SAMPLERS: dict[str, Callable[[], Any]] = {
     ),
     "causal, video": lambda: CausalMask(VIDEO),
     "causal, video, by sample": lambda: CausalMask(
-        VIDEO, num_context_steps=(2, 4), num_targets=2, num_target_steps=2, context_size_per="sample"
+        VIDEO,
+        num_context_steps=(2, 4),
+        num_targets=2,
+        num_target_steps=2,
+        context_size_per="sample",
     ),
     "causal, text": lambda: CausalMask(TEXT, context_size_per="sample"),
     "causal, rows of an image": lambda: CausalMask(SMALL, num_target_steps=1),

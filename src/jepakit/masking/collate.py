@@ -10,8 +10,8 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import Dataset, default_collate
 
 from jepakit._checks import as_int, check_images_finite, type_name
-from jepakit.masking.base import MaskSampler, UniformSampler
 from jepakit.masking._engine.random_numbers import derive_seed, keyed_uniforms
+from jepakit.masking.base import MaskSampler, UniformSampler
 
 __all__ = ["Indexed", "IndexedDataset", "MaskCollator"]
 

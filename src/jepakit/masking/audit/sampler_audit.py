@@ -9,10 +9,10 @@ from typing import NamedTuple, overload
 import torch
 
 from jepakit._checks import as_int
+from jepakit.masking._engine.random_numbers import draw_uniforms
 from jepakit.masking.audit._counts import MaskCounts
 from jepakit.masking.audit.report import MaskAudit
 from jepakit.masking.base import UniformSampler, promised_tokens
-from jepakit.masking.uniforms import draw_uniforms
 from jepakit.tokens import Masks
 
 __all__ = ["audit_masks"]
