@@ -144,12 +144,13 @@ class MaskedPredictor(nn.Module):
         self._initialise()
 
     def _fixed_table(self) -> Tensor:
-        if self.position == "rope":
-            table, width = rotary_table, self._head_dim
-        else:
-            table, width = sincos_table, self.mask_token.numel()
         levels = range(len(self.grid_sizes))
-        return torch.cat([table(self.grid_size, width, level) for level in levels])
+        if self.position == "rope":
+            tables = [rotary_table(self.grid_size, self._head_dim, level) for level in levels]
+        else:
+            width = self.mask_token.numel()
+            tables = [sincos_table(self.grid_size, width, level) for level in levels]
+        return torch.cat(tables)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MaskedPredictor":
         # `to`, `half`, `to_empty` and the like end here. A fixed table is in no checkpoint, so it

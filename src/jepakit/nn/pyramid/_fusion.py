@@ -6,13 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from jepakit.nn.pyramid._pools import (
-    from_field,
-    halved,
-    is_whole,
-    spread,
-    to_field,
-)
+from jepakit.nn.pyramid._pools import from_field, halved, is_whole, split_axis, spread, to_field
 from jepakit.tokens import TokenSet
 
 
@@ -80,7 +74,7 @@ def interpolate(y: Float[Tensor, "b M d"], grid_size: tuple[int, ...]) -> Float[
     one and 1/4 of the neighbour on its side. Centres are those of whole windows, also at the
     border: stretching 4 cells over 7, as resizing an image would, moves values.
     """
-    cells = y.unflatten(1, halved(grid_size))
+    cells = split_axis(y, 1, halved(grid_size))
     for axis, side in enumerate(grid_size, start=1):
         count = cells.shape[axis]
         first, last = cells.narrow(axis, 0, 1), cells.narrow(axis, count - 1, 1)

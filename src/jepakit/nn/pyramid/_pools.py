@@ -116,7 +116,7 @@ class WindowAttention(nn.Module):
 
 def window_sum(x: Float[Tensor, "b N d"], grid_size: tuple[int, ...]) -> Float[Tensor, "b M d"]:
     """Sum over every window."""
-    cells = x.unflatten(1, grid_size)
+    cells = split_axis(x, 1, grid_size)
     for axis in range(1, len(grid_size) + 1):
         cells = _in_pairs(cells, axis, 0.0).sum(dim=axis + 1)
     return cells.flatten(1, -2)
@@ -124,7 +124,7 @@ def window_sum(x: Float[Tensor, "b N d"], grid_size: tuple[int, ...]) -> Float[T
 
 def window_max(x: Float[Tensor, "b N d"], grid_size: tuple[int, ...]) -> Float[Tensor, "b M d"]:
     """Maximum over every window."""
-    cells = x.unflatten(1, grid_size)
+    cells = split_axis(x, 1, grid_size)
     for axis in range(1, len(grid_size) + 1):
         # The gradient of `amax` is ten times slower.
         first, second = _in_pairs(cells, axis, -math.inf).unbind(axis + 1)
@@ -134,7 +134,7 @@ def window_max(x: Float[Tensor, "b N d"], grid_size: tuple[int, ...]) -> Float[T
 
 def window_cells(x: Float[Tensor, "b N d"], grid_size: tuple[int, ...]) -> Float[Tensor, "b M k d"]:
     """The `k = 2**axes` cells of every window, row-major; zeros beyond the border."""
-    cells = x.unflatten(1, grid_size)
+    cells = split_axis(x, 1, grid_size)
     axes = len(grid_size)
     for axis in range(axes):
         cells = _in_pairs(cells, 1 + 2 * axis, 0.0)
@@ -147,7 +147,7 @@ def window_cells(x: Float[Tensor, "b N d"], grid_size: tuple[int, ...]) -> Float
 
 def spread(y: Float[Tensor, "b M d"], grid_size: tuple[int, ...]) -> Float[Tensor, "b N d"]:
     """Copy every coarse cell to the cells of `grid_size` that lie in it."""
-    cells = y.unflatten(1, halved(grid_size))
+    cells = split_axis(y, 1, halved(grid_size))
     for axis, side in enumerate(grid_size, start=1):
         pairs = cells.unsqueeze(axis + 1)
         pairs = pairs.expand(*cells.shape[: axis + 1], 2, *cells.shape[axis + 1 :])
@@ -160,13 +160,18 @@ def halved(grid_size: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(-(-side // 2) for side in grid_size)
 
 
+def split_axis(x: Tensor, axis: int, sides: tuple[int, ...]) -> Tensor:
+    """Split one axis of a tensor into several."""
+    return x.reshape(*x.shape[:axis], *sides, *x.shape[axis + 1 :])
+
+
 def _in_pairs(cells: Tensor, axis: int, fill: float) -> Tensor:
     """Split an axis into windows of two, the last one filled up where the side is odd."""
     side = cells.shape[axis]
     if side % 2:
         axes_after = cells.dim() - axis - 1
         cells = F.pad(cells, [0, 0] * axes_after + [0, 1], value=fill)
-    return cells.unflatten(axis, (-(-side // 2), 2))
+    return split_axis(cells, axis, (-(-side // 2), 2))
 
 
 # Between the features of token sets and fields
