@@ -6,6 +6,7 @@ saves the count, and a resumed run gets the same numbers.
 """
 
 import math
+import operator
 from dataclasses import KW_ONLY, dataclass
 
 from jepakit._checks import as_int, as_number, store_fields
@@ -34,7 +35,7 @@ class constant:
 
     def __call__(self, step: int) -> float:
         """The value at `step`."""
-        as_int("step", step)
+        _as_step(step)
         return self.value
 
 
@@ -164,7 +165,7 @@ class warmup_cosine:
 
     def __call__(self, step: int) -> float:
         """The value at `step`."""
-        step = max(as_int("step", step), 0)
+        step = max(_as_step(step), 0)
         if step < self.warmup_steps:
             return _interpolate(self.start, self.peak, _progress(step, self.warmup_steps))
         progress = _progress(step - self.warmup_steps, self.steps - self.warmup_steps)
@@ -180,8 +181,14 @@ def _store_ends(schedule: linear | cosine) -> None:
     )
 
 
+def _as_step(step: int) -> int:
+    # `index` gives a plain int also within `torch.compile`, which then compiles again for another
+    # step; a symbolic one would become a symbolic float, which it cannot check.
+    return operator.index(as_int("step", step))
+
+
 def _progress(step: int, steps: int) -> float:
-    step = max(as_int("step", step), 0)
+    step = max(_as_step(step), 0)
     return 1.0 if step >= steps else step / steps
 
 

@@ -180,3 +180,17 @@ def test_compiles_as_one_graph() -> None:
 
     x = torch.randn(3)
     torch.testing.assert_close(torch.compile(step, fullgraph=True, backend="eager")(x), step(x))
+
+
+@pytest.mark.no_hook
+def test_compiles_again_for_another_step() -> None:
+    """Trap: the second step is a symbolic int, of which a schedule makes a symbolic float."""
+    torch.compiler.reset()
+    loss_sum = LossSum({"a": linear(0.5, 1.0, steps=10)})
+
+    def total(x: torch.Tensor, step: int) -> torch.Tensor:
+        return loss_sum({"a": x.sum()}, step=step)[0]
+
+    compiled, x = torch.compile(total, fullgraph=True, backend="eager"), torch.randn(3)
+    for step in range(3):
+        torch.testing.assert_close(compiled(x, step), total(x, step))
