@@ -13,13 +13,13 @@ from jepakit.evaluation import attentive, attentive_probe, evaluate
 QUICK = {"num_heads": 2, "epochs": 20, "lr": 3e-3}
 
 
-def needles(count: int, seed: int, tokens: int = 9) -> TensorDataset:
+def needles(count: int, seed: int, num_features: int = 9) -> TensorDataset:
     """Features of noise; the marked one holds the class, and its opposite cancels the mean."""
     generator = torch.Generator().manual_seed(seed)
-    x = 0.1 * torch.randn(count, tokens, 8, generator=generator)
+    x = 0.1 * torch.randn(count, num_features, 8, generator=generator)
     labels = torch.randint(3, (count,), generator=generator)
     sign = torch.eye(8)[labels]
-    places = torch.rand(count, tokens, generator=generator).argsort(dim=1)
+    places = torch.rand(count, num_features, generator=generator).argsort(dim=1)
     rows = torch.arange(count)
     x[rows, places[:, 0]] += sign + torch.eye(8)[7]
     x[rows, places[:, 1]] -= sign + torch.eye(8)[7]
