@@ -68,7 +68,7 @@ def type_name(value: object) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _show(name: str, value: object) -> str:
+def _name_and_value(name: str, value: object) -> str:
     # The pixels of a tensor in an error message help no one.
     return name if isinstance(value, Tensor) else f"{name}={value!r}"
 
@@ -79,7 +79,7 @@ def _show(name: str, value: object) -> str:
 def as_bool(name: str, value: object) -> bool:
     """Return True or False; raise for everything else, 1 and "False" included."""
     if not isinstance(value, bool):
-        raise TypeError(f"{_show(name, value)}: must be a bool, got {type_name(value)}")
+        raise TypeError(f"{_name_and_value(name, value)}: must be a bool, got {type_name(value)}")
     return value
 
 
@@ -88,7 +88,7 @@ def as_int(
 ) -> int:
     """Return an integral number, NumPy's included, as an int; raise for bool and float."""
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{_show(name, value)}: must be an int, got {type_name(value)}")
+        raise TypeError(f"{_name_and_value(name, value)}: must be an int, got {type_name(value)}")
     number = int(value)
     if minimum is not None and number < minimum:
         raise ValueError(f"{name}={number}: must be at least {minimum}")
@@ -133,7 +133,7 @@ def as_fraction(
 
 def _as_float(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{_show(name, value)}: must be a number, got {type_name(value)}")
+        raise TypeError(f"{_name_and_value(name, value)}: must be a number, got {type_name(value)}")
     return float(value)
 
 
@@ -177,7 +177,7 @@ def as_grid_size(
     sides = _entries(name, value, rule)
     for side in sides:
         if isinstance(side, bool) or not isinstance(side, Integral):
-            raise TypeError(f"{_show(name, value)}: {rule}, got {type_name(side)} in it")
+            raise TypeError(f"{_name_and_value(name, value)}: {rule}, got {type_name(side)} in it")
     grid_size = tuple(int(side) for side in sides)
     if len(grid_size) not in num_axes:
         allowed = " or ".join(str(count) for count in num_axes)
@@ -191,7 +191,7 @@ def _entries(name: str, value: object, rule: str, *, length: int | None = None) 
     """Entries of a list, a tuple, a NumPy array or any other ordered collection."""
     unordered = isinstance(value, str | bytes | Mapping | Set | Tensor)
     if unordered or not (isinstance(value, Iterable) and isinstance(value, Sized)):
-        raise TypeError(f"{_show(name, value)}: {rule}, got {type_name(value)}")
+        raise TypeError(f"{_name_and_value(name, value)}: {rule}, got {type_name(value)}")
     try:
         entries = list(value)
     except TypeError:  # a NumPy array without an axis is iterable by its type only
@@ -215,7 +215,7 @@ def check_choice(name: str, value: object, choices: Collection[object]) -> None:
     # By type first: a tensor or an array has no single answer to `==`.
     if not any(isinstance(value, type(choice)) and value == choice for choice in choices):
         options = ", ".join(repr(choice) for choice in choices)
-        raise ValueError(f"{_show(name, value)}: must be one of {options}")
+        raise ValueError(f"{_name_and_value(name, value)}: must be one of {options}")
 
 
 def check_tensor(name: str, value: object, dtype: torch.dtype | None = None) -> None:
@@ -248,14 +248,14 @@ def check_device(name: str, value: object) -> None:
 
 
 def values_readable(*tensors: Tensor) -> bool:
-    """Whether tensor values can be looked at here without a device sync or a graph break."""
+    """True if tensor values can be looked at here without a device sync or a graph break."""
     if torch.compiler.is_compiling():
         return False
     return all(tensor.device.type == "cpu" for tensor in tensors)
 
 
 def value_checks_on(*tensors: Tensor) -> bool:
-    """Whether a forward should check values: under `JEPAKIT_TYPECHECK=1`, never when compiled."""
+    """True if a forward should check values: under `JEPAKIT_TYPECHECK=1`, never when compiled."""
     return TYPECHECK and values_readable(*tensors)
 
 

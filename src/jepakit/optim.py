@@ -107,7 +107,7 @@ def param_groups(
 
 
 def _is_matrix(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:
-    """Whether a parameter is a matrix (or a kernel) that multiplies an input."""
+    """True if a parameter is a matrix (or a kernel) that multiplies an input."""
     if name.endswith(".weight_g") or isinstance(module, ParametrizationList):
         return _is_parametrized_matrix(module, name, parameter)
     # "weights.0" of an `nn.ParameterList` goes by the name of the list.
@@ -117,7 +117,7 @@ def _is_matrix(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:
 
 
 def _is_parametrized_matrix(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:
-    """Whether it is the matrix behind a parametrized weight, and not the gain of weight norm.
+    """True if it is the matrix behind a parametrized weight, and not the gain of weight norm.
 
     Names end in `parametrizations.weight.original0`, or `weight_g` with the old weight norm.
     """

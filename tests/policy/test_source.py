@@ -86,6 +86,8 @@ STANDALONE = {"testing/strategies.py", "optim.py"}
 @pytest.mark.parametrize("file", FILES)
 def test_no_kwargs_in_public_signatures(file):
     """Trap: options accepted and ignored, because a misspelt name vanishes in **kwargs."""
+    if Path(file).name.startswith("_") and file != "__init__.py":
+        return
     taking = {
         name for name, node in functions(tree_of(file)) if is_public(name) and node.args.kwarg
     }
@@ -98,9 +100,9 @@ def exporting() -> set[str]:
     for file in FILES:
         if Path(file).name != "__init__.py":
             continue
-        found.add(file)
         for node in tree_of(file).body:
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("jepakit."):
+                found.add(file)
                 path = node.module.removeprefix("jepakit.").replace(".", "/")
                 found |= {f"{path}.py", f"{path}/__init__.py"} & set(FILES)
     return found

@@ -316,7 +316,7 @@ def streamed() -> Outputs:
         statistics.update(_features(step, 3, 9), valid_rows(3, 9, key=step))
         views.update(noise(4, 1, 8, key=step) + 0.3 * noise(4, 5, 8, key=10 + step))
     report = statistics.compute()
-    names = ("rows", "effective_rank", "rankme", "alpha", "isotropy", "uniformity", "norm")
+    names = ("num_rows", "effective_rank", "rankme", "alpha", "isotropy", "uniformity", "norm")
     return {
         "numbers": torch.tensor([getattr(report, name) for name in names]).double(),
         "std": report.std,
@@ -402,19 +402,23 @@ def audited() -> Outputs:
     found = {}
     samplers = (MultiBlockMask((8, 9), context_length="trim"), ReferenceMultiBlockMask((10, 10)))
     for name, sampler in zip(("multi-block", "published"), samplers, strict=True):
-        report = audit_masks(sampler, batches=5, batch_size=8, generator=seeded())
+        report = audit_masks(sampler, num_batches=5, batch_size=8, generator=seeded())
         fields = (
-            report.undersized_contexts,
+            report.undersized_context_rate,
             report.leak_rate,
-            report.discarded,
+            report.trimmed_tokens,
             report.min_context_tokens,
         )
-        shares = (report.empty_targets, report.duplicate_targets, report.partial_targets)
+        shares = (
+            report.empty_target_rate,
+            report.duplicate_target_rate,
+            report.partial_target_rate,
+        )
         found |= {
             f"{name}, contexts": report.context_frequency,
             f"{name}, targets": report.target_frequency,
             f"{name}, numbers": torch.tensor([*report.context_coverage, *fields, *shares]),
-            f"{name}, sizes": torch.tensor([[*k, n] for k, n in report.block_sizes.items()]),
+            f"{name}, sizes": torch.tensor([[*k, n] for k, n in report.target_sizes.items()]),
         }
     return found
 
@@ -438,7 +442,7 @@ def types_of_losses() -> dict[str, list[str]]:
 def monitor_says() -> dict[str, list[str]]:
     return {
         name: [
-            f"{found.kind}, {found.sign}: at {found.step}, since {found.since}"
+            f"{found.kind}, {found.sign}: at {found.step}, since {found.first_step}"
             for found in _watched(way)[1]
         ]
         for name, way in WATCHED.items()

@@ -186,7 +186,7 @@ QUANTIZERS: dict[str, dict[str, Any]] = {
     "cosine": {"cosine": True, "momentum": 0.9},
     "drawn": {"temperature": 0.7, "commitment_weight": 1.0},
     "drawn, schedule": {"temperature": linear(1.0, 0.0, steps=3)},
-    "no refresh": {"refresh_below": 0.0, "smoothing": 1e-2},
+    "no refresh": {"refresh_ratio": 0.0, "smoothing": 1e-2},
 }
 
 

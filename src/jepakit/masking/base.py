@@ -67,10 +67,6 @@ class UniformSampler(ABC, Generic[M_co]):
     into masks in `_draw`.
     """
 
-    # Constructors take lists and NumPy arrays too and store tuples, so the type-checking hook must
-    # not hold their arguments to the types of the fields.
-    __no_type_check__ = True
-
     grid_size: tuple[int, ...]
 
     @property
@@ -85,7 +81,7 @@ class UniformSampler(ABC, Generic[M_co]):
 
     @property
     def per_sample(self) -> bool:
-        """Whether a sample's masks depend on its own random numbers alone.
+        """True if a sample's masks depend on its own random numbers alone.
 
         False where something is drawn or cut for the whole batch.
         """
@@ -152,7 +148,7 @@ class MaskTransform(UniformSampler[Masks]):
 
     @property
     def per_sample(self) -> bool:
-        """Whether a sample's masks depend on its own random numbers alone, as in `sampler`."""
+        """True if a sample's masks depend on its own random numbers alone, as in `sampler`."""
         return self.sampler.per_sample
 
     @abstractmethod

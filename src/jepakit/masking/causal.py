@@ -127,7 +127,7 @@ class CausalMask(UniformSampler[Masks]):
 
     @property
     def per_sample(self) -> bool:
-        """Whether a sample's masks depend on its own random numbers alone."""
+        """True if a sample's masks depend on its own random numbers alone."""
         return self.context_size_per == "sample"
 
     def _draw(self, uniforms: Float[Tensor, "b k"], device: torch.device | str | None) -> Masks:

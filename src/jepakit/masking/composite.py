@@ -196,7 +196,7 @@ class MultiContextMask(UniformSampler[list[Masks]]):
 
     @property
     def per_sample(self) -> bool:
-        """Whether a sample's masks depend on its own random numbers alone."""
+        """True if a sample's masks depend on its own random numbers alone."""
         return all(sampler.per_sample for sampler in self.samplers)
 
     def _draw(

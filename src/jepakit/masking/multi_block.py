@@ -239,7 +239,7 @@ class MultiBlockMask(UniformSampler[Masks]):
 
     @property
     def per_sample(self) -> bool:
-        """Whether a sample's masks depend on its own random numbers alone."""
+        """True if a sample's masks depend on its own random numbers alone."""
         return self.target_size_per == "sample" and self.context_length != "trim"
 
     def _draw(self, uniforms: Float[Tensor, "b k"], device: torch.device | str | None) -> Masks:

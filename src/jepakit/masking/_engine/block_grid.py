@@ -167,7 +167,7 @@ class BlockGrid:
 
     @cached_property
     def _cell_exists(self) -> Bool[Tensor, "k a"]:
-        """Which of `largest_volume` entries are cells of the block."""
+        """True for those of `largest_volume` entries that are cells of the block."""
         entry = torch.arange(self.largest_volume, device=self.sizes.device)
         return entry < self.sizes.prod(dim=1, keepdim=True)
 
