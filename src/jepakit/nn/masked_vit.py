@@ -149,7 +149,7 @@ class MaskedViT(nn.Module):
         images: Float[Tensor, "b c h w"],
         pool: Literal["mean", "cls", "map"] | None = "mean",
     ) -> Float[Tensor, "b ..."]:
-        """Pooled features of whole images for probes and retrieval, after `fc_norm` if there is one.
+        """Pooled features of whole images for probes and retrieval, after `fc_norm` if present.
 
         Args:
             images: Pixels, normalised as the backbone expects.
