@@ -24,23 +24,13 @@ TABLE = "predictor_pos_embed"
 # axis that runs over that stream. For a stream of width 4, with S = [[0, I], [I, 0]] swapping
 # (x0, x1, x2, x3) to (x2, x3, x0, x1): a map W into the stream becomes S W (its rows are swapped),
 # and a map W out of it W S (its columns are).
+_INTO_STREAM = ("predictor_embed", "attn.proj", "mlp.fc2")
+_ON_STREAM = ("norm1", "norm2", "predictor_norm")
+_OUT_OF_STREAM = ("attn.qkv", "mlp.fc1", "predictor_proj")
 _STREAM_AXIS = {
-    "predictor_embed.weight": 0,
-    "predictor_embed.bias": 0,
+    **{f"{layer}.{kind}": 0 for layer in _INTO_STREAM + _ON_STREAM for kind in ("weight", "bias")},
+    **{f"{layer}.weight": 1 for layer in _OUT_OF_STREAM},
     "mask_token": 2,
-    "norm1.weight": 0,
-    "norm1.bias": 0,
-    "attn.qkv.weight": 1,
-    "attn.proj.weight": 0,
-    "attn.proj.bias": 0,
-    "norm2.weight": 0,
-    "norm2.bias": 0,
-    "mlp.fc1.weight": 1,
-    "mlp.fc2.weight": 0,
-    "mlp.fc2.bias": 0,
-    "predictor_norm.weight": 0,
-    "predictor_norm.bias": 0,
-    "predictor_proj.weight": 1,
 }
 
 

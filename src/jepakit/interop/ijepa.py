@@ -164,8 +164,7 @@ def ijepa_checkpoint(
         torch.Size([1, 4, 16])
 
     Source:
-        The layout of the checkpoints of Assran et al., I-JEPA (arXiv:2301.08243). Difference: no
-        state of an optimiser.
+        Published checkpoints of Assran et al., I-JEPA (arXiv:2301.08243), without `opt`.
     """
     epoch = as_int("epoch", epoch, minimum=0)
     average = unwrapped("teacher", teacher, EMATeacher)

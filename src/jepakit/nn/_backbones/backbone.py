@@ -16,17 +16,7 @@ __all__ = ["UnsupportedBackboneError"]
 
 
 class UnsupportedBackboneError(TypeError):
-    """A model that `MaskedViT` cannot run on a context; the text names the missing feature.
-
-    Example:
-        >>> import timm
-        >>> from jepakit import MaskedViT
-        >>> try:
-        ...     MaskedViT(timm.create_model("resnet10t"))
-        ... except TypeError as error:
-        ...     print(type(error).__name__)
-        UnsupportedBackboneError
-    """
+    """A model that `MaskedViT` cannot run on a context; the text names the missing feature."""
 
 
 @dataclass(frozen=True)
