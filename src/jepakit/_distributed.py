@@ -25,15 +25,6 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-__all__ = [
-    "broadcast_from_first",
-    "gather_rows",
-    "gather_scalars",
-    "row_counts",
-    "rows_before",
-    "sum_over_ranks",
-]
-
 
 def sum_over_ranks(local: Tensor, process_group: ProcessGroup | None) -> Tensor:
     """Sum over all ranks, with a gradient for this rank's part, times the number of ranks.

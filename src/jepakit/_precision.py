@@ -5,8 +5,6 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-__all__ = ["float32_or_wider", "full_precision"]
-
 
 def float32_or_wider(tensor: Tensor) -> Tensor:
     """Return a half-precision tensor in float32, any other as it is."""

@@ -10,8 +10,6 @@ from jepakit._checks import check_floating, check_process_group, check_row_mask
 from jepakit._distributed import sum_over_ranks
 from jepakit._precision import float32_or_wider
 
-__all__ = ["Rows", "centre", "check_rows", "to_rows"]
-
 
 class Rows(NamedTuple):
     """Feature vectors, one a row, and which of them are not padding."""

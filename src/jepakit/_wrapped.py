@@ -7,8 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["clean_names", "fsdp_parts", "loaded_type", "name_difference", "unwrap"]
-
 
 def unwrap(module: nn.Module) -> nn.Module:
     """Return the module within DDP, `DataParallel` and `torch.compile`, nested in any order."""

@@ -2,8 +2,6 @@
 
 import torch
 
-__all__: list[str] = []
-
 
 def stratified_indices(size: int, count: int) -> list[int]:
     """Return at most `count` indices below `size`, one at random from each of as many equal parts.

@@ -6,8 +6,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["Moments"]
-
 
 @dataclass(frozen=True, eq=False)
 class Moments:

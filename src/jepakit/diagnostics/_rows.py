@@ -5,8 +5,6 @@ from torch import Tensor
 
 from jepakit._checks import check_floating, check_row_mask
 
-__all__ = ["check_features", "float64", "masked_rows", "valid_rows"]
-
 
 def check_features(name: str, features: Tensor, valid: Tensor | None, *, minimum: int) -> None:
     """Raise unless `features` are `[*batch d]` with `minimum` rows, and `valid` fits them."""

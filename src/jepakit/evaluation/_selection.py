@@ -8,8 +8,6 @@ from torch import Tensor
 
 from jepakit._checks import as_number, as_numbers
 
-__all__ = ["as_candidates", "held_out"]
-
 _FOLDS = 5  # one fifth of the training rows is held out
 
 

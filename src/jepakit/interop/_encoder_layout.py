@@ -15,8 +15,6 @@ from jepakit._precision import full_precision
 from jepakit._wrapped import unwrap
 from jepakit.nn import MaskedViT
 
-__all__: list[str] = []
-
 _BLOCK_LAYERS = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
 
 

@@ -13,8 +13,6 @@ from jepakit.interop._weights import tensors_of
 from jepakit.nn import MaskedPredictor
 from jepakit.nn.positions import sincos_table
 
-__all__: list[str] = []
-
 TABLE = "predictor_pos_embed"
 
 # The published position table has the sines and cosines of the column in its first half and those

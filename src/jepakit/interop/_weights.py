@@ -18,8 +18,6 @@ from jepakit._checks import check_floating, type_name
 from jepakit._wrapped import clean_names, fsdp_parts, loaded_type, name_difference, unwrap
 from jepakit.nn import MaskedViT
 
-__all__: list[str] = []
-
 _Part = TypeVar("_Part", bound=nn.Module)
 
 

@@ -7,8 +7,6 @@ from einops import repeat
 from jaxtyping import Float
 from torch import Tensor
 
-__all__: list[str] = []
-
 # Okabe and Ito's palette: distinct for colour-blind readers, on light and dark pages.
 TARGET_COLOURS = ("#E69F00", "#D55E00", "#CC79A7", "#F0E442")
 

@@ -10,8 +10,6 @@ import torch
 
 from jepakit._checks import TYPECHECK
 
-__all__: list[str] = []
-
 
 def _numpy_if_imported() -> Any:
     # Code that draws from NumPy has imported it; the contracts themselves do not need it.

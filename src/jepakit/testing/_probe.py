@@ -10,8 +10,6 @@ from torch.nn import functional as F
 
 from jepakit.tokens import TokenSet
 
-__all__: list[str] = []
-
 T = TypeVar("T")
 
 

@@ -6,8 +6,6 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-__all__: list[str] = []
-
 
 class Law(StrEnum):
     """Names of the laws that the contracts test."""

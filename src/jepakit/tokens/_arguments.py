@@ -5,8 +5,6 @@ from torch import Tensor
 from jepakit._checks import type_name
 from jepakit.tokens.token_set import TokenSet
 
-__all__ = ["check_entries", "check_same_device", "check_token_set"]
-
 
 def check_token_set(name: str, value: object, *, like: str = "") -> None:
     """Raise unless `value` is a `TokenSet`; `like` names one that the caller is likely to have."""

@@ -8,8 +8,6 @@ from torch import Tensor
 
 from jepakit._checks import as_int, check_tensor
 
-__all__ = ["check_mask", "coarsen_mask", "level_grids", "member_positions", "num_halvings"]
-
 
 def check_mask(mask: Tensor, grid_size: tuple[int, ...]) -> None:
     """Raise unless a mask is bool and flat over the grid."""

@@ -9,8 +9,6 @@ from torch import Tensor
 from jepakit.masking.audit.report import MaskAudit, Spread
 from jepakit.tokens import Masks
 
-__all__: list[str] = []
-
 
 class MaskCounts:
     """Running counts over batches of masks on one grid.

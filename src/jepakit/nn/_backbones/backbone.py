@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from jepakit.nn._features import key_mask
 from jepakit.tokens import TokenSet, take_tokens
 
-__all__ = ["UnsupportedBackboneError"]
-
 
 class UnsupportedBackboneError(TypeError):
     """A model that `MaskedViT` cannot run on a context; the text names the missing feature."""

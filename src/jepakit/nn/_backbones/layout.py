@@ -12,8 +12,6 @@ from torch import Tensor, nn
 
 from jepakit.nn._backbones.backbone import Missing, missing_attribute
 
-__all__: list[str] = []
-
 Order = Literal["NLC", "NHWC", "NCHW"]
 
 

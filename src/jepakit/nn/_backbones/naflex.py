@@ -15,8 +15,6 @@ from jepakit.nn._backbones.backbone import (
 )
 from jepakit.tokens import TokenSet
 
-__all__: list[str] = []
-
 
 class NaFlexBackbone(DroppingBackbone):
     """Drops patches after the whole image is embedded.

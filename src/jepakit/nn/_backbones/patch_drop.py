@@ -16,8 +16,6 @@ from jepakit.nn._backbones.backbone import (
 )
 from jepakit.tokens import TokenSet
 
-__all__: list[str] = []
-
 
 class KeepContextAndIndices(KeepContext):
     """Also returns the kept indices, by which rotary models gather their position tables."""

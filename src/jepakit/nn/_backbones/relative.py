@@ -26,8 +26,6 @@ from jepakit.nn._backbones.backbone import (
 )
 from jepakit.tokens import TokenSet
 
-__all__: list[str] = []
-
 
 @dataclass(frozen=True)
 class KeptPositions:

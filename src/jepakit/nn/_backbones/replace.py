@@ -12,8 +12,6 @@ from jepakit.nn._backbones.backbone import Backbone, keep_context
 from jepakit.nn._backbones.layout import Layout, flat_features, image_size_of
 from jepakit.tokens import TokenSet, take_tokens
 
-__all__: list[str] = []
-
 
 class MaskToken(nn.Module):
     """A learnable vector that replaces the embedding of every hidden patch."""
