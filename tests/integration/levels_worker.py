@@ -13,6 +13,7 @@ from jepakit import (
     HierarchicalPyramid,
     MaskedPredictor,
     Masks,
+    MultiBlockMask,
     TokenSet,
     hierarchical_loss,
     masked_smooth_l1,

@@ -39,12 +39,12 @@ def predictor() -> MaskedPredictor:
         (
             lambda: predictor()(on_meta(*CONTEXT.shape, 8), CONTEXT, TARGETS.to("meta")),
             "context",
-            "context",
+            "features",
         ),
         (
             lambda: predictor()(on_meta(*CONTEXT.shape, 8), CONTEXT.to("meta"), TARGETS),
             "targets",
-            "context",
+            "features",
         ),
         (lambda: take_tokens(on_meta(2, 16, 8), TARGETS), "tokens", "features"),
         (lambda: put_tokens(on_meta(*TARGETS.shape, 8), TARGETS), "tokens", "features"),
