@@ -95,7 +95,8 @@ def main() -> None:
                 projections = projector(features).unflatten(0, (-1, len(images)))
             # It is what the loss compares that dies first.
             if found := monitor.update(projections[0].float(), step=step):
-                collapses.append({"kind": found.kind, "since": found.first_step, "step": found.step})
+                since = found.first_step
+                collapses.append({"kind": found.kind, "since": since, "step": found.step})
             loss = objective(projections.float(), args)
             for group in optimizer.param_groups:
                 group["lr"] = lr(step)
