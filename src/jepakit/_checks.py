@@ -274,6 +274,15 @@ def check_row_mask(name: str, features: Tensor, valid: Tensor | None) -> None:
         )
 
 
+def check_generator(generator: object) -> None:
+    """Raise unless `generator` is a torch generator or None; a seed is neither."""
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(
+            f"generator={generator!r}: must be a torch.Generator or None, got "
+            f"{type_name(generator)}; for a seed, torch.Generator().manual_seed(seed)"
+        )
+
+
 def check_process_group(process_group: object) -> None:
     """Raise unless it is a process group or None; a rank outside a group is handed a number."""
     if process_group is not None and not isinstance(process_group, ProcessGroup):
