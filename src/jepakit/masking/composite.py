@@ -160,7 +160,7 @@ class MultiContextMask(UniformSampler[list[Masks]]):
         Bardes et al., V-JEPA (arXiv:2404.08471), section 3.2: short- and long-range masks.
     """
 
-    samplers: tuple[UniformSampler[Masks], ...]
+    samplers: Sequence[UniformSampler[Masks]]
 
     def __post_init__(self) -> None:
         if not isinstance(self.samplers, Sequence) or isinstance(self.samplers, str):

@@ -70,8 +70,8 @@ class RandomMask(UniformSampler[Masks]):
         )
         size = math.prod(self.grid_size)
         left = size - self.num_target_tokens
-        if self.min_context_tokens > left:
-            ratio = math.floor((1 - self.min_context_tokens / size) * 1e4) / 1e4
+        if isinstance(self.context_length, int) and self.context_length > left:
+            ratio = math.floor((1 - self.context_length / size) * 1e4) / 1e4
             also = f"; target_ratio={ratio}" if ratio > 0 else ""
             raise InfeasibleMaskError(
                 f"context_length={self.context_length}: exceeds the {left} positions that "
