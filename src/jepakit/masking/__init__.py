@@ -2,18 +2,16 @@
 
 Every sampler is called as `sampler(batch_size, generator=..., device=...)` and returns `Masks`.
 
-| sampler | context | targets |
-|---|---|---|
-| `MultiBlockMask` | rest of one large block | several rectangles |
-| `RandomMask` | positions drawn one by one | all the rest |
-| `BlockMask` | all the rest | a few large blocks of an exact number of patches |
-| `InverseBlockMask` | one block of an exact number of patches | all the rest |
-| `CausalMask` | past steps | future steps |
-| `ComplementMask(sampler)` | that of a sampler | all the rest |
-| `TubeMask(num_frames, sampler)` | that of an image sampler in every frame | likewise |
-| `NestedMask(grid_size, sampler)` | that of a sampler on a pyramid's coarsest level | likewise |
-| `MultiContextMask(samplers)` | a list of `Masks`, one for each sampler | |
-| `ReferenceMultiBlockMask` | as the published I-JEPA code | likewise |
+- `MultiBlockMask`: several rectangles as targets, the rest of one large block as context (I-JEPA).
+- `RandomMask`: positions drawn one by one (MAE).
+- `BlockMask`, `InverseBlockMask`: blocks that grow to an exact number of patches, hidden (BEiT) or
+  visible (data2vec 2.0).
+- `CausalMask`: past steps as context, future steps as targets.
+- `ReferenceMultiBlockMask`: the distribution of the published I-JEPA code.
+- `ComplementMask(sampler)`: the context of a sampler; all the rest is one target.
+- `TubeMask(num_frames, sampler)`: the masks of an image sampler in every frame.
+- `NestedMask(grid_size, sampler)`: the masks of a sampler on a pyramid's coarsest level.
+- `MultiContextMask(samplers)`: a list of `Masks`, one for each sampler.
 
 `MaskCollator` draws masks in a `DataLoader`, `audit_masks` counts what any sampler's masks contain,
 and `masks_from_indices` turns index tensors of other code into `Masks`.
