@@ -22,7 +22,7 @@ def check_rows(
     name: str,
     features: Tensor,
     valid: Tensor | None,
-    process_group: ProcessGroup | None,
+    process_group: ProcessGroup | None = None,
     *,
     minimum: int = 1,
 ) -> None:
@@ -36,10 +36,7 @@ def check_rows(
     rows = features.shape[:-1].numel()
     # One rank of several may have no rows: it still takes part in the collectives.
     if process_group is None and rows < minimum:
-        raise ValueError(
-            f"{name} {shape}: must have at least {minimum} rows, got {rows}"
-            + ("; a single one has nothing to be compared with" if minimum > 1 else "")
-        )
+        raise ValueError(f"{name} {shape}: must have at least {minimum} rows, got {rows}")
 
 
 def to_rows(features: Tensor, valid: Tensor | None) -> Rows:

@@ -1,6 +1,6 @@
 """Parameter groups for an optimiser: with and without weight decay."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -49,7 +49,6 @@ def param_groups(
         no_decay: Names of parameters not to decay; takes precedence over `decay`.
 
     Raises:
-        TypeError: If `model` is not a module, or names are not a collection of strings.
         ValueError: If a name matches no trained parameter, or the model has none.
 
     Example:
@@ -73,8 +72,7 @@ def param_groups(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(
-            f"model: must be a torch.nn.Module, got {type_name(model)}; put several into an "
-            "nn.ModuleDict"
+            f"model: must be one torch.nn.Module, such as an nn.ModuleDict, got {type_name(model)}"
         )
     weight_decay = as_number("weight_decay", weight_decay, minimum=0)
     # Tuples: a generator of names would be empty after the check.
@@ -91,7 +89,13 @@ def param_groups(
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name, _, _ in trained):
                 raise ValueError(f"{argument}: {pattern!r} matches no parameter that is trained")
-    listed = set(_listed_names(model))
+    # Names in full, from every `no_weight_decay()` in the model.
+    listed = {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in model.named_modules(remove_duplicate=False)
+        if callable(names := getattr(module, "no_weight_decay", None))
+        for name in names()
+    }
     decayed: dict[nn.Parameter, bool] = {}
     for name, module, parameter in trained:
         decays = _is_matrix(module, name, parameter) and not _matches(name, listed)
@@ -124,15 +128,6 @@ def _is_parametrized_matrix(module: nn.Module, name: str, parameter: nn.Paramete
     *_, owner, own_name = name.split(".")
     gain = own_name == "weight_g" or (own_name == "original0" and hasattr(module, "original1"))
     return owner.endswith("weight") and parameter.dim() >= 2 and not gain
-
-
-def _listed_names(model: nn.Module) -> Iterator[str]:
-    """Full names from every `no_weight_decay()` in the model."""
-    for prefix, module in model.named_modules(remove_duplicate=False):
-        names = getattr(module, "no_weight_decay", None)
-        if callable(names):
-            for name in names():
-                yield f"{prefix}.{name}" if prefix else name
 
 
 def _matches(name: str, patterns: Collection[str]) -> bool:

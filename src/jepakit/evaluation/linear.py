@@ -18,11 +18,7 @@ _TOLERANCE = 1e-7
 
 
 def linear_probe(
-    train: Features,
-    test: Features,
-    *,
-    C: float | Sequence[float] = 1.0,
-    max_iter: int = 1000,
+    train: Features, test: Features, *, C: float | Sequence[float] = 1.0, max_iter: int = 1000
 ) -> float:
     r"""Accuracy of a logistic regression on frozen features.
 

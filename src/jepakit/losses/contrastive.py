@@ -11,6 +11,7 @@ from torch.distributed import ProcessGroup
 
 from jepakit._checks import (
     as_bool,
+    as_fraction,
     as_int,
     as_number,
     check_floating,
@@ -67,12 +68,11 @@ def info_nce(
         process_group: Compare with the keys of all ranks of this group: each rank returns the
             global mean, with a gradient, through the keys of others too, scaled so that DDP's
             averaging gives the gradient of one big batch. Batch sizes may differ between ranks,
-            which costs one host synchronisation. Every rank must call and go backward.
+            which costs a host synchronisation. Every rank must call and go backward.
 
     Raises:
-        TypeError: If features are not floating point, or a mask is not bool.
-        ValueError: If shapes do not fit (nothing is broadcast), `temperature` is not above 0, or
-            there is a single row and no other candidate.
+        ValueError: If shapes do not fit (nothing is broadcast), or there is a single row and no
+            other candidate.
 
     Example:
         >>> import torch
@@ -126,10 +126,8 @@ def info_nce(
                 among_keys = false_negatives[:, : len(all_keys)]
                 by_key = gather_rows(among_keys, counts, process_group).T
                 false_negatives = by_key[first : first + len(keys)]
-            reverse = _cross_entropy(
-                keys, all_queries, first, temperature, false_negatives, padding
-            )
-            terms = (terms + reverse) / 2
+            back = _cross_entropy(keys, all_queries, first, temperature, false_negatives, padding)
+            terms = (terms + back) / 2
         if valid is not None:
             terms = terms.masked_fill(~own_valid, 0)
         sums = torch.stack([terms.sum(), own_valid.sum().to(terms.dtype)])
@@ -155,8 +153,7 @@ def _cross_entropy(
     excluded = false_negatives
     if padding is not None:
         # The queue's rows come after those of the batch, and are all valid.
-        padded = F.pad(padding, (0, len(candidates) - len(padding)), value=False)
-        padded = padded.expand_as(logits)
+        padded = F.pad(padding, (0, len(candidates) - len(padding))).expand_as(logits)
         excluded = padded if excluded is None else excluded | padded
     if excluded is not None:
         columns = torch.arange(len(candidates), device=logits.device)
@@ -181,7 +178,7 @@ def _check_false_negatives(mask: Tensor, num_rows: int, num_candidates: int) -> 
     if mask.shape != (num_rows, num_candidates):
         raise ValueError(
             f"false_negatives {tuple(mask.shape)}: must have the shape [rows, candidates], "
-            f"({num_rows}, {num_candidates}), candidates being all keys and then negatives"
+            f"({num_rows}, {num_candidates})"
         )
 
 
@@ -240,8 +237,6 @@ class FeatureQueue(nn.Module):
     ) -> None:
         """Add vectors and drop the oldest beyond `size`; nothing in eval mode.
 
-        Under `JEPAKIT_TYPECHECK=1` on the CPU, NaN and infinity raise.
-
         Args:
             features: Vectors to add, the newest last. Normalised or not: `info_nce` normalises.
             process_group: Add those of all ranks of this group, in rank order, so that every rank
@@ -249,17 +244,14 @@ class FeatureQueue(nn.Module):
         """
         check_floating("features", features)
         check_process_group(process_group)
-        if features.dim() != 2 or features.shape[1] != self.dim:
-            raise ValueError(
-                f"features {tuple(features.shape)}: must have the shape [n, {self.dim}]"
-            )
+        shape = tuple(features.shape)
+        if len(shape) != 2 or shape[1] != self.dim:
+            raise ValueError(f"features {shape}: must have the shape [n, {self.dim}]")
         if not self.training:
             return
         # A NaN would be a negative of every query until it is dropped.
         if value_checks_on(features) and not torch.isfinite(features).all():
-            raise ValueError(
-                f"features {tuple(features.shape)}: must be finite, got NaN or infinity"
-            )
+            raise ValueError(f"features {shape}: must be finite, got NaN or infinity")
         features = gather_rows(features, row_counts(features, process_group), process_group)
         # A new tensor: the old one may be part of a graph that has not gone backward yet.
         self.features = torch.cat([self.features, features.to(self.features)])[-self.size :]
@@ -270,11 +262,7 @@ class FeatureQueue(nn.Module):
         return {"count": self.count}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Restore the number of vectors in the queue.
-
-        Args:
-            state: A result of `get_extra_state`.
-        """
+        """Restore the number from the `state` that `get_extra_state` gave."""
         self.count = min(self.size, as_int("count", state["count"], minimum=0))
 
     def extra_repr(self) -> str:
@@ -300,7 +288,7 @@ class LearnableTemperature(nn.Module):
     Args:
         low: The lower bound $a$, above 0.
         high: The upper bound $b$, above `low`.
-        initial: The initial temperature, strictly between the bounds. Their geometric mean if None.
+        initial: The initial temperature; the geometric mean of the bounds if None.
 
     Raises:
         ValueError: If not `0 < low < initial < high`.
@@ -326,17 +314,15 @@ class LearnableTemperature(nn.Module):
             raise ValueError(f"high={self.high:g}: must be above low={self.low:g}")
         if initial is None:
             initial = math.sqrt(self.low * self.high)
-        initial = as_number("initial", initial)
-        if not self.low < initial < self.high:
-            raise ValueError(
-                f"initial={initial:g}: must lie strictly between {self.low:g} and {self.high:g}"
-            )
+        initial = as_fraction(
+            "initial", initial, low=self.low, high=self.high, open_low=True, open_high=True
+        )
         middle, half_width = self._log_interval()
         position = (math.log(initial) - middle) / half_width  # in (-1, 1)
         self.theta = nn.Parameter(torch.tensor(math.tan(math.pi / 2 * position)))
 
     def _log_interval(self) -> tuple[float, float]:
-        """Middle and half of the width of the interval between the logarithms of the bounds."""
+        """Middle and half of the width."""
         low, high = math.log(self.low), math.log(self.high)
         return (low + high) / 2, (high - low) / 2
 

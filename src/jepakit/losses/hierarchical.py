@@ -39,8 +39,7 @@ def hierarchical_loss(
 
     $$L = \sum_l w_l \, \ell(p_l, y_l, v_l)$$
 
-    Only the weight decides how much a level counts, not the number of its cells or of its valid
-    ones. A level without a valid element adds 0.
+    The number of a level's cells does not matter. A level without a valid element adds 0.
 
     Args:
         preds: Predicted features of each level, finest first, such as `[b m n d]`.
@@ -54,7 +53,6 @@ def hierarchical_loss(
             `functools.partial`, a `process_group` too.
 
     Raises:
-        TypeError: If `weights` is neither a sequence of numbers nor callable.
         ValueError: If the numbers of preds, targets, valids and weights differ, a weight is
             negative or all are 0, or `loss` or `weights` returns more than one number.
 
@@ -74,9 +72,7 @@ def hierarchical_loss(
     """
     for name, levels in (("preds", preds), ("targets", targets), ("valids", valids)):
         if not isinstance(levels, Sequence):
-            raise TypeError(
-                f"{name}: must be a sequence with one tensor a level, got {type_name(levels)}"
-            )
+            raise TypeError(f"{name}: must be a sequence of tensors, got {type_name(levels)}")
     num_levels = len(preds)
     if num_levels == 0 or len(targets) != num_levels or len(valids) != num_levels:
         raise ValueError(
@@ -89,8 +85,7 @@ def hierarchical_loss(
         value = loss(pred, target, valid)
         if value.dim() != 0:
             raise ValueError(
-                f"loss: must give a single number, as with reduction='mean', but gives "
-                f"{tuple(value.shape)} on level {level}"
+                f"loss: must give a single number, but gives {tuple(value.shape)} on level {level}"
             )
         losses.append(value)
     if callable(weights):
@@ -130,7 +125,7 @@ def decay_weights(
         heaviest: End with the largest weight.
 
     Raises:
-        ValueError: If an argument is out of its range; for equal weights use `weights=None`.
+        ValueError: If an argument is out of its range; `weights=None` weighs levels equally.
 
     Example:
         >>> from jepakit.losses import decay_weights
@@ -140,9 +135,7 @@ def decay_weights(
         [0.1429, 0.2857, 0.5714]
     """
     num_levels = as_int("num_levels", num_levels, minimum=2)
-    decay = as_fraction("decay", decay, open_low=True)
-    if decay == 1:
-        raise ValueError("decay=1: must be below 1; weights=None weighs levels equally")
+    decay = as_fraction("decay", decay, open_low=True, open_high=True)
     check_choice("heaviest", heaviest, ("fine", "coarse"))
     powers = [decay**level for level in range(num_levels)]
     weights = [power / sum(powers) for power in powers]
@@ -164,9 +157,6 @@ class SoftOptimalWeights:
         temperature: $T$, in units of one over the loss; above 0. Large for equal weights, small for
             all of the weight on the smallest loss. With 1 that happens for losses below 0.1.
 
-    Raises:
-        ValueError: If losses are not a vector.
-
     Example:
         >>> import torch
         >>> from jepakit.losses import SoftOptimalWeights
@@ -187,11 +177,7 @@ class SoftOptimalWeights:
         store_fields(self, temperature=as_number("temperature", self.temperature, positive=True))
 
     def weights(self, losses: Float[Tensor, " levels"]) -> Float[Tensor, " levels"]:
-        """Weights for these losses, without gradient.
-
-        Args:
-            losses: The loss of each level.
-        """
+        """Weights for the `losses` of all levels, without gradient."""
         _check_losses(losses)
         fixed = losses.detach()
         empty = fixed == 0
@@ -203,11 +189,7 @@ class SoftOptimalWeights:
         return scores.softmax(dim=0).masked_fill(empty, 0)
 
     def __call__(self, losses: Float[Tensor, " levels"]) -> Float[Tensor, ""]:
-        """Weighted sum of the losses.
-
-        Args:
-            losses: The loss of each level.
-        """
+        """Weighted sum of the `losses` of all levels."""
         return (self.weights(losses) * losses).sum()
 
 
@@ -264,11 +246,7 @@ class UncertaintyWeights(nn.Module):
         return self._log_weights().detach().exp()
 
     def forward(self, losses: Float[Tensor, " levels"]) -> Float[Tensor, ""]:
-        """The total.
-
-        Args:
-            losses: The loss of each level.
-        """
+        """The total of the `losses` of all levels."""
         _check_losses(losses, len(self.raw))
         log_weights = self._log_weights()
         terms = log_weights.exp() * losses - log_weights
@@ -285,8 +263,7 @@ class UncertaintyWeights(nn.Module):
 
 
 def _check_losses(losses: Tensor, num_levels: int | None = None) -> None:
-    """Raise unless losses are a vector, of `num_levels` entries if that is given."""
     check_floating("losses", losses)
-    rule = "one for each level" if num_levels is None else f"one for each of {num_levels} levels"
     if losses.dim() != 1 or num_levels not in (None, len(losses)):
-        raise ValueError(f"losses {tuple(losses.shape)}: must be a vector, {rule}")
+        levels = "level" if num_levels is None else f"of {num_levels} levels"
+        raise ValueError(f"losses {tuple(losses.shape)}: must be a vector, one for each {levels}")

@@ -5,7 +5,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from jepakit._checks import check_floating
 from jepakit._distributed import gather_rows, row_counts
 from jepakit._precision import float32_or_wider, full_precision
 from jepakit._rows import check_rows
@@ -45,9 +44,7 @@ def relational_loss(
             backward.
 
     Raises:
-        TypeError: If features are not floating point or `valid` is not bool.
-        ValueError: If shapes do not fit (nothing is broadcast), or a set has fewer than 2 rows and
-            no other rank adds some.
+        ValueError: If shapes do not fit, or a set has fewer than 2 rows.
 
     Example:
         >>> import torch
@@ -62,20 +59,17 @@ def relational_loss(
         valid pairs only; a set of tokens is normalised by its own mean, not by the batch's, so that
         a sample does not depend on its batch-mates.
     """
-    check_floating("student", student)
-    check_floating("teacher", teacher)
     check_rows("student", student, valid, process_group)
-    if teacher.dim() < 2 or teacher.shape[:-1] != student.shape[:-1] or teacher.shape[-1] == 0:
+    check_rows("teacher", teacher, None, process_group)
+    shape = tuple(student.shape)
+    if teacher.shape[:-1] != student.shape[:-1]:
         raise ValueError(
-            f"teacher {tuple(teacher.shape)}: must have the shape of student "
-            f"{tuple(student.shape)}, up to the last axis; nothing is broadcast"
+            f"teacher {tuple(teacher.shape)}: must have the shape of student {shape}, up to the "
+            "last axis; nothing is broadcast"
         )
     one_set_of_all_ranks = process_group is not None and student.dim() == 2
-    if not one_set_of_all_ranks and student.shape[-2] < 2:
-        raise ValueError(
-            f"student {tuple(student.shape)}: must have at least 2 rows, got {student.shape[-2]} "
-            "in a set; a single one has nothing to be compared with"
-        )
+    if not one_set_of_all_ranks and shape[-2] < 2:
+        raise ValueError(f"student {shape}: must have at least 2 rows, got {shape[-2]} in a set")
     with full_precision(student):
         if valid is None:
             valid = torch.ones(student.shape[:-1], dtype=torch.bool, device=student.device)

@@ -10,12 +10,7 @@ from torch.distributed import ProcessGroup
 
 from jepakit._checks import as_fraction, as_int, check_choice, check_process_group
 from jepakit.diagnostics._rows import check_features
-from jepakit.diagnostics.collapse.observation import (
-    DeadDimensions,
-    Observation,
-    Reference,
-    measure,
-)
+from jepakit.diagnostics.collapse.observation import DeadDimensions, Observation, Reference, measure
 from jepakit.diagnostics.collapse.report import Collapse, CollapseError, CollapseWarning
 from jepakit.diagnostics.collapse.signs import (
     MIN_ROWS,
