@@ -181,7 +181,7 @@ def test_a_level_without_anything_valid() -> None:
         (
             {"loss": functools.partial(masked_mse, reduction="sample")},
             ValueError,
-            "loss: must give a single number, as with reduction='mean', but gives (3,) on level 0",
+            "loss: must give a single number, but gives (3,) on level 0",
         ),
     ],
 )
@@ -250,4 +250,4 @@ def test_what_is_no_sequence_of_levels_raises(name, given) -> None:
     kind = "NoneType" if given is None else "torch.Tensor"
     with pytest.raises(TypeError) as raised:
         hierarchical_loss(**arguments)
-    assert str(raised.value) == f"{name}: must be a sequence with one tensor a level, got {kind}"
+    assert str(raised.value) == f"{name}: must be a sequence of tensors, got {kind}"

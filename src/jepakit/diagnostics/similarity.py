@@ -1,6 +1,7 @@
 """Diagnostics of cosines and distances: between views, between student and teacher, over a batch.
 
-All compute in float64 and without a gradient.
+All compute in float64 and without a gradient. Too few valid rows, or one that is not finite, raise
+a `ValueError`.
 """
 
 import torch
@@ -39,7 +40,7 @@ def alignment(
         exponent: $\gamma$, above 0.
 
     Raises:
-        ValueError: If the shapes differ, there is no valid row, or one of them is not finite.
+        ValueError: If the shapes differ.
 
     Example:
         >>> import torch
@@ -79,9 +80,6 @@ def uniformity(
         features: Feature vectors; all axes but the last are rows.
         valid: True where a row counts. All rows if None.
         t: Sharpness of the kernel, above 0.
-
-    Raises:
-        ValueError: If there are fewer than 2 valid rows, or one of them is not finite.
 
     Example:
         >>> import torch
@@ -137,7 +135,7 @@ def teacher_student_cosine(
         centred: Subtract each side's mean over the valid rows.
 
     Raises:
-        ValueError: If the shapes differ, there is no valid row, or one of them is not finite.
+        ValueError: If the shapes differ.
 
     Example:
         >>> import torch

@@ -37,6 +37,6 @@ def held_out(labels: Tensor, name: str, candidates: list[float]) -> Tensor:
     if not held.any():
         raise ValueError(
             f"train: holds too few rows to choose among {name}={tuple(candidates)}: got "
-            f"{len(labels)} of {len(torch.unique(labels))} classes, and none can be held out"
+            f"{len(labels)} of {len(torch.unique(labels))} classes"
         )
     return held

@@ -11,7 +11,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from jepakit._checks import as_int, check_floating
+from jepakit._checks import as_int, check_floating, type_name
 from jepakit.data._subset import stratified_indices
 
 __all__ = [
@@ -55,10 +55,8 @@ class Features:
             raise ValueError(f"{shapes}: must have at least one row and one column")
         bad = ~torch.isfinite(self.x).all(dim=1)
         if bad.any():
-            raise ValueError(
-                f"x {tuple(self.x.shape)}: must be finite, but {int(bad.sum())} rows hold NaN or "
-                f"infinity (the first at row {int(bad.nonzero()[0, 0])})"
-            )
+            first = int(bad.nonzero()[0, 0])
+            raise ValueError(f"x: must be finite, but {int(bad.sum())} rows are not, first {first}")
 
     def __len__(self) -> int:
         return len(self.x)
@@ -91,10 +89,8 @@ def extract_features(
             stored bytes into standardised floats.
         device: Device to encode on; None leaves the images where they are.
 
-    Raises:
-        TypeError: If a batch is not a pair of tensors, or labels are not integers.
-        ValueError: If the loader is empty, `encode` does not return `[b, d]`, the width changes
-            between batches, labels do not fit, or features are not finite.
+    A batch that is not such a pair, and features of another shape or not finite, raise an error
+    that names the batch.
 
     Example:
         >>> import torch
@@ -146,20 +142,17 @@ def subset_loader(
 
 
 def check_same_width(train: Features, test: Features) -> None:
-    """Raise unless both sets have features of one width."""
-    if train.x.shape[1] != test.x.shape[1]:
-        raise ValueError(
-            f"train.x {tuple(train.x.shape)} and test.x {tuple(test.x.shape)}: must be equally wide"
-        )
+    shapes = tuple(train.x.shape), tuple(test.x.shape)
+    if shapes[0][1] != shapes[1][1]:
+        raise ValueError(f"train.x {shapes[0]} and test.x {shapes[1]}: must be equally wide")
 
 
 def check_shared_classes(train: Tensor, test: Tensor) -> None:
     """Raise if no test label occurs among the training labels."""
     if not torch.isin(test, train).any():
-        train_few, test_few = (sorted(set(labels.tolist()))[:5] for labels in (train, test))
+        few, in_train = (sorted(set(labels.tolist()))[:5] for labels in (test, train))
         raise ValueError(
-            f"test: must share classes with train, got labels like {test_few}, and {train_few} in "
-            "train"
+            f"test: must share classes with train, got labels like {few}, in train {in_train}"
         )
 
 
@@ -170,16 +163,13 @@ def _is_integer(labels: Tensor) -> bool:
 def _checked_pair(batch: object, number: int) -> tuple[Tensor, Tensor]:
     parts = tuple(batch) if isinstance(batch, tuple | list) else ()
     if len(parts) != 2 or not all(isinstance(part, Tensor) for part in parts):
-        got = ", ".join(type(part).__name__ for part in parts)
+        got = f"({', '.join(map(type_name, parts))})" if parts else type_name(batch)
         raise TypeError(
-            f"loader: must yield pairs of tensors (images, labels), batch {number} is "
-            + (f"({got})" if parts else type(batch).__name__)
+            f"loader: must yield pairs of tensors (images, labels), batch {number} is {got}"
         )
     images, labels = parts
     if not _is_integer(labels):
-        raise TypeError(
-            f"loader: labels must be of an integer type, batch {number} has {labels.dtype}"
-        )
+        raise TypeError(f"loader: labels must be integers, batch {number} has {labels.dtype}")
     if images.dim() < 1 or labels.shape != images.shape[:1]:
         raise ValueError(
             f"loader: labels {tuple(labels.shape)} of batch {number} must be one integer for each "
@@ -193,21 +183,15 @@ def _check_output(
 ) -> None:
     """Raise unless an output of `encode` has the named axes and the shape of the first one."""
     if not isinstance(output, Tensor):
-        raise TypeError(f"encode: must return a tensor, got {type(output).__name__}")
-    shape = tuple(output.shape)
+        raise TypeError(f"encode: must return a tensor, got {type_name(output)}")
+    got = f"got {tuple(output.shape)} for batch {number}"
     if output.dim() != len(axes) or len(output) != len(images):
-        expected, example = ", ".join(axes), ", ".join([str(len(images)), *axes[1:]])
         hint = "; pool patch features into one vector first" if len(axes) == 2 else ""
         raise ValueError(
-            f"encode: must return [{expected}], so ({example}) for batch {number}, "
-            f"got {shape}{hint}"
+            f"encode: must return [{', '.join(axes)}] with b = {len(images)}, {got}{hint}"
         )
     if first is not None and output.shape[1:] != first.shape[1:]:
-        *count, width = first.shape[1:]
-        raise ValueError(
-            f"encode: returned {shape} for batch {number}, must have "
-            + (f"{count[0]} features of width {width}" if count else f"width {width}")
-        )
+        raise ValueError(f"encode: must return {list(first.shape[1:])} for every image, {got}")
     if not torch.isfinite(output).all():
         raise ValueError(f"encode: returned NaN or infinity for batch {number}, must be finite")
 

@@ -58,24 +58,17 @@ def evaluate(
     features of few directions may exhaust at the largest values.
 
     Args:
-        encode: Maps a batch of images to one vector each, as for `extract_features`.
+        encode, prepare, device: As in `extract_features`.
         train: `(image, label)` pairs on which neighbours are searched and the probe is fitted.
         test: Pairs to classify.
-        prepare: Preprocessing of the images, as for `extract_features`.
         k: Number of nearest images that vote.
         num_images: Number of images of each set to use at most, drawn at random from all over the
             set, the same in every call. The first ones of a folder would be of few classes.
         batch_size: Images encoded at once; results do not depend on it.
         num_workers: Processes that load images.
-        device: Device to encode on; None leaves the images where they are.
-
-    Returns:
-        `(knn, linear, rank)`: fractions of test images, and the rank of the training features.
 
     Raises:
-        ImportError: If scikit-learn is missing.
-        ValueError: If no test image has a class of the training images, or one of the three parts
-            raises.
+        ValueError: If no test image has a class of the training images.
 
     Example:
         >>> from jepakit.data import digit_canvases

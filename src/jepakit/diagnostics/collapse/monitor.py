@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from jepakit._checks import as_fraction, as_int, check_choice, check_process_group
-from jepakit.diagnostics._rows import check_features
+from jepakit._rows import check_rows
 from jepakit.diagnostics.collapse.observation import DeadDimensions, Observation, Reference, measure
 from jepakit.diagnostics.collapse.report import Collapse, CollapseError, CollapseWarning
 from jepakit.diagnostics.collapse.signs import (
@@ -86,7 +86,7 @@ class CollapseMonitor:
             but with `"raise"` the other ranks would wait for the one that stopped.
 
     Raises:
-        ValueError: If `action` is unknown, `every` or `patience` below 1, or a ratio not in (0, 1].
+        ValueError: If the width of the features changes.
 
     Example:
         >>> import torch
@@ -160,19 +160,18 @@ class CollapseMonitor:
             The report, at the observation that completes the evidence; else None.
 
         Raises:
-            ValueError: If the width is not that of the batches before.
             CollapseError: If there is a collapse and `action` is `"raise"`.
         """
         step = self.num_calls if step is None else as_int("step", step)
         self.num_calls += 1
         if self.num_calls > REFERENCE_LENGTH and (self.num_calls - 1) % self.every:
             return None
-        check_features("features", features, valid, minimum=0)
+        check_rows("features", features, valid, minimum=0)
         dim = features.shape[-1]
         if self._dead.dim not in (None, dim):
+            shape = tuple(features.shape)
             raise ValueError(
-                f"features {tuple(features.shape)}: must have the width of those before, "
-                f"{self._dead.dim}"
+                f"features {shape}: must have the width of those before, {self._dead.dim}"
             )
         observation, finite = self._observe(features, valid, step)
         self._warn_of_small_batches(observation.num_rows)
@@ -232,7 +231,6 @@ class CollapseMonitor:
         return signs
 
     def _warn_of_small_batches(self, num_rows: int) -> None:
-        """Warn once when several batches in a row have too few rows to be judged."""
         self._num_small_batches = self._num_small_batches + 1 if num_rows < MIN_ROWS else 0
         if self._num_small_batches == _SMALL_BATCHES:
             unchecked = "line, rank and dead dimensions are not" if num_rows > 1 else "nothing is"
@@ -245,23 +243,18 @@ class CollapseMonitor:
 
     def state_dict(self) -> dict[str, Any]:
         """Full state as tensors, numbers and strings, for `weights_only=True`."""
+        num_fields = len(Observation._fields)
         return {
             "num_calls": self.num_calls,
             "num_small_batches": self._num_small_batches,
-            "history": torch.tensor(self._history, dtype=torch.float64).view(
-                -1, len(Observation._fields)
-            ),
+            "history": torch.tensor(self._history, dtype=torch.float64).view(-1, num_fields),
             "reference": None if self._reference is None else list(self._reference),
             "tracker": self._tracker.state_dict(),
             "dead": self._dead.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from the state of another monitor with the same arguments.
-
-        Args:
-            state: The result of `state_dict`.
-        """
+        """Continue from the `state` of another monitor with the same arguments."""
         self.num_calls = state["num_calls"]
         self._num_small_batches = state["num_small_batches"]
         self._history = [
@@ -275,9 +268,14 @@ class CollapseMonitor:
 
     def __repr__(self) -> str:
         names = (
-            "action", "every", "patience", "std_ratio", "slow_std_ratio", "rank_ratio",
+            "action",
+            "every",
+            "patience",
+            "std_ratio",
+            "slow_std_ratio",
+            "rank_ratio",
             "dead_ratio",
-        )  # fmt: skip
+        )
         arguments = [f"{name}={getattr(self, name)!r}" for name in names]
         group = [] if self.process_group is None else ["process_group=..."]
         return f"CollapseMonitor({', '.join([*arguments, *group])})"
@@ -286,11 +284,10 @@ class CollapseMonitor:
         if not self._history:
             return f"{self!r}: no observation yet"
         last, reference = self._history[-1], self._reference
-        compared = ""
-        if reference is not None:
-            compared = f" (reference: {reference.std:.3g} and {reference.rank:.1f})"
-        kind = "no" if self._tracker.kind is None else self._tracker.kind
-        return (
-            f"{self!r}: {kind} collapse at step {last.step}, total std {last.std:.3g} and "
-            f"effective rank {last.rank:.1f}{compared}"
+        text = (
+            f"{self!r}: {self._tracker.kind or 'no'} collapse at step {last.step}, total std "
+            f"{last.std:.3g} and effective rank {last.rank:.1f}"
         )
+        if reference is None:
+            return text
+        return f"{text} (reference: {reference.std:.3g} and {reference.rank:.1f})"

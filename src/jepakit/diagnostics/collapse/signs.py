@@ -71,20 +71,13 @@ SIGNS: tuple[Sign, ...] = (
     ),
 )  # fmt: skip
 
-# Batches with fewer rows span too few directions to be judged by rank or dead dimensions.
-MIN_ROWS = 8
-# Number of observations that set the reference, and of those that can raise it.
-REFERENCE_LENGTH, _RAISING_LENGTH = 10, 100
-# Full collapse without a reference: std below this fraction of the length.
-_CONSTANT_RATIO = 1e-3
-# On a line: less than this fraction of the variance off the first principal axis.
-_LINE_RATIO = 1e-3
-# Numbers of observations over which a trend is tested.
-_WINDOWS = (30, 120, 480)
-# A trend is at least this fall of log std within a window, and this many standard errors.
-_MIN_FALL, _MIN_ERRORS = 0.1, 4.0
-# A fall is reported to begin where std was last at this fraction of the reference.
-_START_RATIO = 0.9
+MIN_ROWS = 8  # fewer rows span too few directions to be judged by rank or dead dimensions
+REFERENCE_LENGTH, _RAISING_LENGTH = 10, 100  # observations that set, and can raise, the reference
+_CONSTANT_RATIO = 1e-3  # full collapse without a reference: std below this fraction of the length
+_LINE_RATIO = 1e-3  # on a line: less than this fraction of the variance off the first axis
+_WINDOWS = (30, 120, 480)  # numbers of observations over which a trend is tested
+_MIN_FALL, _MIN_ERRORS = 0.1, 4.0  # of a trend: fall of log std, and the same in standard errors
+_START_RATIO = 0.9  # a fall begins where std was last at this fraction of the reference
 
 
 def find_signs(
@@ -231,10 +224,8 @@ class SignTracker:
         return None
 
     def state_dict(self) -> dict[str, Any]:
-        """All attributes: numbers and strings."""
         return dict(vars(self))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
         for name in vars(self):
             setattr(self, name, state[name])
