@@ -65,10 +65,9 @@ def param_groups(
         >>> optimizer = torch.optim.AdamW(groups, lr=1e-3)
 
     Source:
-        After timm's `param_groups_weight_decay` (published code). Differences: timm excludes
-        biases, parameters of one axis and the names that it is given; the names that a backbone
-        lists match nothing within a wrapper such as `MaskedViT`, and mask tokens and other
-        parameters of more axes that no list names are decayed.
+        After timm's `param_groups_weight_decay` (published code). Differences: there the names that
+        a backbone lists match nothing within a wrapper such as `MaskedViT`, and mask tokens and
+        other parameters of more axes that no list names are decayed.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(

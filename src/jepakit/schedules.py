@@ -79,9 +79,7 @@ class cosine:
     $$f(s) = a + (b - a)\,\frac{1 - \cos \pi t}{2}, \qquad t = \min(\max(s / S, 0), 1)$$
 
     Args:
-        start: Value $a$ at step 0 and before.
-        end: Value $b$ at step `steps` and after.
-        steps: Length $S$ in steps; with 0 it is `end` everywhere.
+        start, end, steps: As in `linear`.
 
     Example:
         >>> cosine(1.0, 0.0, steps=10)(5)

@@ -26,7 +26,7 @@ def valid_rows(name: str, features: Tensor, valid: Tensor | None, *, minimum: in
         rows = rows[valid.flatten().to(rows.device)]
         if len(rows) < minimum:
             raise ValueError(
-                f"valid: must be True for at least {minimum} rows of {name} {shape}, got {len(rows)}"
+                f"valid: must be True for at least {minimum} rows of {name}, got {len(rows)}"
             )
     num_bad = len(rows) - int(rows.isfinite().all(dim=1).sum())
     if num_bad:

@@ -70,11 +70,9 @@ def uniformity(
     $$U = \log \frac{1}{n (n - 1)} \sum_{i \ne j} e^{-t \|u_i - u_j\|^2}, \qquad
         u_i = \frac{x_i}{\|x_i\|}$$
 
-    Lower is more evenly spread; 0 means a single direction. The length of features does not matter,
-    and a large common mean makes all features point the same way, which gives 0. In many
-    dimensions, evenly spread features come near $-2t$, where all pairs are at right angles.
-
-    It compares all pairs: pass a batch, not a data set.
+    Lower is more evenly spread; 0 means a single direction, as a large common mean makes it. In
+    many dimensions, evenly spread features come near $-2t$, where all pairs are at right angles. It
+    compares all pairs: pass a batch, not a data set.
 
     Args:
         features: Feature vectors; all axes but the last are rows.

@@ -31,10 +31,9 @@ def effective_rank(
         \lambda = \mathrm{eig}\big(\mathrm{cov}(x)\big)$$
 
     It lies between 1 (all variance along one line) and the smaller of `d` and the number of rows
-    minus 1, and does not change with scale, shift or rotation. Features without variance have no
-    spectrum and give 0, so that a full collapse is not mistaken for a rank of 1. "Without variance"
-    means a total variance of at most $10^{-12}$ of the mean square, which is what rounding leaves
-    in constant float32 features.
+    minus 1, and does not change with scale, shift or rotation. Features without variance give 0,
+    so that a full collapse is not mistaken for a rank of 1: with a total variance of at most
+    $10^{-12}$ of the mean square, which is what rounding leaves in constant float32 features.
 
     Computed from the smaller of the covariance (`d` x `d`) and the Gram matrix (rows x rows), with
     a host synchronisation: call it every so many steps, not in a compiled forward.
@@ -67,11 +66,10 @@ def rankme(
     $$\mathrm{RankMe} = \exp\Big(-\sum_k p_k \log p_k\Big), \qquad
         p_k = \sigma_k \Big/ \sum_j \sigma_j, \qquad \sigma = \mathrm{svd}(x)$$
 
-    Use it to compare with published numbers, and `effective_rank` to monitor a run. They differ
-    in two ways. Singular values are roots of eigenvalues, so small directions count for more and
-    the number is larger, often by far. And the mean is not subtracted: it adds one direction,
-    constant features have a RankMe of 1 instead of 0, and a large mean hides all other directions.
-    Only features that are all zeros give 0.
+    Use it to compare with published numbers, and `effective_rank` to monitor a run. Singular values
+    are roots of eigenvalues, so small directions count for more and the number is larger, often by
+    far. And the mean is not subtracted: it adds one direction, constant features have a RankMe of 1
+    instead of 0, and a large mean hides all other directions. Only zeros give 0.
 
     Args:
         features: Feature vectors; all axes but the last are rows. Their number bounds the result;
@@ -88,8 +86,7 @@ def rankme(
 
     Source:
         RankMe (arXiv:2210.02885). It adds 1e-7 to each $p_k$ before the logarithm; here
-        $0 \log 0 = 0$ instead. Code bases that call the entropy of covariance eigenvalues "RankMe"
-        compute `effective_rank`.
+        $0 \log 0 = 0$ instead.
     """
     return entropy_rank(torch.linalg.svdvals(valid_rows("features", features, valid, minimum=1)))
 

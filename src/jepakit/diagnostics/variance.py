@@ -96,7 +96,7 @@ def mean_predictor_loss(
 
     Args:
         target: Targets as the loss gets them (after `normalize_targets`).
-        valid: True where a row counts. All rows if None.
+        valid: As in `feature_std`.
         loss: The training loss, called as `loss(pred, target, valid)`, such as `masked_smooth_l1`.
             The mean square if None.
 

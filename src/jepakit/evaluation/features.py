@@ -49,10 +49,8 @@ class Features:
         if not _is_integer(self.y):
             raise TypeError(f"y: must be of an integer type, got {self.y.dtype}")
         shapes = f"x {tuple(self.x.shape)} and y {tuple(self.y.shape)}"
-        if self.x.dim() != 2 or self.y.dim() != 1 or len(self.x) != len(self.y):
-            raise ValueError(f"{shapes}: must have the shapes [n, d] and [n]")
-        if self.x.numel() == 0:
-            raise ValueError(f"{shapes}: must have at least one row and one column")
+        if self.x.dim() != 2 or self.x.numel() == 0 or self.y.shape != self.x.shape[:1]:
+            raise ValueError(f"{shapes}: must have the shapes [n, d] and [n], n and d at least 1")
         bad = ~torch.isfinite(self.x).all(dim=1)
         if bad.any():
             first = int(bad.nonzero()[0, 0])
@@ -77,8 +75,8 @@ def extract_features(
 
     Runs without gradients. If `encode` or `prepare` is an `nn.Module`, a bound method of one, or a
     `functools.partial` of these, the module is in eval mode meanwhile, and every submodule gets its
-    own mode back, also after an error. A lambda hides its module, whose mode is then not changed:
-    pass preprocessing as `prepare` instead of wrapping the encoder.
+    own mode back. A lambda hides its module, whose mode is then not changed: pass preprocessing as
+    `prepare` instead of wrapping the encoder.
 
     Args:
         encode: Maps a batch of images to one vector each, `[b, ...]` to `[b, d]`, such as
@@ -142,6 +140,7 @@ def subset_loader(
 
 
 def check_same_width(train: Features, test: Features) -> None:
+    """Raise unless both sets have features of one width."""
     shapes = tuple(train.x.shape), tuple(test.x.shape)
     if shapes[0][1] != shapes[1][1]:
         raise ValueError(f"train.x {shapes[0]} and test.x {shapes[1]}: must be equally wide")
@@ -163,18 +162,13 @@ def _is_integer(labels: Tensor) -> bool:
 def _checked_pair(batch: object, number: int) -> tuple[Tensor, Tensor]:
     parts = tuple(batch) if isinstance(batch, tuple | list) else ()
     if len(parts) != 2 or not all(isinstance(part, Tensor) for part in parts):
-        got = f"({', '.join(map(type_name, parts))})" if parts else type_name(batch)
-        raise TypeError(
-            f"loader: must yield pairs of tensors (images, labels), batch {number} is {got}"
-        )
+        raise TypeError(f"loader: must yield pairs of tensors (images, labels), not batch {number}")
     images, labels = parts
     if not _is_integer(labels):
         raise TypeError(f"loader: labels must be integers, batch {number} has {labels.dtype}")
     if images.dim() < 1 or labels.shape != images.shape[:1]:
-        raise ValueError(
-            f"loader: labels {tuple(labels.shape)} of batch {number} must be one integer for each "
-            f"of the images {tuple(images.shape)}"
-        )
+        shapes = f"{tuple(labels.shape)} for images {tuple(images.shape)}"
+        raise ValueError(f"loader: labels must be one for each image, batch {number} has {shapes}")
     return images, labels
 
 

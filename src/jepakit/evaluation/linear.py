@@ -27,8 +27,8 @@ def linear_probe(
 
     Mean, std and correlations $R$ are those of the training rows. A direction that many features
     share is shrunk to the scale of one feature, so that smaller directions are not lost beside it;
-    a direction that varies less keeps about its scale. Constant features have no effect. The model
-    behind the features is not touched. Deterministic; fitted on one CPU core.
+    a direction that varies less keeps about its scale. Constant features have no effect.
+    Deterministic; fitted on one CPU core.
 
     Args:
         train: Rows to fit on.
@@ -43,8 +43,7 @@ def linear_probe(
 
     Raises:
         ImportError: If scikit-learn is missing.
-        ValueError: If the widths differ, `train` holds a single class, or several `C` are given and
-            no row can be held out.
+        ValueError: If `train` holds a single class, or no row to choose among several `C`.
 
     Example:
         >>> import torch

@@ -188,10 +188,9 @@ class FeatureQueue(nn.Module):
     Call `push` after the loss, with the keys: a key that is in the queue already would be its own
     negative. In eval mode `push` does nothing, so that validation features never enter. Features
     are kept without gradient, and a tensor read from `negatives` does not change with a later push.
-    The state dict holds the features and their count, so a resumed run continues with the same
-    queue. Load it on every rank: the count is not a buffer, and `DistributedDataParallel`
-    broadcasts buffers only. Push outside of `torch.compile`: the length of a filling queue changes
-    at every step.
+    Load the state dict on every rank: it holds their count too, which is not a buffer, and
+    `DistributedDataParallel` broadcasts buffers only. Push outside of `torch.compile`: the length
+    of a filling queue changes at every step.
 
     Args:
         size: Largest number of vectors to keep.
@@ -276,14 +275,12 @@ class LearnableTemperature(nn.Module):
     $$\tau = \exp\Big(\frac{\log a + \log b}{2}
         + \frac{\log b - \log a}{2} \cdot \frac{2}{\pi} \arctan \theta\Big)$$
 
-    The bounds are approached and not passed. The slope in $\theta$ falls only as
-    $1 / (1 + \theta^2)$, so a temperature that was driven towards a bound returns in as many steps.
-    A clamp has no gradient outside, and a sigmoid's falls exponentially and is exactly 0 in float32
-    from 17 on.
+    The slope in $\theta$ falls only as $1 / (1 + \theta^2)$, so a temperature that was driven
+    towards a bound returns in as many steps. A clamp has no gradient outside, and a sigmoid's
+    underflows.
 
-    Called without arguments it gives the temperature, for `info_nce(..., temperature=...)`. The
-    parameter is a scalar; keep it out of weight decay, which would pull it to the geometric mean of
-    the bounds.
+    Called without arguments it gives the temperature, for `info_nce(..., temperature=...)`. Keep
+    the parameter out of weight decay, which would pull it to the geometric mean of the bounds.
 
     Args:
         low: The lower bound $a$, above 0.
@@ -301,7 +298,6 @@ class LearnableTemperature(nn.Module):
 
     Source:
         CLIP (arXiv:2103.00020) learns the logarithm and clips it, which ends its gradient.
-        Difference: the bounds are smooth.
     """
 
     def __init__(

@@ -46,9 +46,8 @@ def sigreg(
     moves equal samples alike: exactly constant features go to 0 together, and the smallest
     difference between them grows.
 
-    Memory is linear in the rows, and less than 100 MB beside the features and the slices: the
-    backward computes the projections again, block by block. Computed in float32. There is a first
-    derivative only.
+    Memory is linear in the rows: the backward computes the projections again, block by block.
+    Computed in float32. There is a first derivative only.
 
     Args:
         features: `[b d]`, or `[b n d]` with every valid token as a sample. The test assumes
@@ -80,9 +79,8 @@ def sigreg(
     Source:
         LeJEPA (arXiv:2511.08544). The published minimal example integrates from 0 to 3 and doubles,
         as here; the paper's listing spans -5 to 5 with the same 17 points. The statistic carries
-        the factor n, as both do. Differences: the trapezoid sum is the same to rounding, since the
-        point t = 0 adds nothing; slices come from the first rank instead of a seed that ranks must
-        agree on.
+        the factor n, as both do. Difference: slices come from the first rank instead of a seed that
+        ranks must agree on.
     """
     check_rows("features", features, valid, process_group)
     return _mean_statistic(

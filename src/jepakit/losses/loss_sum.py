@@ -25,19 +25,18 @@ class LossSum:
     A term whose weight is exactly 0 at this step is left out of the total, not multiplied: it may
     be NaN or infinite, and gets no gradient, not even zeros. (Parameters that only such a term
     reaches are unused in that step, which `DistributedDataParallel` accepts only with
-    `find_unused_parameters=True`.) Any other NaN makes the total NaN: skipping it would need a host
-    synchronisation. The parts show which term it was, and under `JEPAKIT_TYPECHECK=1` it raises on
-    the CPU.
+    `find_unused_parameters=True`.) Any other NaN makes the total NaN, and raises on the CPU under
+    `JEPAKIT_TYPECHECK=1`. A step where all weights are 0 raises.
 
-    Schedules are plain Python, so a compiled function that calls this with a changing step is
-    compiled again: call it outside of `torch.compile` then. A step where all weights are 0 raises.
+    A compiled function that calls this with a changing step is compiled again: call it outside of
+    `torch.compile` then.
 
     Args:
         weights: The weight of each term by its name: a number of at least 0, or a function from
             step to number, such as `jepakit.linear`. Not all of them 0.
 
     Raises:
-        ValueError: If `weights` is empty, or all are 0.
+        ValueError: If all weights are 0.
 
     Example:
         >>> import torch

@@ -197,11 +197,10 @@ def barlow(
     by symmetry, no gradient. The loss grows with the width, as in the paper.
 
     Args:
-        first: Features of one view: `[b d]`, or `[b n d]` with every valid token as a row.
-        second: Features of the other view, row by row.
+        first, second, valid: As in `vicreg`.
         off_diagonal_weight: $\lambda$, at least 0.
         eps: Added to the (biased) variances; above 0.
-        valid, process_group: As in `variance_loss`.
+        process_group: As in `variance_loss`.
 
     Raises:
         ValueError: As in `variance_loss`.
@@ -251,8 +250,7 @@ def koleo(
         \rho_i = \min_{j \ne i} \Big\| \frac{x_i}{\|x_i\|} - \frac{x_j}{\|x_j\|} \Big\|$$
 
     The loss may be negative. Its gradient grows as one over the distance to the neighbour. Samples
-    of exactly one direction (a rank-one set on one side of 0, too) have a distance of 0 and no
-    gradient, by symmetry. With a single valid row it is 0.
+    of exactly one direction have a distance of 0 and no gradient. With a single valid row it is 0.
 
     Args:
         features, valid: As in `variance_loss`.
@@ -271,8 +269,7 @@ def koleo(
 
     Source:
         Sablayrolles et al. (arXiv:1806.03198), with the unit length that DINOv2 (arXiv:2304.07193)
-        gives the features. DINOv2 searches within one rank; here it is the joined batch. `eps`
-        stands in the root, so that equal rows have a gradient of 0.
+        gives the features. DINOv2 searches within one rank and adds `eps` outside of the root.
     """
     check_rows("features", features, valid, process_group, minimum=2)
     eps = as_number("eps", eps, positive=True)

@@ -36,8 +36,7 @@ class CollapseMonitor:
     one observation: with the covariance $C$ of its rows, $\sigma = \sqrt{\mathrm{tr}\, C}$, the
     relative $\rho = \sigma / \mathrm{rms} \|x\|$, the effective rank $r$, and for each dimension
     its standard deviation $s_j$. The *reference* $\sigma_0, \rho_0, r_0$ is the median over the
-    first 10 observations, and is raised to any median over 100 that is higher. So a run that starts
-    with a low rank and keeps it causes no report, and a run whose rank rises and falls again does.
+    first 10 observations, and is raised to any median over 100 that is higher.
 
     - *full*: $\rho < 10^{-3}$, or $\sigma < a\, \sigma_0$, or $\rho < a\, \rho_0$
     - *line* (dimensional): less than $10^{-3}$ of the variance is off the first principal axis
@@ -48,7 +47,7 @@ class CollapseMonitor:
     with $a$ = `std_ratio`, $b$ = `rank_ratio`, $c$ = `dead_ratio`, $s$ = `slow_std_ratio`. The
     first rule of *full*, *line* and *dead* need no reference, so features that are constant, of
     rank one or half dead from the first step on are reported too. A sign must show in `patience`
-    observations in a row, so a single unusual batch causes no report. In detail:
+    observations in a row. In detail:
 
     - A dimension is dead if $s_j$ is at most $10^{-3}$ of the upper quartile of all $s$, or if
       $s_j / s_{0j}$ is below 0.05 of the upper quartile of these ratios, or of 1 where they
@@ -56,19 +55,17 @@ class CollapseMonitor:
       `patience` observations, so that a sparse dimension may be zero in one batch.
     - Falling: over the last 30, 120 or 480 observations, the medians of the three thirds fall one
       after the other, by at least 10 % in all and by four standard errors.
-    - Line, rank and dead dimensions are judged in batches of at least 8 rows. Where a batch has
-      fewer rows than the reference, $1 / r_0$ is raised by $1 / n - 1 / n_0$, since few rows span
-      few directions; a batch smaller than the width is fine. Ten batches in a row of fewer than 8
-      rows cause a warning.
+    - Line, rank and dead dimensions are judged in batches of at least 8 rows; ten batches in a row
+      of fewer cause a warning. Where a batch has fewer rows than the reference, $1 / r_0$ is raised
+      by $1 / n - 1 / n_0$, since few rows span few directions.
     - NaN or infinity in `patience` observations in a row is reported as well.
 
     A collapse is reported once, and again if it becomes more severe (slow, then dimensional, then
     full) or returns after `patience` observations without a sign.
 
     The first 10 calls are observed, since the reference is the state before training, and then one
-    call in `every`; the others return at once without touching the features. An observation
-    computes on the features' device, with an eigenvalue problem of the smaller of width and rows,
-    and needs one host synchronisation. Use `every=10` on a GPU.
+    call in `every`. An observation solves an eigenvalue problem of the smaller of width and rows on
+    the features' device, and needs one host synchronisation. Use `every=10` on a GPU.
 
     Args:
         action: `"warn"` issues a `CollapseWarning`, `"raise"` raises a `CollapseError`, `"record"`
@@ -77,8 +74,7 @@ class CollapseMonitor:
         patience: Observations in a row that must show a sign.
         std_ratio: Fraction of the reference below which the std is a full collapse.
         slow_std_ratio: Fraction of the reference below which a std that still falls is a slow
-            collapse. A regulariser that reduces large features to a smaller scale looks the same
-            in its first steps.
+            collapse. A regulariser that reduces large features looks the same in its first steps.
         rank_ratio: Fraction of the reference's rank (minus 1) below which it is a collapse.
         dead_ratio: Fraction of dimensions that may be dead.
         process_group: Observe the joined batch of all ranks of this group, so that all of them

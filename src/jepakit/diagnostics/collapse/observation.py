@@ -144,9 +144,11 @@ class DeadDimensions:
         return (self.streaks >= patience).double().mean()
 
     def state_dict(self) -> dict[str, Any]:
+        """Both tensors; None before the first observation."""
         return dict(vars(self))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
         for name in vars(self):
             setattr(self, name, None if state[name] is None else state[name].clone())
 

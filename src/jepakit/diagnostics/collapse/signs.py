@@ -17,8 +17,8 @@ SignName = Literal["not finite", "full", "line", "rank", "dead", "slow"]
 class Sign(NamedTuple):
     """One rule of `CollapseMonitor`: how severe it is, and what a report says.
 
-    A sign is reported once, and a more severe one still afterwards. With `needs_patience`,
-    `patience` observations in a row must show it; the others span many observations by themselves.
+    With `needs_patience`, `patience` observations in a row must show it; the others span many
+    observations by themselves.
     """
 
     name: SignName
@@ -192,8 +192,7 @@ def _level_after_fall(values: list[float]) -> float:
 class SignTracker:
     """Count signs over consecutive observations, and decide which one to report.
 
-    A severity is reported once. It can be reported again after `patience` observations in a row
-    without any sign.
+    A severity is reported once, and again after `patience` observations in a row without a sign.
     """
 
     def __init__(self) -> None:
@@ -224,8 +223,10 @@ class SignTracker:
         return None
 
     def state_dict(self) -> dict[str, Any]:
+        """All attributes: numbers and strings."""
         return dict(vars(self))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
         for name in vars(self):
             setattr(self, name, state[name])
