@@ -56,7 +56,6 @@ def param_groups(
         >>> from torch import nn
         >>> from jepakit import MaskedPredictor
         >>> from jepakit.losses import LearnableTemperature
-        >>> from jepakit.optim import param_groups
         >>> predictor = MaskedPredictor((4, 4), 64, predictor_embed_dim=32, depth=1, num_heads=2)
         >>> model = nn.ModuleDict({"predictor": predictor, "temperature": LearnableTemperature()})
         >>> groups = param_groups(model, 0.05)

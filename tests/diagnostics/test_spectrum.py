@@ -93,9 +93,7 @@ def test_non_finite_values_are_refused(bad: float) -> None:
 
 @pytest.mark.parametrize("shape", [(1, 4), (0, 4), (3, 0), (1, 1, 4)])
 def test_too_few_rows_are_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(
-        ValueError, match=r"features \(.*\): must have (at least 2 rows|the shape)"
-    ):
+    with pytest.raises(ValueError, match=r"features \(.*\): must have (at least 2 rows|the shape)"):
         effective_rank(torch.zeros(shape))
 
 

@@ -44,7 +44,6 @@ class FeatureReport:
 
     Example:
         >>> import torch
-        >>> from jepakit.diagnostics import FeatureStatistics
         >>> statistics = FeatureStatistics(8)
         >>> statistics.update(torch.randn(500, 8, generator=torch.Generator().manual_seed(0)))
         >>> print(statistics.compute())
@@ -110,7 +109,7 @@ class FeatureStatistics:
 
     Example:
         >>> import torch
-        >>> from jepakit.diagnostics import FeatureStatistics, effective_rank
+        >>> from jepakit.diagnostics import effective_rank
         >>> features = torch.randn(300, 4, generator=torch.Generator().manual_seed(0)) + 1000
         >>> statistics = FeatureStatistics(4)
         >>> for batch in features.split(64):
@@ -212,7 +211,7 @@ class LidarStatistics:
 
     Example:
         >>> import torch
-        >>> from jepakit.diagnostics import LidarStatistics, lidar
+        >>> from jepakit.diagnostics import lidar
         >>> views = torch.randn(50, 6, 4, generator=torch.Generator().manual_seed(0))
         >>> statistics = LidarStatistics(4)
         >>> for batch in views.split(16):

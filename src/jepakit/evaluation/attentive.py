@@ -79,7 +79,6 @@ def attentive_probe(
         >>> import timm
         >>> from jepakit import MaskedViT
         >>> from jepakit.data import PixelStatistics, digit_canvases
-        >>> from jepakit.evaluation import attentive_probe
         >>> train, test = digit_canvases(num_train=300, num_test=50)
         >>> encoder = MaskedViT(timm.create_model(
         ...     "vit_tiny_patch16_224", num_classes=0, in_chans=1, img_size=32, depth=1))

@@ -65,9 +65,8 @@ def info_nce(
             then `negatives`. The own key always counts, whatever its entry is.
         symmetric: Also let each key find its query, among the queries alone, and take the mean of
             both directions.
-        process_group: Compare with the keys of all ranks of this group: each rank returns the
-            global mean, with a gradient, through the keys of others too, scaled so that DDP's
-            averaging gives the gradient of one big batch. Batch sizes may differ between ranks,
+        process_group: Compare with the keys of all ranks of this group, with value and gradient as
+            in `masked_mse`, through the keys of others too. Batch sizes may differ between ranks,
             which costs a host synchronisation. Every rank must call and go backward.
 
     Raises:
@@ -201,7 +200,6 @@ class FeatureQueue(nn.Module):
 
     Example:
         >>> import torch
-        >>> from jepakit.losses import FeatureQueue
         >>> queue = FeatureQueue(3, 2)
         >>> queue.push(torch.tensor([[1.0, 1.0], [2.0, 2.0]]))
         >>> queue.push(torch.tensor([[3.0, 3.0], [4.0, 4.0]]))
@@ -291,7 +289,6 @@ class LearnableTemperature(nn.Module):
         ValueError: If not `0 < low < initial < high`.
 
     Example:
-        >>> from jepakit.losses import LearnableTemperature
         >>> temperature = LearnableTemperature(0.05, 0.2)
         >>> temperature()
         tensor(0.1000, grad_fn=<ExpBackward0>)

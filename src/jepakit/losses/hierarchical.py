@@ -62,7 +62,7 @@ def hierarchical_loss(
 
     Example:
         >>> import torch
-        >>> from jepakit import hierarchical_loss, masked_mse
+        >>> from jepakit import masked_mse
         >>> preds = [torch.ones(1, 16, 2), torch.full((1, 4, 2), 2.0)]
         >>> targets = [torch.zeros_like(pred) for pred in preds]
         >>> valids = [torch.ones(pred.shape[:-1], dtype=torch.bool) for pred in preds]
@@ -128,7 +128,6 @@ def decay_weights(
         ValueError: If an argument is out of its range; `weights=None` weighs levels equally.
 
     Example:
-        >>> from jepakit.losses import decay_weights
         >>> [round(weight, 4) for weight in decay_weights(3)]
         [0.5714, 0.2857, 0.1429]
         >>> [round(weight, 4) for weight in decay_weights(3, heaviest="coarse")]
@@ -159,7 +158,6 @@ class SoftOptimalWeights:
 
     Example:
         >>> import torch
-        >>> from jepakit.losses import SoftOptimalWeights
         >>> soft = SoftOptimalWeights(temperature=10.0)
         >>> losses = torch.tensor([0.5, 0.25])
         >>> soft.weights(losses)
@@ -217,7 +215,6 @@ class UncertaintyWeights(nn.Module):
 
     Example:
         >>> import torch
-        >>> from jepakit.losses import UncertaintyWeights
         >>> uncertainty = UncertaintyWeights(2)
         >>> total = uncertainty(torch.tensor([0.5, 2.0]))
         >>> total

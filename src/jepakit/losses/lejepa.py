@@ -60,9 +60,8 @@ def sigreg(
         t_max: End of the integral, in 1 / units of the features; above 0.
         generator: Source of the directions, on the CPU or the features' device. The default
             generator of the features' device if None.
-        process_group: Test the joined rows of all ranks of this group: each rank returns the global
-            statistic, with a gradient scaled so that DDP's averaging gives the gradient of one big
-            batch. Every rank must call. The directions are those of the group's first rank.
+        process_group: Test the joined rows of all ranks of this group, with value and gradient as
+            in `masked_mse`. The directions are those of the group's first rank.
 
     Raises:
         ValueError: If shapes do not fit, or there are no rows and no `process_group`.

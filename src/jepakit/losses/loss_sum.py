@@ -41,7 +41,6 @@ class LossSum:
     Example:
         >>> import torch
         >>> from jepakit import linear
-        >>> from jepakit.losses import LossSum
         >>> loss_sum = LossSum({"prediction": 1.0, "variance": linear(0.0, 0.5, steps=100)})
         >>> terms = {"prediction": torch.tensor(2.0), "variance": torch.tensor(4.0)}
         >>> total, parts = loss_sum(terms, step=50)

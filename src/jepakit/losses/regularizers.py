@@ -13,7 +13,7 @@ from torch.distributed import ProcessGroup
 from jepakit._checks import as_int, as_number, check_same_shape
 from jepakit._distributed import gather_rows, row_counts, rows_before, sum_over_ranks
 from jepakit._precision import float32_or_wider, full_precision
-from jepakit._rows import centre, check_rows, to_rows
+from jepakit._rows import centred_rows, check_rows, to_rows
 from jepakit.losses.masked import masked_mse, reduce_masked
 
 __all__ = ["barlow", "covariance_loss", "invariance_loss", "koleo", "variance_loss", "vicreg"]
@@ -53,7 +53,8 @@ def vicreg(
         target_std, eps, process_group: As in `variance_loss`.
 
     Raises:
-        ValueError: As in `variance_loss`, or if all weights are 0.
+        ValueError: If shapes do not fit (nothing is broadcast), there are fewer than 2 rows and no
+            `process_group`, or all weights are 0.
 
     Example:
         >>> import torch
@@ -110,15 +111,9 @@ def variance_loss(
         valid: True where a row counts. All rows if None.
         target_std: $\gamma$, in units of the features; above 0.
         eps: Added to the variance, so that its root has a bounded gradient; above 0.
-        process_group: Compute on the joined rows of all ranks of this group: each rank returns the
-            global value, with a gradient scaled so that DDP's averaging gives the gradient of one
-            big batch, also when counts differ. Every rank must call. First derivatives only: a
-            second one, as in a gradient penalty, lacks the part that passes between ranks and the
-            part through the mean (whose gradient is 0 only to first order).
-
-    Raises:
-        ValueError: If shapes do not fit (nothing is broadcast), or there are fewer than 2 rows and
-            no `process_group`.
+        process_group: Compute on the joined rows of all ranks of this group, with value and
+            gradient as in `masked_mse`. First derivatives only: a second one, as in a gradient
+            penalty, lacks the part that passes between ranks and the part through the mean.
 
     Example:
         >>> import torch
@@ -128,11 +123,10 @@ def variance_loss(
     Source:
         VICReg (arXiv:2105.04906), no difference: unbiased variance, `eps` inside the root.
     """
-    check_rows("features", features, valid, process_group, minimum=2)
     target_std = as_number("target_std", target_std, positive=True)
     eps = as_number("eps", eps, positive=True)
     with full_precision(features):
-        centred, count = centre(to_rows(features, valid), process_group)
+        centred, count = centred_rows("features", features, valid, process_group)
         squares = sum_over_ranks(centred.square().sum(dim=0), process_group)
         std = (squares / (count - 1).clamp(min=1) + eps).sqrt()
         loss = F.relu(target_std - std).mean()
@@ -156,9 +150,6 @@ def covariance_loss(
     Args:
         features, valid, process_group: As in `variance_loss`.
 
-    Raises:
-        ValueError: As in `variance_loss`.
-
     Example:
         >>> import torch
         >>> covariance_loss(torch.tensor([[1.0, 2.0], [-1.0, -2.0]]))  # (4^2 + 4^2) / 2
@@ -167,9 +158,8 @@ def covariance_loss(
     Source:
         VICReg (arXiv:2105.04906), no difference: the sum is divided by $d$ once.
     """
-    check_rows("features", features, valid, process_group, minimum=2)
     with full_precision(features):
-        centred, count = centre(to_rows(features, valid), process_group)
+        centred, count = centred_rows("features", features, valid, process_group)
         products = sum_over_ranks(centred.T @ centred, process_group)
         # One triangle of the symmetric matrix: the sum of all squares minus those of the diagonal
         # would cancel where variances are large.
@@ -203,7 +193,7 @@ def barlow(
         process_group: As in `variance_loss`.
 
     Raises:
-        ValueError: As in `variance_loss`.
+        ValueError: As in `vicreg`.
 
     Example:
         >>> import torch
@@ -217,12 +207,11 @@ def barlow(
         moments to synchronised batch norm; here both are those of the joined batch.
     """
     check_same_shape("second", second, "first", first)
-    check_rows("first", first, valid, process_group, minimum=2)
     off_diagonal_weight = as_number("off_diagonal_weight", off_diagonal_weight, minimum=0)
     eps = as_number("eps", eps, positive=True)
     with full_precision(first):
-        x, count = centre(to_rows(first, valid), process_group)
-        y, _ = centre(to_rows(second, valid), process_group)
+        x, count = centred_rows("first", first, valid, process_group)
+        y, _ = centred_rows("second", second, valid, process_group)
         dtype = torch.promote_types(x.dtype, y.dtype)
         x, y = x.to(dtype), y.to(dtype)
         n = count.clamp(min=1).to(dtype)
@@ -260,7 +249,7 @@ def koleo(
             must call and go backward.
 
     Raises:
-        ValueError: As in `variance_loss`.
+        ValueError: As in `vicreg`.
 
     Example:
         >>> import torch
@@ -269,7 +258,8 @@ def koleo(
 
     Source:
         Sablayrolles et al. (arXiv:1806.03198), with the unit length that DINOv2 (arXiv:2304.07193)
-        gives the features. DINOv2 searches within one rank and adds `eps` outside of the root.
+        gives the features. DINOv2 searches within one rank; here it is the joined batch. `eps`
+        stands in the root, so that equal rows have a gradient of 0.
     """
     check_rows("features", features, valid, process_group, minimum=2)
     eps = as_number("eps", eps, positive=True)

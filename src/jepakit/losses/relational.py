@@ -37,11 +37,9 @@ def relational_loss(
             features of a batch, `[b d]`.
         teacher: Features whose distances are the target.
         valid: True where a token counts. All if None.
-        process_group: Take the mean over all ranks of this group: each rank returns the global
-            mean, with a gradient scaled so that DDP's averaging gives the gradient of one big
-            batch. Features without a batch axis, `[b d]`, become one set of all ranks' rows; batch
-            sizes may then differ, which costs one host synchronisation. Every rank must call and go
-            backward.
+        process_group: Take the mean over all ranks of this group, as in `masked_mse`. Features
+            without a batch axis, `[b d]`, become one set of all ranks' rows; batch sizes may then
+            differ, which costs a host synchronisation. Every rank must call and go backward.
 
     Raises:
         ValueError: If shapes do not fit, or a set has fewer than 2 rows.

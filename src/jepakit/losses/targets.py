@@ -26,8 +26,7 @@ def normalize_targets(
 
     Args:
         features: Teacher features.
-        kind: `"layer"` for zero mean and unit variance, `"l2"` for unit length, `"none"` for no
-            change.
+        kind: `"layer"` for mean 0 and variance 1, `"l2"` for unit length, `"none"` for no change.
 
     Raises:
         ValueError: If `kind="layer"` is used for vectors of a single entry, which become 0.

@@ -86,7 +86,6 @@ class CollapseMonitor:
 
     Example:
         >>> import torch
-        >>> from jepakit import CollapseMonitor
         >>> monitor = CollapseMonitor(action="record")
         >>> generator = torch.Generator().manual_seed(0)
         >>> for step in range(40):
@@ -165,10 +164,8 @@ class CollapseMonitor:
         check_rows("features", features, valid, minimum=0)
         dim = features.shape[-1]
         if self._dead.dim not in (None, dim):
-            shape = tuple(features.shape)
-            raise ValueError(
-                f"features {shape}: must have the width of those before, {self._dead.dim}"
-            )
+            shape, before = tuple(features.shape), self._dead.dim
+            raise ValueError(f"features {shape}: must have the width of those before, {before}")
         observation, finite = self._observe(features, valid, step)
         self._warn_of_small_batches(observation.num_rows)
         if finite and observation.num_rows < 2:
@@ -264,14 +261,8 @@ class CollapseMonitor:
 
     def __repr__(self) -> str:
         names = (
-            "action",
-            "every",
-            "patience",
-            "std_ratio",
-            "slow_std_ratio",
-            "rank_ratio",
-            "dead_ratio",
-        )
+            "action", "every", "patience", "std_ratio", "slow_std_ratio", "rank_ratio", "dead_ratio"
+        )  # fmt: skip
         arguments = [f"{name}={getattr(self, name)!r}" for name in names]
         group = [] if self.process_group is None else ["process_group=..."]
         return f"CollapseMonitor({', '.join([*arguments, *group])})"
