@@ -34,11 +34,11 @@ def param_groups(
     Decayed are the matrices that multiply an input: parameters of at least two axes that are called
     a weight (`weight`, `in_proj_weight` ...), in any module but a norm or an embedding. Not decayed
     is everything else: norms, biases, positions, class, register and mask tokens, queries, relative
-    position tables, temperatures, learned weights of losses (numbers and vectors); and the names
-    that a module returns from `no_weight_decay()`, timm's convention, at any depth of the model.
+    position tables, temperatures, learned weights of losses; and the names that a module returns
+    from `no_weight_decay()`, timm's convention, at any depth of the model.
 
-    Frozen parameters are left out. A shared parameter is listed once, and decayed only if it would
-    be under all of its names. A group without parameters is left out.
+    Frozen parameters and empty groups are left out. A shared parameter is listed once, and decayed
+    only if it would be under all of its names.
 
     Args:
         model: The trained module. Put several into an `nn.ModuleDict`, losses with parameters too:

@@ -36,8 +36,7 @@ class FeatureReport:
         rankme: `rankme` of all rows, in dimensions.
         alpha: `alpha_req` of all rows.
         isotropy: `isotropy` of all rows, in [0, 1].
-        uniformity: Mean of the batches' `uniformity`, weighted by their rows; NaN if no batch had
-            two rows.
+        uniformity: Mean of that of the batches by their rows; NaN if no batch had two rows.
         norm: Mean length of a feature vector.
         std: `feature_std` of all rows, float64, on the CPU.
         mean: Mean feature vector, float64, on the CPU.
@@ -88,10 +87,9 @@ class FeatureReport:
 class FeatureStatistics:
     """Rank, RankMe, alpha, isotropy, uniformity, std and norm of features given in batches.
 
-    Holds the count, the mean and the scatter around it (`dim` x `dim`) in float64, merged so that a
-    large mean does not cancel the covariance. The results equal the functions of the same names on
-    all rows at once, up to rounding; only uniformity, which compares pairs, is the mean over
-    batches.
+    Holds the count, the mean and the scatter around it (`dim` x `dim`) in float64. The results
+    equal the functions of the same names on all rows at once, up to rounding; only uniformity,
+    which compares pairs, is the mean over batches.
 
     `update` needs no host synchronisation. `compute` does, and with a process group it is
     collective: sums of at most `dim` x `dim` numbers, for any number of ranks and batches.

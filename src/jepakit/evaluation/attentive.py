@@ -39,16 +39,15 @@ def attentive_probe(
     device: torch.device | str | None = None,
     seed: int = 0,
 ) -> float:
-    r"""Accuracy of a small attention head on the patch features of a frozen encoder.
+    r"""Accuracy of a small attention head on the patch features of a frozen encoder, a fraction.
 
     $$p(y \mid x) = \mathrm{softmax}\, W \big(u + \mathrm{MLP}(\mathrm{LN}(u))\big), \qquad
         u = q + \mathrm{attention}(q; \mathrm{LN}(x_1), \dots, \mathrm{LN}(x_N))$$
 
-    with one learned query $q$. The mean over patches, which linear probe and nearest neighbours
-    use, loses what only single patches hold; attention can select them. The head has far more
-    parameters than a linear probe, so compare with an untrained encoder under the same head.
-    Deterministic on the CPU. The encoder runs once for each image, without gradient, and is not
-    changed; its features stay in memory in float32, twice while they are collected.
+    with one learned query $q$. Attention can select what only single patches hold, which the mean
+    over patches loses. The head has far more parameters than a linear probe, so compare with an
+    untrained encoder under the same head. Deterministic on the CPU. The encoder runs once for each
+    image; its features stay in memory in float32, twice while they are collected.
 
     Args:
         encode: Maps a batch of images to patch features, `[b, ...]` to `[b, n, d]`, such as a
@@ -66,9 +65,6 @@ def attentive_probe(
         device: Device to encode and train on. None is the CPU.
         seed: Seed of the head's initial weights and of the order of images; torch's own random
             states are left as they were.
-
-    Returns:
-        The fraction of test images classified correctly.
 
     Raises:
         ValueError: If `encode` does not return `[b, n, d]`, the train set holds a single class or

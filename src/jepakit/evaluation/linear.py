@@ -56,8 +56,7 @@ def linear_probe(
         Linear evaluation on frozen features with L-BFGS, as in CLIP (arXiv:2103.00020). Difference:
         CLIP takes features as they are; here they are standardised and multiplied by
         $(R + I)^{-1/2}$. With standardised features alone the solver stops long before it has
-        fitted the small directions, of which briefly trained encoders have many. I-JEPA
-        (arXiv:2301.08243) trains its probe by SGD on augmented images.
+        fitted the small directions, of which briefly trained encoders have many.
     """
     try:
         import sklearn  # noqa: F401

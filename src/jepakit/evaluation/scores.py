@@ -48,14 +48,12 @@ def evaluate(
 ) -> Scores:
     """Accuracy of nearest neighbours and of a linear probe, and effective rank of the features.
 
-    Run it on raw pixels, on the untrained encoder and on the trained teacher, each on the same
-    images: a score means little without these to compare with, and a good score with a falling
-    rank is a sign of collapse.
+    Run it on raw pixels, on the untrained encoder and on the trained teacher: a score means little
+    without these to compare with, and a good score with a falling rank is a sign of collapse.
 
     The probe chooses its `C` among the powers of ten from 1e-5 to 1e5, on a fifth of the training
-    rows: pixels need a small one, the few directions of an untrained encoder a large one, and any
-    fixed value would favour some rows of a table. It takes at most 200 iterations for each, which
-    features of few directions may exhaust at the largest values.
+    rows: any fixed value would favour some rows of a table. It takes at most 200 iterations for
+    each, which features of few directions may exhaust at the largest values.
 
     Args:
         encode, prepare, device: As in `extract_features`.
@@ -77,14 +75,9 @@ def evaluate(
         >>> scores.knn > 0.1
         True
     """
+    loaders = [subset_loader(each, num_images, batch_size, num_workers) for each in (train, test)]
     train_features, test_features = (
-        extract_features(
-            encode,
-            subset_loader(dataset, num_images, batch_size, num_workers),
-            prepare=prepare,
-            device=device,
-        )
-        for dataset in (train, test)
+        extract_features(encode, loader, prepare=prepare, device=device) for loader in loaders
     )
     check_shared_classes(train_features.y, test_features.y)
     with warnings.catch_warnings():

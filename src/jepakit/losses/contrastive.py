@@ -94,9 +94,8 @@ def info_nce(
     if negatives is not None:
         check_floating("negatives", negatives)
         if negatives.dim() != 2 or negatives.shape[1] != query.shape[-1]:
-            raise ValueError(
-                f"negatives {tuple(negatives.shape)}: must have the shape [k, {query.shape[-1]}]"
-            )
+            shape, dim = tuple(negatives.shape), query.shape[-1]
+            raise ValueError(f"negatives {shape}: must have the shape [k, {dim}]")
     with full_precision(query):
         rows = to_rows(query, valid)
         queries, keys = rows.values, to_rows(key, valid).values
@@ -117,7 +116,11 @@ def info_nce(
         if negatives is not None:
             candidates = torch.cat([all_keys, _unit(float32_or_wider(negatives).to(dtype))])
         if false_negatives is not None:
-            _check_false_negatives(false_negatives, len(queries), len(candidates))
+            check_tensor("false_negatives", false_negatives, torch.bool)
+            shape, expected = tuple(false_negatives.shape), (len(queries), len(candidates))
+            if shape != expected:
+                rule = f"must have the shape [rows, candidates], {expected}"
+                raise ValueError(f"false_negatives {shape}: {rule}")
 
         terms = _cross_entropy(queries, candidates, first, temperature, false_negatives, padding)
         if symmetric:
@@ -166,19 +169,10 @@ def _as_temperature(temperature: float | Tensor) -> float | Tensor:
         return as_number("temperature", temperature, positive=True)
     check_floating("temperature", temperature)
     if temperature.dim() != 0:
-        raise ValueError(f"temperature {tuple(temperature.shape)}: must be a scalar, of shape ()")
+        raise ValueError(f"temperature {tuple(temperature.shape)}: must be a scalar")
     if value_checks_on(temperature) and not temperature > 0:
         raise ValueError(f"temperature={temperature.item()}: must be above 0")
     return temperature
-
-
-def _check_false_negatives(mask: Tensor, num_rows: int, num_candidates: int) -> None:
-    check_tensor("false_negatives", mask, torch.bool)
-    if mask.shape != (num_rows, num_candidates):
-        raise ValueError(
-            f"false_negatives {tuple(mask.shape)}: must have the shape [rows, candidates], "
-            f"({num_rows}, {num_candidates})"
-        )
 
 
 class FeatureQueue(nn.Module):
@@ -209,8 +203,8 @@ class FeatureQueue(nn.Module):
                 [4., 4.]])
 
     Source:
-        MoCo (arXiv:1911.05722). Differences: it starts empty instead of with noise, batches need
-        not divide its size, and the oldest vector comes first.
+        MoCo (arXiv:1911.05722). Differences: it starts empty instead of with noise, and batches
+        need not divide its size.
     """
 
     features: Tensor

@@ -103,10 +103,10 @@ def _fixed_weights(weights: Sequence[float] | None, num_levels: int) -> tuple[fl
     if weights is None:
         return (1 / num_levels,) * num_levels
     numbers = as_numbers("weights", weights, minimum=0)
-    if len(numbers) != num_levels:
-        raise ValueError(f"weights={numbers}: must be one for each of the {num_levels} levels")
-    if not any(numbers):
-        raise ValueError(f"weights={numbers}: must not all be 0")
+    if len(numbers) != num_levels or not any(numbers):
+        raise ValueError(
+            f"weights={numbers}: must be one for each of {num_levels} levels, not all 0"
+        )
     return numbers
 
 
@@ -149,8 +149,7 @@ class SoftOptimalWeights:
         w = \mathrm{softmax}_l\left(\frac{1}{T\,\mathrm{sg}(\ell_l)}\right)$$
 
     where $\mathrm{sg}$ stops the gradient. Weights sum to 1 and nothing is learned. A loss of
-    exactly 0, that of a level without a valid token, has weight 0: its inverse would take all of
-    it.
+    exactly 0, of a level without valid tokens, has weight 0: its inverse would take all of it.
 
     Args:
         temperature: $T$, in units of one over the loss; above 0. Large for equal weights, small for
@@ -201,17 +200,16 @@ class UncertaintyWeights(nn.Module):
     noisy levels count less. Without a bound, a loss that goes to 0 would send its weight to
     infinity; this bound is soft, so that the gradient never vanishes.
 
-    This is a module with parameters: pass them to the optimiser, without weight decay (which would
-    pull the weights to 1), and wrap it for several ranks like any other. The total may be negative
-    and does not measure progress; the parts do. A loss of exactly 0, that of a level without a
-    valid token, adds nothing to the total.
+    Pass the parameters to the optimiser, without weight decay (which would pull the weights to 1),
+    and wrap the module for several ranks like any other. The total may be negative and does not
+    measure progress; the parts do. A loss of exactly 0, of a level without valid tokens, adds 0.
 
     Args:
         num_levels: Number of losses, at least 2.
         max_weight: $W$, above 1; weights lie between its inverse and it.
 
     Raises:
-        ValueError: If an argument is out of its range, or there are not `num_levels` losses.
+        ValueError: If there are not `num_levels` losses.
 
     Example:
         >>> import torch
@@ -224,9 +222,8 @@ class UncertaintyWeights(nn.Module):
         tensor([-1.,  1.])
 
     Source:
-        Kendall, Gal and Cipolla (arXiv:1705.07115). Differences: the weight stands for
-        one over the variance without their factor 1/2, it is bounded, and the total is a mean over
-        levels.
+        Kendall, Gal and Cipolla (arXiv:1705.07115). Differences: the weight is one over the
+        variance without their factor 1/2 and is bounded, and the total is a mean over levels.
     """
 
     def __init__(self, num_levels: int, *, max_weight: float = 10.0) -> None:
