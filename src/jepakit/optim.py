@@ -69,9 +69,8 @@ def param_groups(
         other parameters of more axes that no list names are decayed.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(
-            f"model: must be one torch.nn.Module, such as an nn.ModuleDict, got {type_name(model)}"
-        )
+        kind = type_name(model)
+        raise TypeError(f"model: must be one torch.nn.Module, such as an nn.ModuleDict, got {kind}")
     weight_decay = as_number("weight_decay", weight_decay, minimum=0)
     # Tuples: a generator of names would be empty after the check.
     decay, no_decay = _as_names("decay", decay), _as_names("no_decay", no_decay)

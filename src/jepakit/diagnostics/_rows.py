@@ -25,12 +25,9 @@ def valid_rows(name: str, features: Tensor, valid: Tensor | None, *, minimum: in
     if valid is not None:
         rows = rows[valid.flatten().to(rows.device)]
         if len(rows) < minimum:
-            raise ValueError(
-                f"valid: must be True for at least {minimum} rows of {name}, got {len(rows)}"
-            )
-    num_bad = len(rows) - int(rows.isfinite().all(dim=1).sum())
-    if num_bad:
-        raise ValueError(
-            f"{name} {shape}: must be finite, but {num_bad} of {len(rows)} rows are not"
-        )
+            rule = f"must be True for at least {minimum} rows of {name}"
+            raise ValueError(f"valid: {rule}, got {len(rows)}")
+    bad = int((~rows.isfinite()).any(dim=1).sum())
+    if bad:
+        raise ValueError(f"{name} {shape}: must be finite, but {bad} of {len(rows)} rows are not")
     return rows

@@ -281,9 +281,8 @@ def check_views(features: Tensor, *, min_objects: int) -> None:
     check_floating("features", features)
     shape = tuple(features.shape)
     if len(shape) != 3 or shape[0] < min_objects or shape[1] < 2 or shape[2] == 0:
-        raise ValueError(
-            f"features {shape}: must have the shape [n, q, d] with n >= {min_objects} and q >= 2"
-        )
+        rule = f"must have the shape [n, q, d] with n >= {min_objects} and q >= 2"
+        raise ValueError(f"features {shape}: {rule}")
 
 
 def discriminant_rank(between: Tensor, within: Tensor, ridge: float, mean_square: Tensor) -> Tensor:

@@ -129,9 +129,9 @@ class FeatureStatistics:
     ) -> None:
         check_process_group(process_group)
         self.dim = as_int("dim", dim, minimum=1)
-        self.uniformity_t = (
-            None if uniformity_t is None else as_number("uniformity_t", uniformity_t, positive=True)
-        )
+        if uniformity_t is not None:
+            uniformity_t = as_number("uniformity_t", uniformity_t, positive=True)
+        self.uniformity_t = uniformity_t
         self.process_group = process_group
         self.reset()
 
@@ -157,7 +157,7 @@ class FeatureStatistics:
         batch = Moments.of(rows, present)
         self._moments = self._moments.to(rows.device).merge(batch)
         norms = torch.linalg.vector_norm(rows, dim=1).sum()
-        weight = torch.where(batch.count > 1, batch.count, torch.zeros_like(batch.count))
+        weight = batch.count * (batch.count > 1)
         uniformity = torch.full_like(norms, torch.nan)
         if self.uniformity_t is not None:
             uniformity = mean_kernel(rows, present, self.uniformity_t).log()

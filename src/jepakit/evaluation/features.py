@@ -150,9 +150,8 @@ def check_shared_classes(train: Tensor, test: Tensor) -> None:
     """Raise if no test label occurs among the training labels."""
     if not torch.isin(test, train).any():
         few, in_train = (sorted(set(labels.tolist()))[:5] for labels in (test, train))
-        raise ValueError(
-            f"test: must share classes with train, got labels like {few}, in train {in_train}"
-        )
+        labels = f"got labels like {few}, in train {in_train}"
+        raise ValueError(f"test: must share classes with train, {labels}")
 
 
 def _is_integer(labels: Tensor) -> bool:
@@ -181,9 +180,8 @@ def _check_output(
     got = f"got {tuple(output.shape)} for batch {number}"
     if output.dim() != len(axes) or len(output) != len(images):
         hint = "; pool patch features into one vector first" if len(axes) == 2 else ""
-        raise ValueError(
-            f"encode: must return [{', '.join(axes)}] with b = {len(images)}, {got}{hint}"
-        )
+        rule = f"must return [{', '.join(axes)}] with b = {len(images)}"
+        raise ValueError(f"encode: {rule}, {got}{hint}")
     if first is not None and output.shape[1:] != first.shape[1:]:
         raise ValueError(f"encode: must return {list(first.shape[1:])} for every image, {got}")
     if not torch.isfinite(output).all():

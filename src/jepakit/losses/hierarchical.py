@@ -75,18 +75,15 @@ def hierarchical_loss(
             raise TypeError(f"{name}: must be a sequence of tensors, got {type_name(levels)}")
     num_levels = len(preds)
     if num_levels == 0 or len(targets) != num_levels or len(valids) != num_levels:
-        raise ValueError(
-            f"{num_levels} preds, {len(targets)} targets and {len(valids)} valids: "
-            "must be as many of each as there are levels, at least one"
-        )
+        counts = f"{num_levels} preds, {len(targets)} targets and {len(valids)} valids"
+        raise ValueError(f"{counts}: must be as many of each as there are levels, at least one")
     fixed_weights = () if callable(weights) else _fixed_weights(weights, num_levels)
     losses = []
     for level, (pred, target, valid) in enumerate(zip(preds, targets, valids, strict=True)):
         value = loss(pred, target, valid)
         if value.dim() != 0:
-            raise ValueError(
-                f"loss: must give a single number, but gives {tuple(value.shape)} on level {level}"
-            )
+            shape = tuple(value.shape)
+            raise ValueError(f"loss: must give a single number, but gives {shape} on level {level}")
         losses.append(value)
     if callable(weights):
         total = weights(torch.stack(losses))
@@ -104,9 +101,7 @@ def _fixed_weights(weights: Sequence[float] | None, num_levels: int) -> tuple[fl
         return (1 / num_levels,) * num_levels
     numbers = as_numbers("weights", weights, minimum=0)
     if len(numbers) != num_levels or not any(numbers):
-        raise ValueError(
-            f"weights={numbers}: must be one for each of {num_levels} levels, not all 0"
-        )
+        raise ValueError(f"weights={numbers}: must be {num_levels}, one for each level, not all 0")
     return numbers
 
 

@@ -54,10 +54,8 @@ class LossSum:
 
     def __post_init__(self) -> None:
         if not isinstance(self.weights, Mapping):
-            raise TypeError(
-                f"weights={self.weights!r}: must be a mapping from names to weights, got "
-                f"{type_name(self.weights)}"
-            )
+            kind = type_name(self.weights)
+            raise TypeError(f"weights: must be a mapping from names to weights, got {kind}")
         weights: dict[str, float | Callable[[int], float]] = {}
         for name, weight in self.weights.items():
             # A module is callable too, and its parameters would be in no optimiser.

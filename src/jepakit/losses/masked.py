@@ -267,7 +267,7 @@ def _check(
     check_process_group(process_group)
     if process_group is not None and reduction != "mean":
         raise ValueError(
-            f"process_group with reduction={reduction!r}: takes effect only with reduction='mean'"
+            f"process_group with reduction={reduction!r}: takes effect only with 'mean'"
         )
 
 

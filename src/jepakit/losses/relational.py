@@ -61,9 +61,9 @@ def relational_loss(
     check_rows("teacher", teacher, None, process_group)
     shape = tuple(student.shape)
     if teacher.shape[:-1] != student.shape[:-1]:
+        other = tuple(teacher.shape)
         raise ValueError(
-            f"teacher {tuple(teacher.shape)}: must have the shape of student {shape}, up to the "
-            "last axis; nothing is broadcast"
+            f"teacher {other}: must have the shape of student {shape} but for the width"
         )
     one_set_of_all_ranks = process_group is not None and student.dim() == 2
     if not one_set_of_all_ranks and shape[-2] < 2:

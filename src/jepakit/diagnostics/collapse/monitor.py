@@ -225,8 +225,8 @@ class CollapseMonitor:
         if self._num_small_batches == _SMALL_BATCHES:
             unchecked = "line, rank and dead dimensions are not" if num_rows > 1 else "nothing is"
             warnings.warn(
-                f"CollapseMonitor: {_SMALL_BATCHES} batches in a row had fewer than {MIN_ROWS} rows, "
-                f"the last one {num_rows}: {unchecked} checked; pass more, or a process_group",
+                f"CollapseMonitor: {_SMALL_BATCHES} batches in a row had fewer than {MIN_ROWS} "
+                f"rows, the last one {num_rows}: {unchecked} checked; pass more rows",
                 stacklevel=3,
             )
 

@@ -29,7 +29,7 @@ class Sign(NamedTuple):
     advice: str  # with {first_step}
 
 
-_DIMENSIONAL_ADVICE = (
+_DECORRELATE = (
     "a lower learning rate or a higher teacher momentum, and a regulariser on pooled features that "
     "decorrelates dimensions: vicreg, barlow or sigreg. Check for a ReLU at the end of a head, and "
     "for targets that are too easy (blocks too small, next to the context)."
@@ -38,33 +38,24 @@ _DIMENSIONAL_ADVICE = (
 # Most severe first.
 SIGNS: tuple[Sign, ...] = (
     Sign(
-        "not finite", 4, "not finite", True,
-        "features contain NaN or infinity",
+        "not finite", 4, "not finite", True, "features contain NaN or infinity",
         "a lower learning rate, gradient clipping, and loss and softmax in float32 under autocast. "
         "Resume from a checkpoint before step {first_step}.",
     ),
     Sign(
-        "full", 3, "full", True,
-        "all feature vectors are nearly identical",
+        "full", 3, "full", True, "all feature vectors are nearly identical",
         "no gradient through the targets, and a teacher that moves slowly: a higher momentum, a "
         "lower learning rate with warm-up, or a regulariser on pooled features (vicreg, sigreg). "
         "Resume from a checkpoint before step {first_step}: a collapsed model seldom recovers.",
     ),
+    Sign("line", 2, "dimensional", True, "nearly all variance lies along one line", _DECORRELATE),
     Sign(
-        "line", 2, "dimensional", True,
-        "nearly all variance lies along one line", _DIMENSIONAL_ADVICE,
+        "rank", 2, "dimensional", True, "the effective rank has fallen far below its reference",
+        _DECORRELATE,
     ),
+    Sign("dead", 2, "dimensional", False, "many dimensions no longer vary", _DECORRELATE),
     Sign(
-        "rank", 2, "dimensional", True,
-        "the effective rank has fallen far below its reference", _DIMENSIONAL_ADVICE,
-    ),
-    Sign(
-        "dead", 2, "dimensional", False,
-        "many dimensions no longer vary", _DIMENSIONAL_ADVICE,
-    ),
-    Sign(
-        "slow", 1, "slow", False,
-        "the standard deviation falls steadily",
+        "slow", 1, "slow", False, "the standard deviation falls steadily",
         "a constraint on the features' scale, which the loss seems to lack: normalize_targets, "
         "variance_loss on pooled features, no weight decay on the gains of norms, or a higher "
         "teacher momentum.",
