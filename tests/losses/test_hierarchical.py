@@ -158,7 +158,7 @@ def test_a_level_without_anything_valid() -> None:
         (
             {"weights": [1.0, 0.5]},
             ValueError,
-            "weights=(1.0, 0.5): must be 3, one for each level",
+            "weights=(1.0, 0.5): must be 3, one for each level, not all 0",
         ),
         ({"weights": [1.0, -0.5, 1]}, ValueError, "weights[1]=-0.5: must be at least 0"),
         ({"weights": [1.0, float("nan"), 1]}, ValueError, "weights[1]=nan: must be finite"),
