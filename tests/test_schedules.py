@@ -161,12 +161,12 @@ def test_arguments_are_stored_as_plain_numbers() -> None:
         (
             lambda: warmup_cosine(1.0, warmup_steps=11, steps=10),
             ValueError,
-            "warmup_steps=11: must be at most steps=10",
+            "warmup_steps=11: must be at most 10",
         ),
         (
             lambda: warmup_cosine(1.0, warmup_steps=0, steps=10, start=0.5),
             ValueError,
-            "start=0.5: must be left at 0 with warmup_steps=0, where it has no effect",
+            "start=0.5: must be 0 with warmup_steps=0",
         ),
     ],
 )

@@ -22,7 +22,7 @@ def check_rows(
     name: str,
     features: Tensor,
     valid: Tensor | None,
-    process_group: ProcessGroup | None,
+    process_group: ProcessGroup | None = None,
     *,
     minimum: int = 1,
 ) -> None:
@@ -36,10 +36,7 @@ def check_rows(
     rows = features.shape[:-1].numel()
     # One rank of several may have no rows: it still takes part in the collectives.
     if process_group is None and rows < minimum:
-        raise ValueError(
-            f"{name} {shape}: must have at least {minimum} rows, got {rows}"
-            + ("; a single one has nothing to be compared with" if minimum > 1 else "")
-        )
+        raise ValueError(f"{name} {shape}: must have at least {minimum} rows, got {rows}")
 
 
 def to_rows(features: Tensor, valid: Tensor | None) -> Rows:
@@ -51,8 +48,12 @@ def to_rows(features: Tensor, valid: Tensor | None) -> Rows:
     return Rows(values.masked_fill(~valid, 0), valid)
 
 
-def centre(rows: Rows, process_group: ProcessGroup | None) -> tuple[Tensor, Tensor]:
+def centred_rows(
+    name: str, features: Tensor, valid: Tensor | None, process_group: ProcessGroup | None
+) -> tuple[Tensor, Tensor]:
     """Rows minus their mean over all ranks, 0 where not valid; and the number of all rows."""
+    check_rows(name, features, valid, process_group, minimum=2)
+    rows = to_rows(features, valid)
     count = rows.valid.sum().to(rows.values.dtype)
     sums = torch.cat([rows.values.sum(dim=0), count.unsqueeze(0)])
     if process_group is not None:

@@ -1,6 +1,6 @@
 """Parameter groups for an optimiser: with and without weight decay."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -34,11 +34,11 @@ def param_groups(
     Decayed are the matrices that multiply an input: parameters of at least two axes that are called
     a weight (`weight`, `in_proj_weight` ...), in any module but a norm or an embedding. Not decayed
     is everything else: norms, biases, positions, class, register and mask tokens, queries, relative
-    position tables, temperatures, learned weights of losses (numbers and vectors); and the names
-    that a module returns from `no_weight_decay()`, timm's convention, at any depth of the model.
+    position tables, temperatures, learned weights of losses; and the names that a module returns
+    from `no_weight_decay()`, timm's convention, at any depth of the model.
 
-    Frozen parameters are left out. A shared parameter is listed once, and decayed only if it would
-    be under all of its names. A group without parameters is left out.
+    Frozen parameters and empty groups are left out. A shared parameter is listed once, and decayed
+    only if it would be under all of its names.
 
     Args:
         model: The trained module. Put several into an `nn.ModuleDict`, losses with parameters too:
@@ -49,7 +49,6 @@ def param_groups(
         no_decay: Names of parameters not to decay; takes precedence over `decay`.
 
     Raises:
-        TypeError: If `model` is not a module, or names are not a collection of strings.
         ValueError: If a name matches no trained parameter, or the model has none.
 
     Example:
@@ -57,7 +56,6 @@ def param_groups(
         >>> from torch import nn
         >>> from jepakit import MaskedPredictor
         >>> from jepakit.losses import LearnableTemperature
-        >>> from jepakit.optim import param_groups
         >>> predictor = MaskedPredictor((4, 4), 64, predictor_embed_dim=32, depth=1, num_heads=2)
         >>> model = nn.ModuleDict({"predictor": predictor, "temperature": LearnableTemperature()})
         >>> groups = param_groups(model, 0.05)
@@ -66,16 +64,13 @@ def param_groups(
         >>> optimizer = torch.optim.AdamW(groups, lr=1e-3)
 
     Source:
-        After timm's `param_groups_weight_decay` (published code). Differences: timm excludes
-        biases, parameters of one axis and the names that it is given; the names that a backbone
-        lists match nothing within a wrapper such as `MaskedViT`, and mask tokens and other
-        parameters of more axes that no list names are decayed.
+        After timm's `param_groups_weight_decay` (published code). Differences: there the names that
+        a backbone lists match nothing within a wrapper such as `MaskedViT`, and mask tokens and
+        other parameters of more axes that no list names are decayed.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(
-            f"model: must be a torch.nn.Module, got {type_name(model)}; put several into an "
-            "nn.ModuleDict"
-        )
+        kind = type_name(model)
+        raise TypeError(f"model: must be one torch.nn.Module, such as an nn.ModuleDict, got {kind}")
     weight_decay = as_number("weight_decay", weight_decay, minimum=0)
     # Tuples: a generator of names would be empty after the check.
     decay, no_decay = _as_names("decay", decay), _as_names("no_decay", no_decay)
@@ -91,7 +86,13 @@ def param_groups(
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name, _, _ in trained):
                 raise ValueError(f"{argument}: {pattern!r} matches no parameter that is trained")
-    listed = set(_listed_names(model))
+    # Names in full, from every `no_weight_decay()` in the model.
+    listed = {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in model.named_modules(remove_duplicate=False)
+        if callable(names := getattr(module, "no_weight_decay", None))
+        for name in names()
+    }
     decayed: dict[nn.Parameter, bool] = {}
     for name, module, parameter in trained:
         decays = _is_matrix(module, name, parameter) and not _matches(name, listed)
@@ -124,15 +125,6 @@ def _is_parametrized_matrix(module: nn.Module, name: str, parameter: nn.Paramete
     *_, owner, own_name = name.split(".")
     gain = own_name == "weight_g" or (own_name == "original0" and hasattr(module, "original1"))
     return owner.endswith("weight") and parameter.dim() >= 2 and not gain
-
-
-def _listed_names(model: nn.Module) -> Iterator[str]:
-    """Full names from every `no_weight_decay()` in the model."""
-    for prefix, module in model.named_modules(remove_duplicate=False):
-        names = getattr(module, "no_weight_decay", None)
-        if callable(names):
-            for name in names():
-                yield f"{prefix}.{name}" if prefix else name
 
 
 def _matches(name: str, patterns: Collection[str]) -> bool:

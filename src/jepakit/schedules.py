@@ -16,9 +16,7 @@ __all__ = ["constant", "cosine", "linear", "warmup_cosine"]
 
 @dataclass(frozen=True)
 class constant:
-    r"""The same value at every step.
-
-    $$f(s) = v$$
+    """The same value at every step.
 
     Args:
         value: The value.
@@ -81,9 +79,7 @@ class cosine:
     $$f(s) = a + (b - a)\,\frac{1 - \cos \pi t}{2}, \qquad t = \min(\max(s / S, 0), 1)$$
 
     Args:
-        start: Value $a$ at step 0 and before.
-        end: Value $b$ at step `steps` and after.
-        steps: Length $S$ in steps; with 0 it is `end` everywhere.
+        start, end, steps: As in `linear`.
 
     Example:
         >>> cosine(1.0, 0.0, steps=10)(5)
@@ -123,11 +119,10 @@ class warmup_cosine:
         end: Value at step `steps` and after.
         warmup_steps: Length $W$ of the warm-up in steps, at most `steps`; 0 begins at `peak`.
         steps: Length $S$ of the whole in steps, the warm-up included.
-        start: Value at step 0 and before. With `warmup_steps=0` it has no effect, so any value but
-            0 raises.
+        start: Value at step 0 and before; 0 with `warmup_steps=0`, where it has no effect.
 
     Raises:
-        ValueError: If `warmup_steps` is above `steps`, or `start` cannot take effect.
+        ValueError: If `start` cannot take effect.
 
     Example:
         >>> rate = warmup_cosine(1e-3, warmup_steps=10, steps=100)
@@ -146,22 +141,17 @@ class warmup_cosine:
     start: float = 0.0
 
     def __post_init__(self) -> None:
+        steps = as_int("steps", self.steps, minimum=0)
         store_fields(
             self,
             peak=as_number("peak", self.peak),
             end=as_number("end", self.end),
-            warmup_steps=as_int("warmup_steps", self.warmup_steps, minimum=0),
-            steps=as_int("steps", self.steps, minimum=0),
+            warmup_steps=as_int("warmup_steps", self.warmup_steps, minimum=0, maximum=steps),
+            steps=steps,
             start=as_number("start", self.start),
         )
-        if self.warmup_steps > self.steps:
-            raise ValueError(
-                f"warmup_steps={self.warmup_steps}: must be at most steps={self.steps}"
-            )
         if self.warmup_steps == 0 and self.start != 0:
-            raise ValueError(
-                f"start={self.start}: must be left at 0 with warmup_steps=0, where it has no effect"
-            )
+            raise ValueError(f"start={self.start}: must be 0 with warmup_steps=0, has no effect")
 
     def __call__(self, step: int) -> float:
         """The value at `step`."""

@@ -159,7 +159,9 @@ def test_bad_sets_raise(sets, monkeypatch):
     def pooled(x: Tensor) -> Tensor:
         return x.mean(dim=1)
 
-    with pytest.raises(ValueError, match=r"must return \[b, n, d\], so \(256, n, d\) for batch 0"):
+    with pytest.raises(
+        ValueError, match=r"must return \[b, n, d\] with b = 256, got \(256, 8\) for batch 0"
+    ):
         attentive_probe(pooled, train, test, **QUICK)
     single = TensorDataset(train.tensors[0], torch.zeros(400, dtype=torch.int64))
     with pytest.raises(ValueError, match="train: must hold at least 2 classes, got only 0"):
@@ -169,7 +171,7 @@ def test_bad_sets_raise(sets, monkeypatch):
     with pytest.raises(ValueError, match="test: must share classes with train"):
         attentive_probe(nn.Identity(), train, other, **several)
     with pytest.raises(
-        ValueError, match=r"returned \(16, 8, 8\) for batch 12, must have 9 features of width 8"
+        ValueError, match=r"must return \[9, 8\] for every image, got \(16, 8, 8\) for batch 12"
     ):
         attentive_probe(lambda x: x[:, : 8 + (len(x) > 16)], train, test, batch_size=32, **QUICK)
     with pytest.raises(

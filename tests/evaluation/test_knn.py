@@ -112,7 +112,7 @@ def test_collapsed_features_score_like_chance() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "text"),
     [
-        ({"k": 31}, ValueError, "k=31: must be at most the number of training rows, 30"),
+        ({"k": 31}, ValueError, "k=31: must be at most 30"),
         ({"k": 0}, ValueError, "k=0: must be at least 1"),
         ({"k": 2.0}, TypeError, "k=2.0: must be an int, got float"),
         ({"temperature": 0.0}, ValueError, "temperature=0: must be above 0"),

@@ -267,7 +267,7 @@ def test_missing_scikit_learn_names_the_extra(monkeypatch: pytest.MonkeyPatch) -
         (
             {"train": blobs(2, 0), "C": (0.1, 1.0)},
             ValueError,
-            "train: holds too few rows to choose among C=(0.1, 1.0): got 2 of 2 classes",
+            "train: too few rows to choose among C=(0.1, 1.0): got 2 of 2 classes",
         ),
     ],
 )

@@ -279,7 +279,7 @@ def test_temperature_round_trip_and_repr() -> None:
     [
         ((0.0, 0.2), "low=0: must be above 0"),
         ((0.2, 0.2), r"high=0\.2: must be above low=0\.2"),
-        ((0.05, 0.2, 0.2), r"initial=0\.2: must lie strictly between 0\.05 and 0\.2"),
+        ((0.05, 0.2, 0.2), r"initial=0\.2: must lie in \(0\.05, 0\.2\)"),
     ],
 )
 def test_bad_temperature_bounds(arguments: tuple[float, ...], text: str) -> None:

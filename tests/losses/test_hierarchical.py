@@ -158,11 +158,15 @@ def test_a_level_without_anything_valid() -> None:
         (
             {"weights": [1.0, 0.5]},
             ValueError,
-            "weights=(1.0, 0.5): must be one for each of the 3 levels",
+            "weights=(1.0, 0.5): must be 3, one for each level, not all 0",
         ),
         ({"weights": [1.0, -0.5, 1]}, ValueError, "weights[1]=-0.5: must be at least 0"),
         ({"weights": [1.0, float("nan"), 1]}, ValueError, "weights[1]=nan: must be finite"),
-        ({"weights": [0, 0.0, 0]}, ValueError, "weights=(0.0, 0.0, 0.0): must not all be 0"),
+        (
+            {"weights": [0, 0.0, 0]},
+            ValueError,
+            "weights=(0.0, 0.0, 0.0): must be 3, one for each level, not all 0",
+        ),
         (
             {"weights": [1.0, "a", 1]},
             TypeError,
@@ -181,7 +185,7 @@ def test_a_level_without_anything_valid() -> None:
         (
             {"loss": functools.partial(masked_mse, reduction="sample")},
             ValueError,
-            "loss: must give a single number, as with reduction='mean', but gives (3,) on level 0",
+            "loss: must give a single number, but gives (3,) on level 0",
         ),
     ],
 )
@@ -250,4 +254,4 @@ def test_what_is_no_sequence_of_levels_raises(name, given) -> None:
     kind = "NoneType" if given is None else "torch.Tensor"
     with pytest.raises(TypeError) as raised:
         hierarchical_loss(**arguments)
-    assert str(raised.value) == f"{name}: must be a sequence with one tensor a level, got {kind}"
+    assert str(raised.value) == f"{name}: must be a sequence of tensors, got {kind}"

@@ -41,7 +41,7 @@ def test_is_the_weighted_sum(
     for name, leaf in leaves.items():
         gradient = 0.0 if leaf.grad is None else leaf.grad.item()
         assert gradient == pytest.approx(2 * weights[name] * leaf.item(), rel=1e-12, abs=1e-300)
-        assert parts[name].item() == leaf.item() ** 2
+        assert torch.equal(parts[name], leaf.detach() ** 2)
         assert not parts[name].requires_grad
     assert list(parts) == list(weights)
 
@@ -92,10 +92,10 @@ def test_terms_and_weights_must_be_the_same(terms: dict[str, float], text: str) 
 @pytest.mark.parametrize(
     ("weights", "text"),
     [
-        ({}, "must hold at least one term"),
+        ({}, "must hold a term"),
         ({"a": -1.0}, r"weights\['a'\]=-1: must be at least 0"),
         ({"a": math.nan}, r"weights\['a'\]=nan: must be finite"),
-        ({"a": 0.0, "b": 0}, "must not all be 0"),
+        ({"a": 0.0, "b": 0}, "and not all be 0"),
     ],
 )
 def test_bad_weights(weights: dict[str, float], text: str) -> None:
@@ -110,7 +110,6 @@ def test_bad_weights(weights: dict[str, float], text: str) -> None:
         ([("a", 1.0)], "must be a mapping from names to weights, got list"),
         ({"a": "1"}, r"weights\['a'\]='1': must be a number, got str"),
         ({"a": True}, r"weights\['a'\]=True: must be a number, got bool"),
-        ({1: 1.0}, "weights: 1 must be a name, got int"),
         ({"a": UncertaintyWeights(2)}, "apply a learned weight to the term"),
     ],
 )

@@ -84,7 +84,7 @@ GOOD = {
                 "valid": torch.ones(0, 3, dtype=torch.bool),
             },
             ValueError,
-            "pred (0, 3, 4): the batch is empty, must have at least one sample",
+            "pred (0, 3, 4): must have at least one sample",
         ),
         (
             {"reduction": "avg"},
@@ -99,7 +99,7 @@ GOOD = {
                 "reduction": "sample",
             },
             ValueError,
-            "reduction='sample': pred (3, 4) has no batch axis",
+            "reduction='sample': pred (3, 4) must have a batch axis",
         ),
     ],
 )

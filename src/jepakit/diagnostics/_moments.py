@@ -23,7 +23,6 @@ class Moments:
 
     @classmethod
     def empty(cls, dim: int) -> "Moments":
-        """Moments of no rows."""
         zeros = torch.zeros(1 + dim, dim, dtype=torch.float64)
         return cls(zeros.new_zeros(()), zeros[0], zeros[1:])
 
@@ -36,7 +35,6 @@ class Moments:
         return cls(count, mean, centred.T @ centred)
 
     def merge(self, other: "Moments") -> "Moments":
-        """Moments of the rows of both."""
         count = self.count + other.count
         weight = other.count / count.clamp(min=1)
         shift = other.mean - self.mean
@@ -58,12 +56,10 @@ class Moments:
         return Moments(count, mean, scatter)
 
     def to(self, device: torch.device) -> "Moments":
-        """Move to a device."""
         return Moments(self.count.to(device), self.mean.to(device), self.scatter.to(device))
 
     @property
     def covariance(self) -> Tensor:
-        """Unbiased covariance."""
         return self.scatter / (self.count - 1).clamp(min=1)
 
     @property

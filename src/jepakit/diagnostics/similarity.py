@@ -1,6 +1,7 @@
 """Diagnostics of cosines and distances: between views, between student and teacher, over a batch.
 
-All compute in float64 and without a gradient.
+All compute in float64 and without a gradient. Too few valid rows, or one that is not finite, raise
+a `ValueError`.
 """
 
 import torch
@@ -39,7 +40,7 @@ def alignment(
         exponent: $\gamma$, above 0.
 
     Raises:
-        ValueError: If the shapes differ, there is no valid row, or one of them is not finite.
+        ValueError: If the shapes differ.
 
     Example:
         >>> import torch
@@ -69,19 +70,14 @@ def uniformity(
     $$U = \log \frac{1}{n (n - 1)} \sum_{i \ne j} e^{-t \|u_i - u_j\|^2}, \qquad
         u_i = \frac{x_i}{\|x_i\|}$$
 
-    Lower is more evenly spread; 0 means a single direction. The length of features does not matter,
-    and a large common mean makes all features point the same way, which gives 0. In many
-    dimensions, evenly spread features come near $-2t$, where all pairs are at right angles.
-
-    It compares all pairs: pass a batch, not a data set.
+    Lower is more evenly spread; 0 means a single direction, as a large common mean makes it. In
+    many dimensions, evenly spread features come near $-2t$, where all pairs are at right angles. It
+    compares all pairs: pass a batch, not a data set.
 
     Args:
         features: Feature vectors; all axes but the last are rows.
         valid: True where a row counts. All rows if None.
         t: Sharpness of the kernel, above 0.
-
-    Raises:
-        ValueError: If there are fewer than 2 valid rows, or one of them is not finite.
 
     Example:
         >>> import torch
@@ -137,7 +133,7 @@ def teacher_student_cosine(
         centred: Subtract each side's mean over the valid rows.
 
     Raises:
-        ValueError: If the shapes differ, there is no valid row, or one of them is not finite.
+        ValueError: If the shapes differ.
 
     Example:
         >>> import torch

@@ -1,7 +1,8 @@
 """Diagnostics of the spectrum: eigenvalues of a covariance, or singular values of the features.
 
-All compute in float64 and without a gradient. The eigenvalue solvers need a host synchronisation:
-call these functions every so many steps, not in a compiled forward.
+All compute in float64 and without a gradient. Too few valid rows, or one that is not finite, raise
+a `ValueError`. The solvers need a host synchronisation: call these functions every so many steps,
+not in a compiled forward.
 """
 
 import torch
@@ -30,21 +31,16 @@ def effective_rank(
         \lambda = \mathrm{eig}\big(\mathrm{cov}(x)\big)$$
 
     It lies between 1 (all variance along one line) and the smaller of `d` and the number of rows
-    minus 1, and does not change with scale, shift or rotation. Features without variance have no
-    spectrum and give 0, so that a full collapse is not mistaken for a rank of 1. "Without variance"
-    means a total variance of at most $10^{-12}$ of the mean square, which is what rounding leaves
-    in constant float32 features.
+    minus 1, and does not change with scale, shift or rotation. Features without variance give 0,
+    so that a full collapse is not mistaken for a rank of 1: with a total variance of at most
+    $10^{-12}$ of the mean square, which is what rounding leaves in constant float32 features.
 
-    Computed from the smaller of the covariance (`d` x `d`) and the Gram matrix (rows x rows). The
-    eigenvalue solver needs a host synchronisation: call it every so many steps, not in a compiled
-    forward.
+    Computed from the smaller of the covariance (`d` x `d`) and the Gram matrix (rows x rows), with
+    a host synchronisation: call it every so many steps, not in a compiled forward.
 
     Args:
         features: Feature vectors; all axes but the last are rows.
         valid: True where a row counts. All rows if None.
-
-    Raises:
-        ValueError: If there are fewer than 2 valid rows, or one of them is not finite.
 
     Example:
         >>> import torch
@@ -70,19 +66,15 @@ def rankme(
     $$\mathrm{RankMe} = \exp\Big(-\sum_k p_k \log p_k\Big), \qquad
         p_k = \sigma_k \Big/ \sum_j \sigma_j, \qquad \sigma = \mathrm{svd}(x)$$
 
-    Use it to compare with published numbers, and `effective_rank` to monitor a run. They differ
-    in two ways. Singular values are roots of eigenvalues, so small directions count for more and
-    the number is larger, often by far. And the mean is not subtracted: it adds one direction,
-    constant features have a RankMe of 1 instead of 0, and a large mean hides all other directions.
-    Only features that are all zeros give 0.
+    Use it to compare with published numbers, and `effective_rank` to monitor a run. Singular values
+    are roots of eigenvalues, so small directions count for more and the number is larger, often by
+    far. And the mean is not subtracted: it adds one direction, constant features have a RankMe of 1
+    instead of 0, and a large mean hides all other directions. Only zeros give 0.
 
     Args:
         features: Feature vectors; all axes but the last are rows. Their number bounds the result;
             the paper takes 25,600.
         valid: True where a row counts. All rows if None.
-
-    Raises:
-        ValueError: If there is no valid row, or one of them is not finite.
 
     Example:
         >>> import torch
@@ -94,8 +86,7 @@ def rankme(
 
     Source:
         RankMe (arXiv:2210.02885). It adds 1e-7 to each $p_k$ before the logarithm; here
-        $0 \log 0 = 0$ instead. Code bases that call the entropy of covariance eigenvalues "RankMe"
-        compute `effective_rank`.
+        $0 \log 0 = 0$ instead.
     """
     return entropy_rank(torch.linalg.svdvals(valid_rows("features", features, valid, minimum=1)))
 
@@ -118,14 +109,12 @@ def alpha_req(
     the number of rows. NaN where fewer than two eigenvalues are left, as in a collapse.
 
     Args:
-        features: Feature vectors; all axes but the last are rows.
-        valid: True where a row counts. All rows if None.
+        features, valid: As in `effective_rank`.
         first: First eigenvalue of the fit, counted from 1.
         last: Last eigenvalue of the fit; the last one available if None.
 
     Raises:
-        ValueError: If there are fewer than 2 valid rows, one of them is not finite, or not
-            `1 <= first < last <= d`.
+        ValueError: If not `1 <= first < last <= d`.
 
     Example:
         >>> import torch
@@ -143,9 +132,7 @@ def alpha_req(
     last = None if last is None else as_int("last", last, minimum=1)
     dim = features.shape[-1] if features.dim() else 0
     if not first < (dim if last is None else last) <= dim:
-        raise ValueError(
-            f"first={first}, last={last}: must be 1 <= first < last <= d, and d is {dim}"
-        )
+        raise ValueError(f"{first=}, {last=}: must be 1 <= first < last <= d, and d is {dim}")
     rows = valid_rows("features", features, valid, minimum=2)
     return power_law_exponent(_centred_spectrum(rows), first, last)
 
@@ -165,11 +152,7 @@ def isotropy(
     dimension 1.
 
     Args:
-        features: Feature vectors; all axes but the last are rows.
-        valid: True where a row counts. All rows if None.
-
-    Raises:
-        ValueError: If there are fewer than 2 valid rows, or one of them is not finite.
+        features, valid: As in `effective_rank`.
 
     Example:
         >>> import torch
@@ -207,7 +190,7 @@ def lidar(features: Float[Tensor, "n q d"], *, ridge: float = 1e-4) -> Float[Ten
             variance within objects; where that is zero, it takes its place.
 
     Raises:
-        ValueError: If there are fewer than 2 objects or 2 views, or values are not finite.
+        ValueError: If there are fewer than 2 objects or 2 views.
 
     Example:
         >>> import torch
@@ -295,14 +278,11 @@ def iso_score(covariance: Tensor) -> Tensor:
 
 
 def check_views(features: Tensor, *, min_objects: int) -> None:
-    """Raise unless `features` are `[n q d]` with at least `min_objects` objects and 2 views."""
     check_floating("features", features)
     shape = tuple(features.shape)
     if len(shape) != 3 or shape[0] < min_objects or shape[1] < 2 or shape[2] == 0:
-        raise ValueError(
-            f"features {shape}: must have the shape [n, q, d] with n >= {min_objects} objects and "
-            "q >= 2 views of each"
-        )
+        rule = f"must have the shape [n, q, d] with n >= {min_objects} and q >= 2"
+        raise ValueError(f"features {shape}: {rule}")
 
 
 def discriminant_rank(between: Tensor, within: Tensor, ridge: float, mean_square: Tensor) -> Tensor:

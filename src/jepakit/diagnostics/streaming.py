@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from jepakit._checks import as_int, as_number, check_process_group
+from jepakit._rows import check_rows
 from jepakit.diagnostics._moments import Moments
-from jepakit.diagnostics._rows import check_features, masked_rows
+from jepakit.diagnostics._rows import masked_rows
 from jepakit.diagnostics.similarity import mean_kernel
 from jepakit.diagnostics.spectrum import (
     check_views,
@@ -35,15 +36,13 @@ class FeatureReport:
         rankme: `rankme` of all rows, in dimensions.
         alpha: `alpha_req` of all rows.
         isotropy: `isotropy` of all rows, in [0, 1].
-        uniformity: Mean of the batches' `uniformity`, weighted by their rows; NaN if no batch had
-            two rows.
+        uniformity: Mean of that of the batches by their rows; NaN if no batch had two rows.
         norm: Mean length of a feature vector.
         std: `feature_std` of all rows, float64, on the CPU.
         mean: Mean feature vector, float64, on the CPU.
 
     Example:
         >>> import torch
-        >>> from jepakit.diagnostics import FeatureStatistics
         >>> statistics = FeatureStatistics(8)
         >>> statistics.update(torch.randn(500, 8, generator=torch.Generator().manual_seed(0)))
         >>> print(statistics.compute())
@@ -88,13 +87,12 @@ class FeatureReport:
 class FeatureStatistics:
     """Rank, RankMe, alpha, isotropy, uniformity, std and norm of features given in batches.
 
-    Holds the count, the mean and the scatter around it (`dim` x `dim`) in float64, merged so that a
-    large mean does not cancel the covariance. The results equal the functions of the same names on
-    all rows at once, up to rounding; only uniformity, which compares pairs, is the mean over
-    batches.
+    Holds the count, the mean and the scatter around it (`dim` x `dim`) in float64. The results
+    equal the functions of the same names on all rows at once, up to rounding; only uniformity,
+    which compares pairs, is the mean over batches.
 
     `update` needs no host synchronisation. `compute` does, and with a process group it is
-    collective: two sums of `dim` x `dim` numbers, for any number of ranks and batches.
+    collective: sums of at most `dim` x `dim` numbers, for any number of ranks and batches.
 
     Args:
         dim: Width of the features.
@@ -104,11 +102,12 @@ class FeatureStatistics:
             different numbers of rows and batches, or none.
 
     Raises:
-        ValueError: If `dim` is below 1 or `uniformity_t` not above 0.
+        ValueError: By `update`, if the width is not `dim`; by `compute`, if there are fewer than 2
+            rows over all ranks, or one of them was not finite.
 
     Example:
         >>> import torch
-        >>> from jepakit.diagnostics import FeatureStatistics, effective_rank
+        >>> from jepakit.diagnostics import effective_rank
         >>> features = torch.randn(300, 4, generator=torch.Generator().manual_seed(0)) + 1000
         >>> statistics = FeatureStatistics(4)
         >>> for batch in features.split(64):
@@ -130,9 +129,9 @@ class FeatureStatistics:
     ) -> None:
         check_process_group(process_group)
         self.dim = as_int("dim", dim, minimum=1)
-        self.uniformity_t = (
-            None if uniformity_t is None else as_number("uniformity_t", uniformity_t, positive=True)
-        )
+        if uniformity_t is not None:
+            uniformity_t = as_number("uniformity_t", uniformity_t, positive=True)
+        self.uniformity_t = uniformity_t
         self.process_group = process_group
         self.reset()
 
@@ -151,17 +150,14 @@ class FeatureStatistics:
             features: Feature vectors; all axes but the last are rows. Uniformity compares all pairs
                 of a batch: for patch features, pool them first or set `uniformity_t=None`.
             valid: True where a row counts. All rows if None.
-
-        Raises:
-            ValueError: If `features` are not `[*batch, dim]`.
         """
-        check_features("features", features, valid, minimum=0)
+        check_rows("features", features, valid, minimum=0)
         _check_width(features, self.dim)
         rows, present = masked_rows(features, valid)
         batch = Moments.of(rows, present)
         self._moments = self._moments.to(rows.device).merge(batch)
         norms = torch.linalg.vector_norm(rows, dim=1).sum()
-        weight = torch.where(batch.count > 1, batch.count, torch.zeros_like(batch.count))
+        weight = batch.count * (batch.count > 1)
         uniformity = torch.full_like(norms, torch.nan)
         if self.uniformity_t is not None:
             uniformity = mean_kernel(rows, present, self.uniformity_t).log()
@@ -169,12 +165,7 @@ class FeatureStatistics:
         self._sums = self._sums.to(rows.device) + sums
 
     def compute(self) -> FeatureReport:
-        """Return the statistics of all rows so far, over all ranks.
-
-        Raises:
-            ValueError: If there are fewer than 2 rows over all ranks, or one of them was not
-                finite.
-        """
+        """Return the statistics of all rows so far, over all ranks."""
         device = _reduction_device(self._sums.device, self.process_group)
         moments = self._moments.to(device).all_reduce(self.process_group)
         sums = self._sums.to(device)
@@ -184,24 +175,18 @@ class FeatureStatistics:
         spectrum = scatter_spectrum(moments.scatter, moments.sum_of_squares)
         # Eigenvalues of X'X are the squared singular values of X.
         singular_values = torch.linalg.eigvalsh(moments.second_moment).clamp(min=0).sqrt()
-        effective_rank, rankme, alpha, isotropy, uniformity, norm = torch.stack(
-            [
-                entropy_rank(spectrum),
-                entropy_rank(singular_values),
-                power_law_exponent(spectrum, 1, None),
-                iso_score(moments.covariance * (spectrum[-1] > 0)),
-                sums[1] / sums[2],
-                sums[0] / num_rows,
-            ]
-        ).tolist()
+        scalars = {
+            "effective_rank": entropy_rank(spectrum),
+            "rankme": entropy_rank(singular_values),
+            "alpha": power_law_exponent(spectrum, 1, None),
+            "isotropy": iso_score(moments.covariance * (spectrum[-1] > 0)),
+            "uniformity": sums[1] / sums[2],
+            "norm": sums[0] / num_rows,
+        }
+        values = torch.stack(list(scalars.values())).tolist()
         return FeatureReport(
             num_rows=num_rows,
-            effective_rank=effective_rank,
-            rankme=rankme,
-            alpha=alpha,
-            isotropy=isotropy,
-            uniformity=uniformity,
-            norm=norm,
+            **dict(zip(scalars, values, strict=True)),
             std=moments.covariance.diagonal().sqrt().cpu(),
             mean=moments.mean.cpu(),
         )
@@ -220,20 +205,17 @@ class LidarStatistics:
         process_group: Join the objects of all ranks of this group in `compute`.
 
     Raises:
-        ValueError: If `dim` is below 1 or `ridge` not above 0.
+        ValueError: As `FeatureStatistics`, or if there are fewer than 2 views of each object.
 
     Example:
         >>> import torch
-        >>> from jepakit.diagnostics import LidarStatistics, lidar
+        >>> from jepakit.diagnostics import lidar
         >>> views = torch.randn(50, 6, 4, generator=torch.Generator().manual_seed(0))
         >>> statistics = LidarStatistics(4)
         >>> for batch in views.split(16):
         ...     statistics.update(batch)
         >>> abs(statistics.compute() - float(lidar(views))) < 1e-9
         True
-
-    Source:
-        LiDAR (arXiv:2312.04000), as `lidar`.
     """
 
     def __init__(
@@ -254,11 +236,8 @@ class LidarStatistics:
         """Add a batch of objects, each with all of its views; no host synchronisation.
 
         Args:
-            features: `[n q d]`. Batches may have different `q`; one object must not be split over
-                two batches.
-
-        Raises:
-            ValueError: If it is not `[n q dim]` with at least 2 views of each object.
+            features: `q` views of each of `n` objects. Batches may have different `q`; one object
+                must not be split over two batches.
         """
         check_views(features, min_objects=0)
         _check_width(features, self.dim)
@@ -271,11 +250,7 @@ class LidarStatistics:
         self._within = self._within.to(rows.device).merge(Moments.of(within, present))
 
     def compute(self) -> float:
-        """Return LiDAR of all objects so far, over all ranks.
-
-        Raises:
-            ValueError: If there are fewer than 2 objects over all ranks, or values were not finite.
-        """
+        """Return LiDAR of all objects so far, over all ranks."""
         device = _reduction_device(self._between.mean.device, self.process_group)
         between = self._between.to(device).all_reduce(self.process_group)
         within = self._within.to(device).all_reduce(self.process_group)
@@ -295,9 +270,8 @@ class LidarStatistics:
 
 def _check_width(features: Tensor, dim: int) -> None:
     if features.shape[-1] != dim:
-        raise ValueError(
-            f"features {tuple(features.shape)}: must have the width of these statistics, {dim}"
-        )
+        shape = tuple(features.shape)
+        raise ValueError(f"features {shape}: must have the width of these statistics, {dim}")
 
 
 def _checked_count(moments: Moments) -> int:

@@ -1,6 +1,7 @@
 """Diagnostics of variance and length: per dimension, over time, and relative to a prediction.
 
-All compute in float64 and without a gradient.
+All compute in float64 and without a gradient. Too few valid rows, or one that is not finite, raise
+a `ValueError`.
 """
 
 from collections.abc import Callable
@@ -27,9 +28,6 @@ def feature_std(
     Args:
         features: Feature vectors; all axes but the last are rows.
         valid: True where a row counts. All rows if None.
-
-    Raises:
-        ValueError: If there are fewer than 2 valid rows, or one of them is not finite.
 
     Example:
         >>> import torch
@@ -60,12 +58,10 @@ def norm_drift(
         features: Feature vectors; all axes but the last are rows.
         reference: Feature vectors to compare with, such as those of step 0 or of the teacher; the
             rows need not correspond, nor their number agree.
-        valid: True where a row of `features` counts. All rows if None.
-        reference_valid: True where a row of `reference` counts. All rows if None.
+        valid, reference_valid: True where a row of either counts. All rows if None.
 
     Raises:
-        ValueError: If there is no valid row in one of them, a valid row is not finite, the widths
-            differ, or `reference` is all zeros.
+        ValueError: If the widths differ, or `reference` is all zeros.
 
     Example:
         >>> import torch
@@ -76,13 +72,11 @@ def norm_drift(
     rows = valid_rows("features", features, valid, minimum=1)
     reference_rows = valid_rows("reference", reference, reference_valid, minimum=1)
     if rows.shape[1] != reference_rows.shape[1]:
-        raise ValueError(
-            f"reference {tuple(reference.shape)}: must have the width of features "
-            f"{tuple(features.shape)}"
-        )
+        shapes = tuple(reference.shape), tuple(features.shape)
+        raise ValueError(f"reference {shapes[0]}: must have the width of features {shapes[1]}")
     reference_norm: Tensor = torch.linalg.vector_norm(reference_rows, dim=1).mean()
     if reference_norm == 0:
-        raise ValueError("reference: must not be all zeros; no length is relative to 0")
+        raise ValueError("reference: must not be all zeros")
     norm: Tensor = torch.linalg.vector_norm(rows, dim=1).mean()
     return (norm / reference_norm.to(norm.device)).log()
 
@@ -102,12 +96,9 @@ def mean_predictor_loss(
 
     Args:
         target: Targets as the loss gets them (after `normalize_targets`).
-        valid: True where a row counts. All rows if None.
+        valid: As in `feature_std`.
         loss: The training loss, called as `loss(pred, target, valid)`, such as `masked_smooth_l1`.
             The mean square if None.
-
-    Raises:
-        ValueError: If there is no valid row, or one of them is not finite.
 
     Example:
         >>> import torch
@@ -126,8 +117,7 @@ def mean_predictor_loss(
         valid = torch.ones(target.shape[:-1], dtype=torch.bool, device=target.device)
     target = float64(target)
     with torch.no_grad():
-        value: Tensor = loss(mean.expand_as(target).contiguous(), target, valid.to(target.device))
-    return value
+        return loss(mean.expand_as(target).contiguous(), target, valid.to(target.device))
 
 
 def explained_variance(
@@ -148,8 +138,7 @@ def explained_variance(
         valid: True where a row counts. All rows if None.
 
     Raises:
-        ValueError: If the shapes differ, there are fewer than 2 valid rows, or one of them is not
-            finite.
+        ValueError: If the shapes differ.
 
     Example:
         >>> import torch

@@ -35,8 +35,6 @@ def held_out(labels: Tensor, name: str, candidates: list[float]) -> Tensor:
     held[by_class[_FOLDS // 2 :: _FOLDS]] = True
     held[~torch.isin(labels, labels[~held])] = False  # the only row of a class is needed to fit
     if not held.any():
-        raise ValueError(
-            f"train: holds too few rows to choose among {name}={tuple(candidates)}: got "
-            f"{len(labels)} of {len(torch.unique(labels))} classes, and none can be held out"
-        )
+        got = f"got {len(labels)} of {len(torch.unique(labels))} classes"
+        raise ValueError(f"train: too few rows to choose among {name}={tuple(candidates)}: {got}")
     return held

@@ -39,51 +39,42 @@ def attentive_probe(
     device: torch.device | str | None = None,
     seed: int = 0,
 ) -> float:
-    r"""Accuracy of a small attention head on the patch features of a frozen encoder.
+    r"""Accuracy of a small attention head on the patch features of a frozen encoder, a fraction.
 
     $$p(y \mid x) = \mathrm{softmax}\, W \big(u + \mathrm{MLP}(\mathrm{LN}(u))\big), \qquad
         u = q + \mathrm{attention}(q; \mathrm{LN}(x_1), \dots, \mathrm{LN}(x_N))$$
 
-    with one learned query $q$. The mean over patches, which linear probe and nearest neighbours
-    use, loses what only single patches hold; attention can select them. The head has far more
-    parameters than a linear probe, so compare with an untrained encoder under the same head.
-    Deterministic on the CPU. The encoder runs once for each image, without gradient, and is not
-    changed; its features stay in memory in float32, twice while they are collected.
+    with one learned query $q$. Attention can select what only single patches hold, which the mean
+    over patches loses. The head has far more parameters than a linear probe, so compare with an
+    untrained encoder under the same head. Deterministic on the CPU. The encoder runs once for each
+    image; its features stay in memory in float32, twice while they are collected.
 
     Args:
         encode: Maps a batch of images to patch features, `[b, ...]` to `[b, n, d]`, such as a
             `MaskedViT`. Modules are put in eval mode as in `extract_features`.
         train: `(image, label)` pairs that the head is fitted on.
         test: Pairs to classify; nothing is selected by them.
-        prepare: Preprocessing of the images, as for `extract_features`.
         num_heads: Attention heads; must divide the width of the features.
         epochs: Passes over the training features.
         lr: Peak learning rate of AdamW, reached after a tenth of the steps, then a cosine to 0. Of
             several, the one with the highest accuracy on a held-out, stratified fifth of the
             training images is taken (of equal ones the smallest), and the head trained anew on all.
         weight_decay: Weight decay of matrices.
-        num_images: Number of images of each set to use at most, drawn at random from all over the
-            set, the same in every call.
-        batch_size: Images encoded at once; results do not depend on it. The head takes 64 in a
-            step.
-        num_workers: Processes that load images.
+        prepare, num_images, batch_size, num_workers: As in `evaluate`. The head takes 64 images in
+            a step.
         device: Device to encode and train on. None is the CPU.
         seed: Seed of the head's initial weights and of the order of images; torch's own random
             states are left as they were.
 
-    Returns:
-        The fraction of test images classified correctly.
-
     Raises:
-        ValueError: If `num_heads` does not divide the width, `encode` does not return `[b, n, d]`,
-            the train set holds a single class or too few images to choose a learning rate, no test
-            image has a class of the training images, or training diverged.
+        ValueError: If `encode` does not return `[b, n, d]`, the train set holds a single class or
+            too few images to choose a learning rate, no test image has a class of the training
+            images, or training diverged.
 
     Example:
         >>> import timm
         >>> from jepakit import MaskedViT
         >>> from jepakit.data import PixelStatistics, digit_canvases
-        >>> from jepakit.evaluation import attentive_probe
         >>> train, test = digit_canvases(num_train=300, num_test=50)
         >>> encoder = MaskedViT(timm.create_model(
         ...     "vit_tiny_patch16_224", num_classes=0, in_chans=1, img_size=32, depth=1))
@@ -111,21 +102,16 @@ def attentive_probe(
     classes, class_indices = torch.unique(labels, return_inverse=True)
     if len(classes) < 2:
         raise ValueError(f"train: must hold at least 2 classes, got only {int(classes[0])}")
+    shape, width = tuple(features.shape), features.shape[-1]
     if not features.numel():
-        raise ValueError(
-            f"encode: must return at least one feature per image, got {tuple(features.shape)} for "
-            "all of train"
-        )
-    width = features.shape[-1]
+        raise ValueError(f"encode: must return at least one feature per image, got {shape}")
     if width % num_heads:
         raise ValueError(f"num_heads={num_heads}: must divide the width of the features, {width}")
     test_features, test_labels = encode_set(test)
     check_shared_classes(labels, test_labels)
     if test_features.shape[-1] != width:
-        raise ValueError(
-            f"encode: must return features of one width, got {width} for train and "
-            f"{test_features.shape[-1]} for test"
-        )
+        widths = f"{width} for train and {test_features.shape[-1]} for test"
+        raise ValueError(f"encode: must return features of one width, got {widths}")
     # -1 for a class that is not in the training set: no prediction equals it.
     known = torch.isin(test_labels, classes)
     test_indices = torch.where(known, torch.searchsorted(classes, test_labels), -1)
@@ -165,7 +151,6 @@ def _fit_head(
     device: torch.device | str | None,
     seed: int,
 ) -> "_Head":
-    """Train a head on some rows."""
     # `torch.manual_seed` would also reset the accelerators' generators, and not restore them.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
@@ -193,7 +178,6 @@ def _fit_head(
 
 @torch.no_grad()
 def _accuracy(head: "_Head", features: Tensor, class_indices: Tensor, rows: Tensor) -> float:
-    """Return the fraction of rows classified correctly, or `_DIVERGED`."""
     correct = []
     for batch in torch.split(rows, 4 * _BATCH_SIZE):
         logits = head(features[batch].to(head.query.device)).cpu()
@@ -209,10 +193,8 @@ class _Head(nn.Module):
         self.query = nn.Parameter(0.02 * torch.randn(1, 1, width))
         self.norm = nn.LayerNorm(width)
         self.attention = nn.MultiheadAttention(width, num_heads, batch_first=True)
-        hidden = 4 * width
-        self.mlp = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width)
-        )
+        wide, narrow = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.mlp = nn.Sequential(nn.LayerNorm(width), wide, nn.GELU(), narrow)
         self.classifier = nn.Linear(width, num_classes)
 
     def forward(self, features: Float[Tensor, "b n d"]) -> Float[Tensor, "b classes"]:

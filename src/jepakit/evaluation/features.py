@@ -11,7 +11,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from jepakit._checks import as_int, check_floating
+from jepakit._checks import as_int, check_floating, type_name
 from jepakit.data._subset import stratified_indices
 
 __all__ = [
@@ -49,16 +49,12 @@ class Features:
         if not _is_integer(self.y):
             raise TypeError(f"y: must be of an integer type, got {self.y.dtype}")
         shapes = f"x {tuple(self.x.shape)} and y {tuple(self.y.shape)}"
-        if self.x.dim() != 2 or self.y.dim() != 1 or len(self.x) != len(self.y):
-            raise ValueError(f"{shapes}: must have the shapes [n, d] and [n]")
-        if self.x.numel() == 0:
-            raise ValueError(f"{shapes}: must have at least one row and one column")
+        if self.x.dim() != 2 or self.x.numel() == 0 or self.y.shape != self.x.shape[:1]:
+            raise ValueError(f"{shapes}: must have the shapes [n, d] and [n], n and d at least 1")
         bad = ~torch.isfinite(self.x).all(dim=1)
         if bad.any():
-            raise ValueError(
-                f"x {tuple(self.x.shape)}: must be finite, but {int(bad.sum())} rows hold NaN or "
-                f"infinity (the first at row {int(bad.nonzero()[0, 0])})"
-            )
+            first = int(bad.nonzero()[0, 0])
+            raise ValueError(f"x: must be finite, but {int(bad.sum())} rows are not, first {first}")
 
     def __len__(self) -> int:
         return len(self.x)
@@ -79,8 +75,8 @@ def extract_features(
 
     Runs without gradients. If `encode` or `prepare` is an `nn.Module`, a bound method of one, or a
     `functools.partial` of these, the module is in eval mode meanwhile, and every submodule gets its
-    own mode back, also after an error. A lambda hides its module, whose mode is then not changed:
-    pass preprocessing as `prepare` instead of wrapping the encoder.
+    own mode back. A lambda hides its module, whose mode is then not changed: pass preprocessing as
+    `prepare` instead of wrapping the encoder.
 
     Args:
         encode: Maps a batch of images to one vector each, `[b, ...]` to `[b, d]`, such as
@@ -91,10 +87,8 @@ def extract_features(
             stored bytes into standardised floats.
         device: Device to encode on; None leaves the images where they are.
 
-    Raises:
-        TypeError: If a batch is not a pair of tensors, or labels are not integers.
-        ValueError: If the loader is empty, `encode` does not return `[b, d]`, the width changes
-            between batches, labels do not fit, or features are not finite.
+    A batch that is not such a pair, and features of another shape or not finite, raise an error
+    that names the batch.
 
     Example:
         >>> import torch
@@ -147,20 +141,17 @@ def subset_loader(
 
 def check_same_width(train: Features, test: Features) -> None:
     """Raise unless both sets have features of one width."""
-    if train.x.shape[1] != test.x.shape[1]:
-        raise ValueError(
-            f"train.x {tuple(train.x.shape)} and test.x {tuple(test.x.shape)}: must be equally wide"
-        )
+    shapes = tuple(train.x.shape), tuple(test.x.shape)
+    if shapes[0][1] != shapes[1][1]:
+        raise ValueError(f"train.x {shapes[0]} and test.x {shapes[1]}: must be equally wide")
 
 
 def check_shared_classes(train: Tensor, test: Tensor) -> None:
     """Raise if no test label occurs among the training labels."""
     if not torch.isin(test, train).any():
-        train_few, test_few = (sorted(set(labels.tolist()))[:5] for labels in (train, test))
-        raise ValueError(
-            f"test: must share classes with train, got labels like {test_few}, and {train_few} in "
-            "train"
-        )
+        few, in_train = (sorted(set(labels.tolist()))[:5] for labels in (test, train))
+        labels = f"got labels like {few}, in train {in_train}"
+        raise ValueError(f"test: must share classes with train, {labels}")
 
 
 def _is_integer(labels: Tensor) -> bool:
@@ -170,21 +161,13 @@ def _is_integer(labels: Tensor) -> bool:
 def _checked_pair(batch: object, number: int) -> tuple[Tensor, Tensor]:
     parts = tuple(batch) if isinstance(batch, tuple | list) else ()
     if len(parts) != 2 or not all(isinstance(part, Tensor) for part in parts):
-        got = ", ".join(type(part).__name__ for part in parts)
-        raise TypeError(
-            f"loader: must yield pairs of tensors (images, labels), batch {number} is "
-            + (f"({got})" if parts else type(batch).__name__)
-        )
+        raise TypeError(f"loader: must yield pairs of tensors (images, labels), not batch {number}")
     images, labels = parts
     if not _is_integer(labels):
-        raise TypeError(
-            f"loader: labels must be of an integer type, batch {number} has {labels.dtype}"
-        )
+        raise TypeError(f"loader: labels must be integers, batch {number} has {labels.dtype}")
     if images.dim() < 1 or labels.shape != images.shape[:1]:
-        raise ValueError(
-            f"loader: labels {tuple(labels.shape)} of batch {number} must be one integer for each "
-            f"of the images {tuple(images.shape)}"
-        )
+        shapes = f"{tuple(labels.shape)} for images {tuple(images.shape)}"
+        raise ValueError(f"loader: labels must be one for each image, batch {number} has {shapes}")
     return images, labels
 
 
@@ -193,21 +176,14 @@ def _check_output(
 ) -> None:
     """Raise unless an output of `encode` has the named axes and the shape of the first one."""
     if not isinstance(output, Tensor):
-        raise TypeError(f"encode: must return a tensor, got {type(output).__name__}")
-    shape = tuple(output.shape)
+        raise TypeError(f"encode: must return a tensor, got {type_name(output)}")
+    got = f"got {tuple(output.shape)} for batch {number}"
     if output.dim() != len(axes) or len(output) != len(images):
-        expected, example = ", ".join(axes), ", ".join([str(len(images)), *axes[1:]])
         hint = "; pool patch features into one vector first" if len(axes) == 2 else ""
-        raise ValueError(
-            f"encode: must return [{expected}], so ({example}) for batch {number}, "
-            f"got {shape}{hint}"
-        )
+        rule = f"must return [{', '.join(axes)}] with b = {len(images)}"
+        raise ValueError(f"encode: {rule}, {got}{hint}")
     if first is not None and output.shape[1:] != first.shape[1:]:
-        *count, width = first.shape[1:]
-        raise ValueError(
-            f"encode: returned {shape} for batch {number}, must have "
-            + (f"{count[0]} features of width {width}" if count else f"width {width}")
-        )
+        raise ValueError(f"encode: must return {list(first.shape[1:])} for every image, {got}")
     if not torch.isfinite(output).all():
         raise ValueError(f"encode: returned NaN or infinity for batch {number}, must be finite")
 

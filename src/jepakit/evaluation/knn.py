@@ -15,7 +15,7 @@ _CHUNK_ELEMENTS = 2**24  # of the similarity matrix in memory at once: 64 MiB
 def knn_accuracy(
     train: Features, test: Features, *, k: int = 20, temperature: float = 0.07
 ) -> float:
-    r"""Accuracy of a similarity-weighted vote of the nearest training rows.
+    r"""Accuracy of a similarity-weighted vote of the nearest training rows, a fraction.
 
     $$\hat y = \arg\max_c \sum_{i \in \mathrm{top}_k} [y_i = c]\; e^{s_i / T}, \qquad
         s_i = \frac{x \cdot x_i}{\|x\|\,\|x_i\|}$$
@@ -25,15 +25,12 @@ def knn_accuracy(
     Args:
         train: Rows that vote. Must not contain the test rows, which would find themselves.
         test: Rows to classify.
-        k: Number of nearest rows that vote.
+        k: Number of nearest rows that vote, at most that of all rows.
         temperature: $T$; a small one gives the nearest rows most weight, a large one weights all
             $k$ alike.
 
-    Returns:
-        The fraction of test rows classified correctly.
-
     Raises:
-        ValueError: If `k` is above the number of training rows, or the widths differ.
+        ValueError: If the widths differ.
 
     Example:
         >>> import torch
@@ -46,9 +43,7 @@ def knn_accuracy(
         Wu et al. (arXiv:1805.01978), with `T=0.07` as there; `k=20` as in DINO (arXiv:2104.14294).
     """
     check_same_width(train, test)
-    k = as_int("k", k, minimum=1)
-    if k > len(train):
-        raise ValueError(f"k={k}: must be at most the number of training rows, {len(train)}")
+    k = as_int("k", k, minimum=1, maximum=len(train))
     temperature = as_number("temperature", temperature, positive=True)
     classes, class_indices = torch.unique(train.y, return_inverse=True)
     train_units = F.normalize(train.x.float(), dim=1)

@@ -18,21 +18,17 @@ _TOLERANCE = 1e-7
 
 
 def linear_probe(
-    train: Features,
-    test: Features,
-    *,
-    C: float | Sequence[float] = 1.0,
-    max_iter: int = 1000,
+    train: Features, test: Features, *, C: float | Sequence[float] = 1.0, max_iter: int = 1000
 ) -> float:
-    r"""Accuracy of a logistic regression on frozen features.
+    r"""Accuracy of a logistic regression on frozen features, a fraction.
 
     $$\min_{W, b}\; \tfrac{1}{2} \|W\|^2 + C \sum_i -\log \mathrm{softmax}(W z_i + b)_{y_i}, \qquad
         z = (R + I)^{-1/2} \, \frac{x - \mu}{\sigma}$$
 
     Mean, std and correlations $R$ are those of the training rows. A direction that many features
     share is shrunk to the scale of one feature, so that smaller directions are not lost beside it;
-    a direction that varies less keeps about its scale. Constant features have no effect. The model
-    behind the features is not touched. Deterministic; fitted on one CPU core.
+    a direction that varies less keeps about its scale. Constant features have no effect.
+    Deterministic; fitted on one CPU core.
 
     Args:
         train: Rows to fit on.
@@ -45,13 +41,9 @@ def linear_probe(
             smallest is fitted first, and each next one starts from the last solution. Where the
             iterations are not enough, scikit-learn warns.
 
-    Returns:
-        The fraction of test rows classified correctly.
-
     Raises:
         ImportError: If scikit-learn is missing.
-        ValueError: If the widths differ, `train` holds a single class, or several `C` are given and
-            no row can be held out.
+        ValueError: If `train` holds a single class, or no row to choose among several `C`.
 
     Example:
         >>> import torch
@@ -64,10 +56,13 @@ def linear_probe(
         Linear evaluation on frozen features with L-BFGS, as in CLIP (arXiv:2103.00020). Difference:
         CLIP takes features as they are; here they are standardised and multiplied by
         $(R + I)^{-1/2}$. With standardised features alone the solver stops long before it has
-        fitted the small directions, of which briefly trained encoders have many. I-JEPA
-        (arXiv:2301.08243) trains its probe by SGD on augmented images.
+        fitted the small directions, of which briefly trained encoders have many.
     """
-    _check_sklearn()
+    try:
+        import sklearn  # noqa: F401
+    except ImportError as error:
+        text = "linear_probe needs scikit-learn: pip install 'jepakit[evaluation]'"
+        raise ImportError(text) from error
     check_same_width(train, test)
     max_iter = as_int("max_iter", max_iter, minimum=1)
     candidates = as_candidates("C", C)
@@ -82,15 +77,6 @@ def linear_probe(
         # The final fit starts from the same path of smaller C. Of equals, `index` finds the first.
         candidates = candidates[: accuracies.index(max(accuracies)) + 1]
     return _accuracies(train, test, candidates, max_iter)[-1]
-
-
-def _check_sklearn() -> None:
-    try:
-        import sklearn  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            "linear_probe needs scikit-learn: pip install 'jepakit[evaluation]'"
-        ) from error
 
 
 def _accuracies(

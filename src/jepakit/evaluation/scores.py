@@ -48,34 +48,25 @@ def evaluate(
 ) -> Scores:
     """Accuracy of nearest neighbours and of a linear probe, and effective rank of the features.
 
-    Run it on raw pixels, on the untrained encoder and on the trained teacher, each on the same
-    images: a score means little without these to compare with, and a good score with a falling
-    rank is a sign of collapse.
+    Run it on raw pixels, on the untrained encoder and on the trained teacher: a score means little
+    without these to compare with, and a good score with a falling rank is a sign of collapse.
 
     The probe chooses its `C` among the powers of ten from 1e-5 to 1e5, on a fifth of the training
-    rows: pixels need a small one, the few directions of an untrained encoder a large one, and any
-    fixed value would favour some rows of a table. It takes at most 200 iterations for each, which
-    features of few directions may exhaust at the largest values.
+    rows: any fixed value would favour some rows of a table. It takes at most 200 iterations for
+    each, which features of few directions may exhaust at the largest values.
 
     Args:
-        encode: Maps a batch of images to one vector each, as for `extract_features`.
+        encode, prepare, device: As in `extract_features`.
         train: `(image, label)` pairs on which neighbours are searched and the probe is fitted.
         test: Pairs to classify.
-        prepare: Preprocessing of the images, as for `extract_features`.
         k: Number of nearest images that vote.
         num_images: Number of images of each set to use at most, drawn at random from all over the
             set, the same in every call. The first ones of a folder would be of few classes.
         batch_size: Images encoded at once; results do not depend on it.
         num_workers: Processes that load images.
-        device: Device to encode on; None leaves the images where they are.
-
-    Returns:
-        `(knn, linear, rank)`: fractions of test images, and the rank of the training features.
 
     Raises:
-        ImportError: If scikit-learn is missing.
-        ValueError: If no test image has a class of the training images, or one of the three parts
-            raises.
+        ValueError: If no test image has a class of the training images.
 
     Example:
         >>> from jepakit.data import digit_canvases
@@ -84,14 +75,9 @@ def evaluate(
         >>> scores.knn > 0.1
         True
     """
+    loaders = [subset_loader(each, num_images, batch_size, num_workers) for each in (train, test)]
     train_features, test_features = (
-        extract_features(
-            encode,
-            subset_loader(dataset, num_images, batch_size, num_workers),
-            prepare=prepare,
-            device=device,
-        )
-        for dataset in (train, test)
+        extract_features(encode, loader, prepare=prepare, device=device) for loader in loaders
     )
     check_shared_classes(train_features.y, test_features.y)
     with warnings.catch_warnings():

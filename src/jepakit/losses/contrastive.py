@@ -11,6 +11,7 @@ from torch.distributed import ProcessGroup
 
 from jepakit._checks import (
     as_bool,
+    as_fraction,
     as_int,
     as_number,
     check_floating,
@@ -64,15 +65,13 @@ def info_nce(
             then `negatives`. The own key always counts, whatever its entry is.
         symmetric: Also let each key find its query, among the queries alone, and take the mean of
             both directions.
-        process_group: Compare with the keys of all ranks of this group: each rank returns the
-            global mean, with a gradient, through the keys of others too, scaled so that DDP's
-            averaging gives the gradient of one big batch. Batch sizes may differ between ranks,
-            which costs one host synchronisation. Every rank must call and go backward.
+        process_group: Compare with the keys of all ranks of this group, with value and gradient as
+            in `masked_mse`, through the keys of others too. Batch sizes may differ between ranks,
+            which costs a host synchronisation. Every rank must call and go backward.
 
     Raises:
-        TypeError: If features are not floating point, or a mask is not bool.
-        ValueError: If shapes do not fit (nothing is broadcast), `temperature` is not above 0, or
-            there is a single row and no other candidate.
+        ValueError: If shapes do not fit (nothing is broadcast), or there is a single row and no
+            other candidate.
 
     Example:
         >>> import torch
@@ -95,9 +94,8 @@ def info_nce(
     if negatives is not None:
         check_floating("negatives", negatives)
         if negatives.dim() != 2 or negatives.shape[1] != query.shape[-1]:
-            raise ValueError(
-                f"negatives {tuple(negatives.shape)}: must have the shape [k, {query.shape[-1]}]"
-            )
+            shape, dim = tuple(negatives.shape), query.shape[-1]
+            raise ValueError(f"negatives {shape}: must have the shape [k, {dim}]")
     with full_precision(query):
         rows = to_rows(query, valid)
         queries, keys = rows.values, to_rows(key, valid).values
@@ -118,7 +116,11 @@ def info_nce(
         if negatives is not None:
             candidates = torch.cat([all_keys, _unit(float32_or_wider(negatives).to(dtype))])
         if false_negatives is not None:
-            _check_false_negatives(false_negatives, len(queries), len(candidates))
+            check_tensor("false_negatives", false_negatives, torch.bool)
+            shape, expected = tuple(false_negatives.shape), (len(queries), len(candidates))
+            if shape != expected:
+                rule = f"must have the shape [rows, candidates], {expected}"
+                raise ValueError(f"false_negatives {shape}: {rule}")
 
         terms = _cross_entropy(queries, candidates, first, temperature, false_negatives, padding)
         if symmetric:
@@ -126,10 +128,8 @@ def info_nce(
                 among_keys = false_negatives[:, : len(all_keys)]
                 by_key = gather_rows(among_keys, counts, process_group).T
                 false_negatives = by_key[first : first + len(keys)]
-            reverse = _cross_entropy(
-                keys, all_queries, first, temperature, false_negatives, padding
-            )
-            terms = (terms + reverse) / 2
+            back = _cross_entropy(keys, all_queries, first, temperature, false_negatives, padding)
+            terms = (terms + back) / 2
         if valid is not None:
             terms = terms.masked_fill(~own_valid, 0)
         sums = torch.stack([terms.sum(), own_valid.sum().to(terms.dtype)])
@@ -155,8 +155,7 @@ def _cross_entropy(
     excluded = false_negatives
     if padding is not None:
         # The queue's rows come after those of the batch, and are all valid.
-        padded = F.pad(padding, (0, len(candidates) - len(padding)), value=False)
-        padded = padded.expand_as(logits)
+        padded = F.pad(padding, (0, len(candidates) - len(padding))).expand_as(logits)
         excluded = padded if excluded is None else excluded | padded
     if excluded is not None:
         columns = torch.arange(len(candidates), device=logits.device)
@@ -170,19 +169,10 @@ def _as_temperature(temperature: float | Tensor) -> float | Tensor:
         return as_number("temperature", temperature, positive=True)
     check_floating("temperature", temperature)
     if temperature.dim() != 0:
-        raise ValueError(f"temperature {tuple(temperature.shape)}: must be a scalar, of shape ()")
+        raise ValueError(f"temperature {tuple(temperature.shape)}: must be a scalar")
     if value_checks_on(temperature) and not temperature > 0:
         raise ValueError(f"temperature={temperature.item()}: must be above 0")
     return temperature
-
-
-def _check_false_negatives(mask: Tensor, num_rows: int, num_candidates: int) -> None:
-    check_tensor("false_negatives", mask, torch.bool)
-    if mask.shape != (num_rows, num_candidates):
-        raise ValueError(
-            f"false_negatives {tuple(mask.shape)}: must have the shape [rows, candidates], "
-            f"({num_rows}, {num_candidates}), candidates being all keys and then negatives"
-        )
 
 
 class FeatureQueue(nn.Module):
@@ -191,10 +181,9 @@ class FeatureQueue(nn.Module):
     Call `push` after the loss, with the keys: a key that is in the queue already would be its own
     negative. In eval mode `push` does nothing, so that validation features never enter. Features
     are kept without gradient, and a tensor read from `negatives` does not change with a later push.
-    The state dict holds the features and their count, so a resumed run continues with the same
-    queue. Load it on every rank: the count is not a buffer, and `DistributedDataParallel`
-    broadcasts buffers only. Push outside of `torch.compile`: the length of a filling queue changes
-    at every step.
+    Load the state dict on every rank: it holds their count too, which is not a buffer, and
+    `DistributedDataParallel` broadcasts buffers only. Push outside of `torch.compile`: the length
+    of a filling queue changes at every step.
 
     Args:
         size: Largest number of vectors to keep.
@@ -205,7 +194,6 @@ class FeatureQueue(nn.Module):
 
     Example:
         >>> import torch
-        >>> from jepakit.losses import FeatureQueue
         >>> queue = FeatureQueue(3, 2)
         >>> queue.push(torch.tensor([[1.0, 1.0], [2.0, 2.0]]))
         >>> queue.push(torch.tensor([[3.0, 3.0], [4.0, 4.0]]))
@@ -215,8 +203,8 @@ class FeatureQueue(nn.Module):
                 [4., 4.]])
 
     Source:
-        MoCo (arXiv:1911.05722). Differences: it starts empty instead of with noise, batches need
-        not divide its size, and the oldest vector comes first.
+        MoCo (arXiv:1911.05722). Differences: it starts empty instead of with noise, and batches
+        need not divide its size.
     """
 
     features: Tensor
@@ -240,8 +228,6 @@ class FeatureQueue(nn.Module):
     ) -> None:
         """Add vectors and drop the oldest beyond `size`; nothing in eval mode.
 
-        Under `JEPAKIT_TYPECHECK=1` on the CPU, NaN and infinity raise.
-
         Args:
             features: Vectors to add, the newest last. Normalised or not: `info_nce` normalises.
             process_group: Add those of all ranks of this group, in rank order, so that every rank
@@ -249,17 +235,14 @@ class FeatureQueue(nn.Module):
         """
         check_floating("features", features)
         check_process_group(process_group)
-        if features.dim() != 2 or features.shape[1] != self.dim:
-            raise ValueError(
-                f"features {tuple(features.shape)}: must have the shape [n, {self.dim}]"
-            )
+        shape = tuple(features.shape)
+        if len(shape) != 2 or shape[1] != self.dim:
+            raise ValueError(f"features {shape}: must have the shape [n, {self.dim}]")
         if not self.training:
             return
         # A NaN would be a negative of every query until it is dropped.
         if value_checks_on(features) and not torch.isfinite(features).all():
-            raise ValueError(
-                f"features {tuple(features.shape)}: must be finite, got NaN or infinity"
-            )
+            raise ValueError(f"features {shape}: must be finite, got NaN or infinity")
         features = gather_rows(features, row_counts(features, process_group), process_group)
         # A new tensor: the old one may be part of a graph that has not gone backward yet.
         self.features = torch.cat([self.features, features.to(self.features)])[-self.size :]
@@ -270,11 +253,7 @@ class FeatureQueue(nn.Module):
         return {"count": self.count}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Restore the number of vectors in the queue.
-
-        Args:
-            state: A result of `get_extra_state`.
-        """
+        """Restore the number from the `state` that `get_extra_state` gave."""
         self.count = min(self.size, as_int("count", state["count"], minimum=0))
 
     def extra_repr(self) -> str:
@@ -288,32 +267,28 @@ class LearnableTemperature(nn.Module):
     $$\tau = \exp\Big(\frac{\log a + \log b}{2}
         + \frac{\log b - \log a}{2} \cdot \frac{2}{\pi} \arctan \theta\Big)$$
 
-    The bounds are approached and not passed. The slope in $\theta$ falls only as
-    $1 / (1 + \theta^2)$, so a temperature that was driven towards a bound returns in as many steps.
-    A clamp has no gradient outside, and a sigmoid's falls exponentially and is exactly 0 in float32
-    from 17 on.
+    The slope in $\theta$ falls only as $1 / (1 + \theta^2)$, so a temperature that was driven
+    towards a bound returns in as many steps. A clamp has no gradient outside, and a sigmoid's
+    underflows.
 
-    Called without arguments it gives the temperature, for `info_nce(..., temperature=...)`. The
-    parameter is a scalar; keep it out of weight decay, which would pull it to the geometric mean of
-    the bounds.
+    Called without arguments it gives the temperature, for `info_nce(..., temperature=...)`. Keep
+    the parameter out of weight decay, which would pull it to the geometric mean of the bounds.
 
     Args:
         low: The lower bound $a$, above 0.
         high: The upper bound $b$, above `low`.
-        initial: The initial temperature, strictly between the bounds. Their geometric mean if None.
+        initial: The initial temperature; the geometric mean of the bounds if None.
 
     Raises:
         ValueError: If not `0 < low < initial < high`.
 
     Example:
-        >>> from jepakit.losses import LearnableTemperature
         >>> temperature = LearnableTemperature(0.05, 0.2)
         >>> temperature()
         tensor(0.1000, grad_fn=<ExpBackward0>)
 
     Source:
         CLIP (arXiv:2103.00020) learns the logarithm and clips it, which ends its gradient.
-        Difference: the bounds are smooth.
     """
 
     def __init__(
@@ -326,17 +301,15 @@ class LearnableTemperature(nn.Module):
             raise ValueError(f"high={self.high:g}: must be above low={self.low:g}")
         if initial is None:
             initial = math.sqrt(self.low * self.high)
-        initial = as_number("initial", initial)
-        if not self.low < initial < self.high:
-            raise ValueError(
-                f"initial={initial:g}: must lie strictly between {self.low:g} and {self.high:g}"
-            )
+        initial = as_fraction(
+            "initial", initial, low=self.low, high=self.high, open_low=True, open_high=True
+        )
         middle, half_width = self._log_interval()
         position = (math.log(initial) - middle) / half_width  # in (-1, 1)
         self.theta = nn.Parameter(torch.tensor(math.tan(math.pi / 2 * position)))
 
     def _log_interval(self) -> tuple[float, float]:
-        """Middle and half of the width of the interval between the logarithms of the bounds."""
+        """Middle and half of the width."""
         low, high = math.log(self.low), math.log(self.high)
         return (low + high) / 2, (high - low) / 2
 

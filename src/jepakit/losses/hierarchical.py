@@ -39,8 +39,7 @@ def hierarchical_loss(
 
     $$L = \sum_l w_l \, \ell(p_l, y_l, v_l)$$
 
-    Only the weight decides how much a level counts, not the number of its cells or of its valid
-    ones. A level without a valid element adds 0.
+    The number of a level's cells does not matter. A level without a valid element adds 0.
 
     Args:
         preds: Predicted features of each level, finest first, such as `[b m n d]`.
@@ -54,7 +53,6 @@ def hierarchical_loss(
             `functools.partial`, a `process_group` too.
 
     Raises:
-        TypeError: If `weights` is neither a sequence of numbers nor callable.
         ValueError: If the numbers of preds, targets, valids and weights differ, a weight is
             negative or all are 0, or `loss` or `weights` returns more than one number.
 
@@ -64,7 +62,7 @@ def hierarchical_loss(
 
     Example:
         >>> import torch
-        >>> from jepakit import hierarchical_loss, masked_mse
+        >>> from jepakit import masked_mse
         >>> preds = [torch.ones(1, 16, 2), torch.full((1, 4, 2), 2.0)]
         >>> targets = [torch.zeros_like(pred) for pred in preds]
         >>> valids = [torch.ones(pred.shape[:-1], dtype=torch.bool) for pred in preds]
@@ -74,24 +72,18 @@ def hierarchical_loss(
     """
     for name, levels in (("preds", preds), ("targets", targets), ("valids", valids)):
         if not isinstance(levels, Sequence):
-            raise TypeError(
-                f"{name}: must be a sequence with one tensor a level, got {type_name(levels)}"
-            )
+            raise TypeError(f"{name}: must be a sequence of tensors, got {type_name(levels)}")
     num_levels = len(preds)
     if num_levels == 0 or len(targets) != num_levels or len(valids) != num_levels:
-        raise ValueError(
-            f"{num_levels} preds, {len(targets)} targets and {len(valids)} valids: "
-            "must be as many of each as there are levels, at least one"
-        )
+        counts = f"{num_levels} preds, {len(targets)} targets and {len(valids)} valids"
+        raise ValueError(f"{counts}: must be as many of each as there are levels, at least one")
     fixed_weights = () if callable(weights) else _fixed_weights(weights, num_levels)
     losses = []
     for level, (pred, target, valid) in enumerate(zip(preds, targets, valids, strict=True)):
         value = loss(pred, target, valid)
         if value.dim() != 0:
-            raise ValueError(
-                f"loss: must give a single number, as with reduction='mean', but gives "
-                f"{tuple(value.shape)} on level {level}"
-            )
+            shape = tuple(value.shape)
+            raise ValueError(f"loss: must give a single number, but gives {shape} on level {level}")
         losses.append(value)
     if callable(weights):
         total = weights(torch.stack(losses))
@@ -108,10 +100,8 @@ def _fixed_weights(weights: Sequence[float] | None, num_levels: int) -> tuple[fl
     if weights is None:
         return (1 / num_levels,) * num_levels
     numbers = as_numbers("weights", weights, minimum=0)
-    if len(numbers) != num_levels:
-        raise ValueError(f"weights={numbers}: must be one for each of the {num_levels} levels")
-    if not any(numbers):
-        raise ValueError(f"weights={numbers}: must not all be 0")
+    if len(numbers) != num_levels or not any(numbers):
+        raise ValueError(f"weights={numbers}: must be {num_levels}, one for each level, not all 0")
     return numbers
 
 
@@ -130,19 +120,16 @@ def decay_weights(
         heaviest: End with the largest weight.
 
     Raises:
-        ValueError: If an argument is out of its range; for equal weights use `weights=None`.
+        ValueError: If an argument is out of its range; `weights=None` weighs levels equally.
 
     Example:
-        >>> from jepakit.losses import decay_weights
         >>> [round(weight, 4) for weight in decay_weights(3)]
         [0.5714, 0.2857, 0.1429]
         >>> [round(weight, 4) for weight in decay_weights(3, heaviest="coarse")]
         [0.1429, 0.2857, 0.5714]
     """
     num_levels = as_int("num_levels", num_levels, minimum=2)
-    decay = as_fraction("decay", decay, open_low=True)
-    if decay == 1:
-        raise ValueError("decay=1: must be below 1; weights=None weighs levels equally")
+    decay = as_fraction("decay", decay, open_low=True, open_high=True)
     check_choice("heaviest", heaviest, ("fine", "coarse"))
     powers = [decay**level for level in range(num_levels)]
     weights = [power / sum(powers) for power in powers]
@@ -157,19 +144,14 @@ class SoftOptimalWeights:
         w = \mathrm{softmax}_l\left(\frac{1}{T\,\mathrm{sg}(\ell_l)}\right)$$
 
     where $\mathrm{sg}$ stops the gradient. Weights sum to 1 and nothing is learned. A loss of
-    exactly 0, that of a level without a valid token, has weight 0: its inverse would take all of
-    it.
+    exactly 0, of a level without valid tokens, has weight 0: its inverse would take all of it.
 
     Args:
         temperature: $T$, in units of one over the loss; above 0. Large for equal weights, small for
             all of the weight on the smallest loss. With 1 that happens for losses below 0.1.
 
-    Raises:
-        ValueError: If losses are not a vector.
-
     Example:
         >>> import torch
-        >>> from jepakit.losses import SoftOptimalWeights
         >>> soft = SoftOptimalWeights(temperature=10.0)
         >>> losses = torch.tensor([0.5, 0.25])
         >>> soft.weights(losses)
@@ -187,11 +169,7 @@ class SoftOptimalWeights:
         store_fields(self, temperature=as_number("temperature", self.temperature, positive=True))
 
     def weights(self, losses: Float[Tensor, " levels"]) -> Float[Tensor, " levels"]:
-        """Weights for these losses, without gradient.
-
-        Args:
-            losses: The loss of each level.
-        """
+        """Weights for the `losses` of all levels, without gradient."""
         _check_losses(losses)
         fixed = losses.detach()
         empty = fixed == 0
@@ -203,11 +181,7 @@ class SoftOptimalWeights:
         return scores.softmax(dim=0).masked_fill(empty, 0)
 
     def __call__(self, losses: Float[Tensor, " levels"]) -> Float[Tensor, ""]:
-        """Weighted sum of the losses.
-
-        Args:
-            losses: The loss of each level.
-        """
+        """Weighted sum of the `losses` of all levels."""
         return (self.weights(losses) * losses).sum()
 
 
@@ -221,21 +195,19 @@ class UncertaintyWeights(nn.Module):
     noisy levels count less. Without a bound, a loss that goes to 0 would send its weight to
     infinity; this bound is soft, so that the gradient never vanishes.
 
-    This is a module with parameters: pass them to the optimiser, without weight decay (which would
-    pull the weights to 1), and wrap it for several ranks like any other. The total may be negative
-    and does not measure progress; the parts do. A loss of exactly 0, that of a level without a
-    valid token, adds nothing to the total.
+    Pass the parameters to the optimiser, without weight decay (which would pull the weights to 1),
+    and wrap the module for several ranks like any other. The total may be negative and does not
+    measure progress; the parts do. A loss of exactly 0, of a level without valid tokens, adds 0.
 
     Args:
         num_levels: Number of losses, at least 2.
         max_weight: $W$, above 1; weights lie between its inverse and it.
 
     Raises:
-        ValueError: If an argument is out of its range, or there are not `num_levels` losses.
+        ValueError: If there are not `num_levels` losses.
 
     Example:
         >>> import torch
-        >>> from jepakit.losses import UncertaintyWeights
         >>> uncertainty = UncertaintyWeights(2)
         >>> total = uncertainty(torch.tensor([0.5, 2.0]))
         >>> total
@@ -245,9 +217,8 @@ class UncertaintyWeights(nn.Module):
         tensor([-1.,  1.])
 
     Source:
-        Kendall, Gal and Cipolla (arXiv:1705.07115). Differences: the weight stands for
-        one over the variance without their factor 1/2, it is bounded, and the total is a mean over
-        levels.
+        Kendall, Gal and Cipolla (arXiv:1705.07115). Differences: the weight is one over the
+        variance without their factor 1/2 and is bounded, and the total is a mean over levels.
     """
 
     def __init__(self, num_levels: int, *, max_weight: float = 10.0) -> None:
@@ -264,11 +235,7 @@ class UncertaintyWeights(nn.Module):
         return self._log_weights().detach().exp()
 
     def forward(self, losses: Float[Tensor, " levels"]) -> Float[Tensor, ""]:
-        """The total.
-
-        Args:
-            losses: The loss of each level.
-        """
+        """The total of the `losses` of all levels."""
         _check_losses(losses, len(self.raw))
         log_weights = self._log_weights()
         terms = log_weights.exp() * losses - log_weights
@@ -285,8 +252,7 @@ class UncertaintyWeights(nn.Module):
 
 
 def _check_losses(losses: Tensor, num_levels: int | None = None) -> None:
-    """Raise unless losses are a vector, of `num_levels` entries if that is given."""
     check_floating("losses", losses)
-    rule = "one for each level" if num_levels is None else f"one for each of {num_levels} levels"
     if losses.dim() != 1 or num_levels not in (None, len(losses)):
-        raise ValueError(f"losses {tuple(losses.shape)}: must be a vector, {rule}")
+        levels = "level" if num_levels is None else f"of {num_levels} levels"
+        raise ValueError(f"losses {tuple(losses.shape)}: must be a vector, one for each {levels}")

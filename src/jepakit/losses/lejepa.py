@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
-from jepakit._checks import as_fraction, as_int, as_number, check_choice, type_name
+from jepakit._checks import as_fraction, as_int, as_number, check_choice, check_generator
 from jepakit._distributed import broadcast_from_first, sum_over_ranks
 from jepakit._precision import full_precision
 from jepakit._rows import Rows, check_rows, to_rows
@@ -46,9 +46,8 @@ def sigreg(
     moves equal samples alike: exactly constant features go to 0 together, and the smallest
     difference between them grows.
 
-    Memory is linear in the rows, and less than 100 MB beside the features and the slices: the
-    backward computes the projections again, block by block. Computed in float32. There is a first
-    derivative only.
+    Memory is linear in the rows: the backward computes the projections again, block by block.
+    Computed in float32. There is a first derivative only.
 
     Args:
         features: `[b d]`, or `[b n d]` with every valid token as a sample. The test assumes
@@ -61,14 +60,11 @@ def sigreg(
         t_max: End of the integral, in 1 / units of the features; above 0.
         generator: Source of the directions, on the CPU or the features' device. The default
             generator of the features' device if None.
-        process_group: Test the joined rows of all ranks of this group: each rank returns the global
-            statistic, with a gradient scaled so that DDP's averaging gives the gradient of one big
-            batch. Every rank must call. The directions are those of the group's first rank.
+        process_group: Test the joined rows of all ranks of this group, with value and gradient as
+            in `masked_mse`. The directions are those of the group's first rank.
 
     Raises:
-        TypeError: If `features` is not floating point or `valid` not bool.
-        ValueError: If shapes do not fit (nothing is broadcast), or there are no rows and no
-            `process_group`.
+        ValueError: If shapes do not fit, or there are no rows and no `process_group`.
 
     Example:
         >>> import torch
@@ -82,19 +78,13 @@ def sigreg(
     Source:
         LeJEPA (arXiv:2511.08544). The published minimal example integrates from 0 to 3 and doubles,
         as here; the paper's listing spans -5 to 5 with the same 17 points. The statistic carries
-        the factor n, as both do. Differences: the trapezoid sum is the same to rounding, since the
-        point t = 0 adds nothing; slices come from the first rank instead of a seed that ranks must
-        agree on.
+        the factor n, as both do. Difference: slices come from the first rank instead of a seed that
+        ranks must agree on.
     """
     check_rows("features", features, valid, process_group)
-    num_slices = as_int("num_slices", num_slices, minimum=1)
-    num_points = as_int("num_points", num_points, minimum=2)
-    t_max = as_number("t_max", t_max, positive=True)
-    _check_generator(generator)
-    with full_precision(features):
-        rows = to_rows(features, valid)
-        slices = _draw_slices(rows.values, num_slices, generator, process_group)
-        return _epps_pulley(rows, slices, num_points, t_max, process_group)
+    return _mean_statistic(
+        [(features, valid)], num_slices, num_points, t_max, generator, process_group
+    )
 
 
 def lejepa_loss(
@@ -149,10 +139,6 @@ def lejepa_loss(
         weight = as_fraction("weight", weight)
     else:
         weight = as_number("weight", weight, minimum=0)
-    num_slices = as_int("num_slices", num_slices, minimum=1)
-    num_points = as_int("num_points", num_points, minimum=2)
-    t_max = as_number("t_max", t_max, positive=True)
-    _check_generator(generator)
     invariance = invariance_loss(
         views, valid, num_global_views=num_global_views, process_group=process_group
     )
@@ -163,24 +149,30 @@ def lejepa_loss(
             "[batch, views, d], exchange the first two",
             stacklevel=2,
         )
-    with full_precision(views):
-        rows = [
-            to_rows(view, None if valid is None else valid[number])
-            for number, view in enumerate(views)
-        ]
-        slices = _draw_slices(rows[0].values, num_slices, generator, process_group)
-        statistics = [_epps_pulley(each, slices, num_points, t_max, process_group) for each in rows]
-        statistic = torch.stack(statistics).mean()
+    pairs = [(view, None if valid is None else valid[i]) for i, view in enumerate(views)]
+    statistic = _mean_statistic(pairs, num_slices, num_points, t_max, generator, process_group)
     invariance_weight = 1 - weight if mode == "convex" else 1.0
     return invariance_weight * invariance + weight * statistic
 
 
-def _check_generator(generator: object) -> None:
-    if generator is not None and not isinstance(generator, torch.Generator):
-        raise TypeError(
-            f"generator={generator!r}: must be a torch.Generator or None, "
-            f"got {type_name(generator)}"
-        )
+def _mean_statistic(
+    views: list[tuple[Tensor, Tensor | None]],
+    num_slices: int,
+    num_points: int,
+    t_max: float,
+    generator: torch.Generator | None,
+    process_group: ProcessGroup | None,
+) -> Tensor:
+    """Mean over views (features and `valid`) of the statistic, all along the same directions."""
+    num_slices = as_int("num_slices", num_slices, minimum=1)
+    num_points = as_int("num_points", num_points, minimum=2)
+    t_max = as_number("t_max", t_max, positive=True)
+    check_generator(generator)
+    with full_precision(views[0][0]):
+        rows = [to_rows(features, valid) for features, valid in views]
+        slices = _draw_slices(rows[0].values, num_slices, generator, process_group)
+        statistics = [_epps_pulley(each, slices, num_points, t_max, process_group) for each in rows]
+        return torch.stack(statistics).mean()
 
 
 def _draw_slices(
@@ -190,32 +182,25 @@ def _draw_slices(
     process_group: ProcessGroup | None,
 ) -> Tensor:
     """Directions as unit columns `[d num_slices]`, the same on every rank."""
+    device = rows.device if generator is None else generator.device
     # Always drawn in float32, so that they do not depend on the dtype of the features.
     directions = torch.randn(
-        rows.shape[1],
-        num_slices,
-        generator=generator,
-        dtype=torch.float32,
-        device=rows.device if generator is None else generator.device,
-    ).to(rows.device)
-    directions = broadcast_from_first(directions, process_group).to(rows.dtype)
+        rows.shape[1], num_slices, generator=generator, dtype=torch.float32, device=device
+    )
+    directions = broadcast_from_first(directions.to(rows.device), process_group).to(rows.dtype)
     lengths: Tensor = torch.linalg.vector_norm(directions, dim=0, keepdim=True)
     return directions / lengths.clamp(min=1e-12)
 
 
 def _epps_pulley(
-    rows: Rows,
-    slices: Tensor,
-    num_points: int,
-    t_max: float,
-    process_group: ProcessGroup | None,
+    rows: Rows, slices: Tensor, num_points: int, t_max: float, process_group: ProcessGroup | None
 ) -> Tensor:
     """Mean over slices of the Epps-Pulley statistic of the rows of all ranks."""
     step = t_max / (num_points - 1)
     weights = rows.valid.squeeze(1).to(rows.values.dtype)
     # At t = 0 both characteristic functions are 1: the point adds nothing and is left out.
-    sums = _characteristic_sums(rows.values, weights, slices, num_points - 1, step)
-    sums = sum_over_ranks(sums, process_group)
+    own = _CharacteristicSums.apply(rows.values, weights, slices, num_points - 1, step)
+    sums = sum_over_ranks(own, process_group)
     count = sum_over_ranks(weights.sum(), process_group)
     t = step * torch.arange(1, num_points, device=sums.device, dtype=sums.dtype)
     normal = torch.exp(-t.square() / 2).unsqueeze(1)  # both a characteristic function and a weight
@@ -227,19 +212,13 @@ def _epps_pulley(
     return count * (gaps * normal * areas).sum(dim=0).mean()
 
 
-def _characteristic_sums(
-    rows: Tensor, weights: Tensor, slices: Tensor, num_points: int, step: float
-) -> Tensor:
+class _CharacteristicSums(torch.autograd.Function):
     r"""`[2 points slices]`: $\sum_i w_i \cos(t_k\, x_i \cdot a_s)$, and the same of the sine.
 
     The points are $t_k = k \cdot \mathrm{step}$ for k = 1, ..., `num_points`. No graph of the
     projections is kept: the backward computes them again. No gradient for weights and slices.
     """
-    sums: Tensor = _CharacteristicSums.apply(rows, weights, slices, num_points, step)
-    return sums
 
-
-class _CharacteristicSums(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, rows: Tensor, weights: Tensor, slices: Tensor, num_points: int, step: float

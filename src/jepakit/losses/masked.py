@@ -63,10 +63,8 @@ def masked_mse(
             batch, also when counts differ. Every rank must call. Only with `reduction="mean"`.
 
     Raises:
-        TypeError: If `pred` or `target` is not floating point, `valid` not bool, or `process_group`
-            not a process group.
-        ValueError: If shapes differ (nothing is broadcast), the batch is empty and there is no
-            `process_group`, or `process_group` comes with another reduction than `"mean"`.
+        ValueError: If shapes differ (nothing is broadcast), or the batch is empty and there is no
+            `process_group`.
 
     Example:
         >>> import torch
@@ -83,9 +81,8 @@ def masked_mse(
         its published code uses smooth-L1 instead, see `masked_smooth_l1`. The paper sums over a
         block's patches and averages over blocks; here it is one mean over valid elements.
     """
-    _check(pred, target, valid, reduction, process_group)
-    values = _difference(pred, target, valid).square()
-    return reduce_masked(values, valid, reduction, process_group)
+    difference = _checked_difference(pred, target, valid, reduction, process_group)
+    return reduce_masked(difference.square(), valid, reduction, process_group)
 
 
 def masked_l1(
@@ -98,14 +95,10 @@ def masked_l1(
 ) -> Float[Tensor, "..."]:
     r"""Absolute error over valid tokens.
 
-    $$\ell_{tj} = |p_{tj} - y_{tj}|, \qquad
-        L = \frac{1}{n_\mathrm{valid}\, d} \sum_{t\ \mathrm{valid}} \sum_{j=1}^{d} \ell_{tj}$$
+    $$\ell_{tj} = |p_{tj} - y_{tj}|$$
 
     Args:
         pred, target, valid, reduction, process_group: As in `masked_mse`.
-
-    Raises:
-        ValueError: As in `masked_mse`.
 
     Example:
         >>> import torch
@@ -117,9 +110,8 @@ def masked_l1(
         V-JEPA (arXiv:2404.08471), whose regression loss is L1. Here it is one mean over valid
         elements, whatever the number of tokens of each sample.
     """
-    _check(pred, target, valid, reduction, process_group)
-    values = _difference(pred, target, valid).abs()
-    return reduce_masked(values, valid, reduction, process_group)
+    difference = _checked_difference(pred, target, valid, reduction, process_group)
+    return reduce_masked(difference.abs(), valid, reduction, process_group)
 
 
 def masked_smooth_l1(
@@ -135,16 +127,12 @@ def masked_smooth_l1(
 
     $$\ell_{tj} = \begin{cases}
         r^2 / (2\beta) & |r| < \beta \\ |r| - \beta / 2 & \text{else}
-        \end{cases}, \qquad r = p_{tj} - y_{tj}, \qquad
-        L = \frac{1}{n_\mathrm{valid}\, d} \sum_{t\ \mathrm{valid}} \sum_{j=1}^{d} \ell_{tj}$$
+        \end{cases}, \qquad r = p_{tj} - y_{tj}$$
 
     Args:
         beta: Error at which the parabola becomes a line of slope 1, in units of the features;
             above 0.
         pred, target, valid, reduction, process_group: As in `masked_mse`.
-
-    Raises:
-        ValueError: As in `masked_mse`.
 
     Example:
         >>> import torch
@@ -158,9 +146,8 @@ def masked_smooth_l1(
         normalisation, which is `masked_mse`. The code averages over the rows that are left after a
         batch is cut to its shortest sample; here it is one mean over valid elements.
     """
-    _check(pred, target, valid, reduction, process_group)
     beta = as_number("beta", beta, positive=True)
-    difference = _difference(pred, target, valid)
+    difference = _checked_difference(pred, target, valid, reduction, process_group)
     zeros = difference.new_zeros(()).expand_as(difference)  # no memory, and no broadcast warning
     values = F.smooth_l1_loss(difference, zeros, reduction="none", beta=beta)
     return reduce_masked(values, valid, reduction, process_group)
@@ -179,17 +166,13 @@ def masked_huber(
 
     $$\ell_{tj} = \begin{cases}
         r^2 / 2 & |r| < \delta \\ \delta (|r| - \delta / 2) & \text{else}
-        \end{cases}, \qquad r = p_{tj} - y_{tj}, \qquad
-        L = \frac{1}{n_\mathrm{valid}\, d} \sum_{t\ \mathrm{valid}} \sum_{j=1}^{d} \ell_{tj}$$
+        \end{cases}, \qquad r = p_{tj} - y_{tj}$$
 
     This is `delta` times `masked_smooth_l1(beta=delta)`: its curvature at 0 is always 1.
 
     Args:
         delta: Error at which the parabola becomes a line, in units of the features; above 0.
         pred, target, valid, reduction, process_group: As in `masked_mse`.
-
-    Raises:
-        ValueError: As in `masked_mse`.
 
     Example:
         >>> import torch
@@ -198,12 +181,10 @@ def masked_huber(
         tensor(2.2500)
 
     Source:
-        Huber, Robust estimation of a location parameter (1964). Here it is one mean over valid
-        elements.
+        Huber, Robust estimation of a location parameter (1964).
     """
-    _check(pred, target, valid, reduction, process_group)
     delta = as_number("delta", delta, positive=True)
-    difference = _difference(pred, target, valid)
+    difference = _checked_difference(pred, target, valid, reduction, process_group)
     zeros = difference.new_zeros(()).expand_as(difference)
     values = F.huber_loss(difference, zeros, reduction="none", delta=delta)
     return reduce_masked(values, valid, reduction, process_group)
@@ -229,9 +210,6 @@ def masked_cosine(
         reduction: As in `masked_mse`, over tokens instead of elements.
         pred, target, valid, process_group: As in `masked_mse`.
 
-    Raises:
-        ValueError: As in `masked_mse`.
-
     Example:
         >>> import torch
         >>> pred = torch.tensor([[[0.0, 3.0], [5.0, 5.0]]])
@@ -244,12 +222,9 @@ def masked_cosine(
     """
     _check(pred, target, valid, reduction, process_group)
     padding = ~valid.unsqueeze(-1)
-    cosine = F.cosine_similarity(
-        float32_or_wider(pred).masked_fill(padding, 0),
-        float32_or_wider(target).masked_fill(padding, 0),
-        dim=-1,
-        eps=_MIN_NORM,
-    )
+    pred = float32_or_wider(pred).masked_fill(padding, 0)
+    target = float32_or_wider(target).masked_fill(padding, 0)
+    cosine = F.cosine_similarity(pred, target, dim=-1, eps=_MIN_NORM)
     values = (1 - cosine).masked_fill(~valid, 0)
     return reduce_masked(values, valid, reduction, process_group)
 
@@ -275,38 +250,32 @@ def reduce_masked(
 
 
 def _check(
-    pred: Tensor,
-    target: Tensor,
-    valid: Tensor,
-    reduction: str,
-    process_group: ProcessGroup | None,
+    pred: Tensor, target: Tensor, valid: Tensor, reduction: str, process_group: ProcessGroup | None
 ) -> None:
-    """Raise unless the arguments of a masked loss fit together; reads no tensor's values."""
     check_same_shape("target", target, "pred", pred)
+    shape = tuple(pred.shape)
     if pred.dim() < 2:
-        raise ValueError(f"pred {tuple(pred.shape)}: must have the shape [*batch, n, d]")
+        raise ValueError(f"pred {shape}: must have the shape [*batch, n, d]")
     check_tensor("valid", valid, torch.bool)
     check_row_mask("pred", pred, valid)
     # One rank of several may have no samples: it still takes part in the sums.
     if pred.shape[-1] == 0 or (pred.shape[0] == 0 and process_group is None):
-        raise ValueError(
-            f"pred {tuple(pred.shape)}: the batch is empty, "
-            "must have at least one sample and one feature"
-        )
+        raise ValueError(f"pred {shape}: must have at least one sample and one feature, is empty")
     check_choice("reduction", reduction, ("mean", "sum", "sample", "none"))
     if reduction == "sample" and pred.dim() < 3:
-        raise ValueError(
-            f"reduction='sample': pred {tuple(pred.shape)} has no batch axis, "
-            "must have the shape [b, ..., n, d]"
-        )
+        raise ValueError(f"reduction='sample': pred {shape} must have a batch axis")
     check_process_group(process_group)
     if process_group is not None and reduction != "mean":
         raise ValueError(
-            f"process_group with reduction={reduction!r}: takes effect only with reduction='mean'"
+            f"process_group with reduction={reduction!r}: takes effect only with 'mean'"
         )
 
 
-def _difference(pred: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+def _checked_difference(
+    pred: Tensor, target: Tensor, valid: Tensor, reduction: str, process_group: ProcessGroup | None
+) -> Tensor:
+    """Prediction minus target in float32 or wider, 0 on padding."""
+    _check(pred, target, valid, reduction, process_group)
     # Filled before anything is computed from it: a NaN times a gradient of 0 would still be a NaN.
     difference = float32_or_wider(pred) - float32_or_wider(target)
     return difference.masked_fill(~valid.unsqueeze(-1), 0)

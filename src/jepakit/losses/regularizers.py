@@ -10,20 +10,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from jepakit._checks import as_int, as_number, check_same_shape, check_tensor, type_name
+from jepakit._checks import as_int, as_number, check_same_shape
 from jepakit._distributed import gather_rows, row_counts, rows_before, sum_over_ranks
 from jepakit._precision import float32_or_wider, full_precision
-from jepakit._rows import centre, check_rows, to_rows
+from jepakit._rows import centred_rows, check_rows, to_rows
 from jepakit.losses.masked import masked_mse, reduce_masked
 
-__all__ = [
-    "barlow",
-    "covariance_loss",
-    "invariance_loss",
-    "koleo",
-    "variance_loss",
-    "vicreg",
-]
+__all__ = ["barlow", "covariance_loss", "invariance_loss", "koleo", "variance_loss", "vicreg"]
 
 # Rows whose nearest neighbours are searched at once: memory is this many times all rows.
 _NEIGHBOUR_CHUNK = 1024
@@ -56,11 +49,12 @@ def vicreg(
         valid: True where a row counts. All rows if None.
         invariance_weight: $\lambda$, at least 0.
         variance_weight: $\mu$, at least 0.
-        covariance_weight: $\nu$, at least 0.
+        covariance_weight: $\nu$, at least 0. Not all three are 0.
         target_std, eps, process_group: As in `variance_loss`.
 
     Raises:
-        ValueError: As in `variance_loss`, or if a weight is negative or all are 0.
+        ValueError: If shapes do not fit (nothing is broadcast), there are fewer than 2 rows and no
+            `process_group`, or all weights are 0.
 
     Example:
         >>> import torch
@@ -82,9 +76,7 @@ def vicreg(
     variance_weight = as_number("variance_weight", variance_weight, minimum=0)
     covariance_weight = as_number("covariance_weight", covariance_weight, minimum=0)
     if not (invariance_weight or variance_weight or covariance_weight):
-        raise ValueError(
-            "invariance_weight, variance_weight, covariance_weight: at least one must be above 0"
-        )
+        raise ValueError("invariance_weight, variance_weight, covariance_weight: must not all be 0")
     if valid is None:
         valid = torch.ones(first.shape[:-1], dtype=torch.bool, device=first.device)
     loss = invariance_weight * masked_mse(first, second, valid, process_group=process_group)
@@ -119,16 +111,9 @@ def variance_loss(
         valid: True where a row counts. All rows if None.
         target_std: $\gamma$, in units of the features; above 0.
         eps: Added to the variance, so that its root has a bounded gradient; above 0.
-        process_group: Compute on the joined rows of all ranks of this group: each rank returns the
-            global value, with a gradient scaled so that DDP's averaging gives the gradient of one
-            big batch, also when counts differ. Every rank must call. First derivatives only: a
-            second one, as in a gradient penalty, lacks the part that passes between ranks and the
-            part through the mean (whose gradient is 0 only to first order).
-
-    Raises:
-        TypeError: If `features` is not floating point or `valid` not bool.
-        ValueError: If shapes do not fit (nothing is broadcast), there are fewer than 2 rows and no
-            `process_group`, or `target_std` or `eps` is not above 0.
+        process_group: Compute on the joined rows of all ranks of this group, with value and
+            gradient as in `masked_mse`. First derivatives only: a second one, as in a gradient
+            penalty, lacks the part that passes between ranks and the part through the mean.
 
     Example:
         >>> import torch
@@ -138,11 +123,10 @@ def variance_loss(
     Source:
         VICReg (arXiv:2105.04906), no difference: unbiased variance, `eps` inside the root.
     """
-    check_rows("features", features, valid, process_group, minimum=2)
     target_std = as_number("target_std", target_std, positive=True)
     eps = as_number("eps", eps, positive=True)
     with full_precision(features):
-        centred, count = centre(to_rows(features, valid), process_group)
+        centred, count = centred_rows("features", features, valid, process_group)
         squares = sum_over_ranks(centred.square().sum(dim=0), process_group)
         std = (squares / (count - 1).clamp(min=1) + eps).sqrt()
         loss = F.relu(target_std - std).mean()
@@ -166,21 +150,16 @@ def covariance_loss(
     Args:
         features, valid, process_group: As in `variance_loss`.
 
-    Raises:
-        ValueError: As in `variance_loss`.
-
     Example:
         >>> import torch
         >>> covariance_loss(torch.tensor([[1.0, 2.0], [-1.0, -2.0]]))  # (4^2 + 4^2) / 2
         tensor(16.)
 
     Source:
-        VICReg (arXiv:2105.04906), no difference: each pair of dimensions enters twice, and the sum
-        is divided by $d$ once.
+        VICReg (arXiv:2105.04906), no difference: the sum is divided by $d$ once.
     """
-    check_rows("features", features, valid, process_group, minimum=2)
     with full_precision(features):
-        centred, count = centre(to_rows(features, valid), process_group)
+        centred, count = centred_rows("features", features, valid, process_group)
         products = sum_over_ranks(centred.T @ centred, process_group)
         # One triangle of the symmetric matrix: the sum of all squares minus those of the diagonal
         # would cancel where variances are large.
@@ -208,14 +187,13 @@ def barlow(
     by symmetry, no gradient. The loss grows with the width, as in the paper.
 
     Args:
-        first: Features of one view: `[b d]`, or `[b n d]` with every valid token as a row.
-        second: Features of the other view, row by row.
+        first, second, valid: As in `vicreg`.
         off_diagonal_weight: $\lambda$, at least 0.
         eps: Added to the (biased) variances; above 0.
-        valid, process_group: As in `variance_loss`.
+        process_group: As in `variance_loss`.
 
     Raises:
-        ValueError: As in `variance_loss`, or if `off_diagonal_weight` is negative.
+        ValueError: As in `vicreg`.
 
     Example:
         >>> import torch
@@ -229,12 +207,11 @@ def barlow(
         moments to synchronised batch norm; here both are those of the joined batch.
     """
     check_same_shape("second", second, "first", first)
-    check_rows("first", first, valid, process_group, minimum=2)
     off_diagonal_weight = as_number("off_diagonal_weight", off_diagonal_weight, minimum=0)
     eps = as_number("eps", eps, positive=True)
     with full_precision(first):
-        x, count = centre(to_rows(first, valid), process_group)
-        y, _ = centre(to_rows(second, valid), process_group)
+        x, count = centred_rows("first", first, valid, process_group)
+        y, _ = centred_rows("second", second, valid, process_group)
         dtype = torch.promote_types(x.dtype, y.dtype)
         x, y = x.to(dtype), y.to(dtype)
         n = count.clamp(min=1).to(dtype)
@@ -262,20 +239,17 @@ def koleo(
         \rho_i = \min_{j \ne i} \Big\| \frac{x_i}{\|x_i\|} - \frac{x_j}{\|x_j\|} \Big\|$$
 
     The loss may be negative. Its gradient grows as one over the distance to the neighbour. Samples
-    of exactly one direction (a rank-one set on one side of 0, too) have a distance of 0 and no
-    gradient, by symmetry. With a single valid row it is 0.
+    of exactly one direction have a distance of 0 and no gradient. With a single valid row it is 0.
 
     Args:
-        features: `[b d]`, or `[b n d]` with every valid token as a sample among all others of the
-            batch.
-        valid: True where a row counts. All rows if None.
+        features, valid: As in `variance_loss`.
         eps: Smallest distance, in radii of the sphere; above 0.
         process_group: Search among the rows of all ranks of this group, as in `variance_loss`.
-            Batch sizes may differ between ranks, which costs one host synchronisation. Every rank
+            Batch sizes may differ between ranks, which costs a host synchronisation. Every rank
             must call and go backward.
 
     Raises:
-        ValueError: As in `variance_loss`.
+        ValueError: As in `vicreg`.
 
     Example:
         >>> import torch
@@ -348,9 +322,7 @@ def invariance_loss(
         process_group: Take the mean over all ranks of this group, as in `masked_mse`.
 
     Raises:
-        TypeError: If `views` is not a floating-point tensor or `valid` not bool.
-        ValueError: If shapes do not fit (nothing is broadcast), there are fewer than 2 views, or
-            `num_global_views` is not between 1 and $V$.
+        ValueError: If shapes do not fit, or there are fewer than 2 views.
 
     Example:
         >>> import torch
@@ -362,18 +334,15 @@ def invariance_loss(
         is a quarter of the mean squared difference that `vicreg` takes.
     """
     if isinstance(views, list | tuple):
-        kind = type_name(views)
-        raise TypeError(f"views: must be a torch.Tensor, got {kind}; torch.stack makes one of it")
-    check_tensor("views", views)
-    if views.dim() < 3 or len(views) < 2:
-        raise ValueError(
-            f"views {tuple(views.shape)}: must have the shape [v, *batch, d] with at least 2 views"
-        )
+        raise TypeError("views: must be a torch.Tensor; torch.stack makes one of a list")
+    check_rows("views", views, valid, process_group)
+    num_views = len(views)
+    if views.dim() < 3 or num_views < 2:
+        raise ValueError(f"views {tuple(views.shape)}: must have the shape [v, *batch, d], v >= 2")
     if num_global_views is not None:
         num_global_views = as_int(
-            "num_global_views", num_global_views, minimum=1, maximum=len(views)
+            "num_global_views", num_global_views, minimum=1, maximum=num_views
         )
-    check_rows("views", views, valid, process_group)
     if valid is None:
         valid = torch.ones(views.shape[:-1], dtype=torch.bool, device=views.device)
     with full_precision(views):

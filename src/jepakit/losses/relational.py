@@ -5,7 +5,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from jepakit._checks import check_floating
 from jepakit._distributed import gather_rows, row_counts
 from jepakit._precision import float32_or_wider, full_precision
 from jepakit._rows import check_rows
@@ -38,16 +37,12 @@ def relational_loss(
             features of a batch, `[b d]`.
         teacher: Features whose distances are the target.
         valid: True where a token counts. All if None.
-        process_group: Take the mean over all ranks of this group: each rank returns the global
-            mean, with a gradient scaled so that DDP's averaging gives the gradient of one big
-            batch. Features without a batch axis, `[b d]`, become one set of all ranks' rows; batch
-            sizes may then differ, which costs one host synchronisation. Every rank must call and go
-            backward.
+        process_group: Take the mean over all ranks of this group, as in `masked_mse`. Features
+            without a batch axis, `[b d]`, become one set of all ranks' rows; batch sizes may then
+            differ, which costs a host synchronisation. Every rank must call and go backward.
 
     Raises:
-        TypeError: If features are not floating point or `valid` is not bool.
-        ValueError: If shapes do not fit (nothing is broadcast), or a set has fewer than 2 rows and
-            no other rank adds some.
+        ValueError: If shapes do not fit, or a set has fewer than 2 rows.
 
     Example:
         >>> import torch
@@ -62,20 +57,17 @@ def relational_loss(
         valid pairs only; a set of tokens is normalised by its own mean, not by the batch's, so that
         a sample does not depend on its batch-mates.
     """
-    check_floating("student", student)
-    check_floating("teacher", teacher)
     check_rows("student", student, valid, process_group)
-    if teacher.dim() < 2 or teacher.shape[:-1] != student.shape[:-1] or teacher.shape[-1] == 0:
+    check_rows("teacher", teacher, None, process_group)
+    shape = tuple(student.shape)
+    if teacher.shape[:-1] != student.shape[:-1]:
+        other = tuple(teacher.shape)
         raise ValueError(
-            f"teacher {tuple(teacher.shape)}: must have the shape of student "
-            f"{tuple(student.shape)}, up to the last axis; nothing is broadcast"
+            f"teacher {other}: must have the shape of student {shape} but for the width"
         )
     one_set_of_all_ranks = process_group is not None and student.dim() == 2
-    if not one_set_of_all_ranks and student.shape[-2] < 2:
-        raise ValueError(
-            f"student {tuple(student.shape)}: must have at least 2 rows, got {student.shape[-2]} "
-            "in a set; a single one has nothing to be compared with"
-        )
+    if not one_set_of_all_ranks and shape[-2] < 2:
+        raise ValueError(f"student {shape}: must have at least 2 rows, got {shape[-2]} in a set")
     with full_precision(student):
         if valid is None:
             valid = torch.ones(student.shape[:-1], dtype=torch.bool, device=student.device)

@@ -26,13 +26,10 @@ def normalize_targets(
 
     Args:
         features: Teacher features.
-        kind: `"layer"` for zero mean and unit variance, `"l2"` for unit length, `"none"` for no
-            change.
+        kind: `"layer"` for mean 0 and variance 1, `"l2"` for unit length, `"none"` for no change.
 
     Raises:
-        TypeError: If `features` is not floating point.
-        ValueError: If `kind="layer"` is used for vectors of a single entry, all of which would
-            become 0.
+        ValueError: If `kind="layer"` is used for vectors of a single entry, which become 0.
 
     Example:
         >>> import torch
@@ -49,12 +46,9 @@ def normalize_targets(
     check_choice("kind", kind, ("layer", "l2", "none"))
     if kind == "none":
         return features
-    dim = features.shape[-1]
     if kind == "l2":
         return F.normalize(float32_or_wider(features), dim=-1, eps=1e-6).to(features.dtype)
-    if dim < 2:
-        raise ValueError(
-            f"kind='layer' with features {tuple(features.shape)}: must have at least 2 entries per "
-            "vector, a single one always becomes 0"
-        )
-    return F.layer_norm(float32_or_wider(features), (dim,)).to(features.dtype)
+    shape = tuple(features.shape)
+    if shape[-1] < 2:
+        raise ValueError(f"kind='layer' with features {shape}: must have at least 2 entries each")
+    return F.layer_norm(float32_or_wider(features), shape[-1:]).to(features.dtype)

@@ -9,13 +9,8 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from jepakit._checks import as_fraction, as_int, check_choice, check_process_group
-from jepakit.diagnostics._rows import check_features
-from jepakit.diagnostics.collapse.observation import (
-    DeadDimensions,
-    Observation,
-    Reference,
-    measure,
-)
+from jepakit._rows import check_rows
+from jepakit.diagnostics.collapse.observation import DeadDimensions, Observation, Reference, measure
 from jepakit.diagnostics.collapse.report import Collapse, CollapseError, CollapseWarning
 from jepakit.diagnostics.collapse.signs import (
     MIN_ROWS,
@@ -41,8 +36,7 @@ class CollapseMonitor:
     one observation: with the covariance $C$ of its rows, $\sigma = \sqrt{\mathrm{tr}\, C}$, the
     relative $\rho = \sigma / \mathrm{rms} \|x\|$, the effective rank $r$, and for each dimension
     its standard deviation $s_j$. The *reference* $\sigma_0, \rho_0, r_0$ is the median over the
-    first 10 observations, and is raised to any median over 100 that is higher. So a run that starts
-    with a low rank and keeps it causes no report, and a run whose rank rises and falls again does.
+    first 10 observations, and is raised to any median over 100 that is higher.
 
     - *full*: $\rho < 10^{-3}$, or $\sigma < a\, \sigma_0$, or $\rho < a\, \rho_0$
     - *line* (dimensional): less than $10^{-3}$ of the variance is off the first principal axis
@@ -53,7 +47,7 @@ class CollapseMonitor:
     with $a$ = `std_ratio`, $b$ = `rank_ratio`, $c$ = `dead_ratio`, $s$ = `slow_std_ratio`. The
     first rule of *full*, *line* and *dead* need no reference, so features that are constant, of
     rank one or half dead from the first step on are reported too. A sign must show in `patience`
-    observations in a row, so a single unusual batch causes no report. In detail:
+    observations in a row. In detail:
 
     - A dimension is dead if $s_j$ is at most $10^{-3}$ of the upper quartile of all $s$, or if
       $s_j / s_{0j}$ is below 0.05 of the upper quartile of these ratios, or of 1 where they
@@ -61,19 +55,17 @@ class CollapseMonitor:
       `patience` observations, so that a sparse dimension may be zero in one batch.
     - Falling: over the last 30, 120 or 480 observations, the medians of the three thirds fall one
       after the other, by at least 10 % in all and by four standard errors.
-    - Line, rank and dead dimensions are judged in batches of at least 8 rows. Where a batch has
-      fewer rows than the reference, $1 / r_0$ is raised by $1 / n - 1 / n_0$, since few rows span
-      few directions; a batch smaller than the width is fine. Ten batches in a row of fewer than 8
-      rows cause a warning.
+    - Line, rank and dead dimensions are judged in batches of at least 8 rows; ten batches in a row
+      of fewer cause a warning. Where a batch has fewer rows than the reference, $1 / r_0$ is raised
+      by $1 / n - 1 / n_0$, since few rows span few directions.
     - NaN or infinity in `patience` observations in a row is reported as well.
 
     A collapse is reported once, and again if it becomes more severe (slow, then dimensional, then
     full) or returns after `patience` observations without a sign.
 
     The first 10 calls are observed, since the reference is the state before training, and then one
-    call in `every`; the others return at once without touching the features. An observation
-    computes on the features' device, with an eigenvalue problem of the smaller of width and rows,
-    and needs one host synchronisation. Use `every=10` on a GPU.
+    call in `every`. An observation solves an eigenvalue problem of the smaller of width and rows on
+    the features' device, and needs one host synchronisation. Use `every=10` on a GPU.
 
     Args:
         action: `"warn"` issues a `CollapseWarning`, `"raise"` raises a `CollapseError`, `"record"`
@@ -82,8 +74,7 @@ class CollapseMonitor:
         patience: Observations in a row that must show a sign.
         std_ratio: Fraction of the reference below which the std is a full collapse.
         slow_std_ratio: Fraction of the reference below which a std that still falls is a slow
-            collapse. A regulariser that reduces large features to a smaller scale looks the same
-            in its first steps.
+            collapse. A regulariser that reduces large features looks the same in its first steps.
         rank_ratio: Fraction of the reference's rank (minus 1) below which it is a collapse.
         dead_ratio: Fraction of dimensions that may be dead.
         process_group: Observe the joined batch of all ranks of this group, so that all of them
@@ -91,11 +82,10 @@ class CollapseMonitor:
             but with `"raise"` the other ranks would wait for the one that stopped.
 
     Raises:
-        ValueError: If `action` is unknown, `every` or `patience` below 1, or a ratio not in (0, 1].
+        ValueError: If the width of the features changes.
 
     Example:
         >>> import torch
-        >>> from jepakit import CollapseMonitor
         >>> monitor = CollapseMonitor(action="record")
         >>> generator = torch.Generator().manual_seed(0)
         >>> for step in range(40):
@@ -163,22 +153,16 @@ class CollapseMonitor:
 
         Returns:
             The report, at the observation that completes the evidence; else None.
-
-        Raises:
-            ValueError: If the width is not that of the batches before.
-            CollapseError: If there is a collapse and `action` is `"raise"`.
         """
         step = self.num_calls if step is None else as_int("step", step)
         self.num_calls += 1
         if self.num_calls > REFERENCE_LENGTH and (self.num_calls - 1) % self.every:
             return None
-        check_features("features", features, valid, minimum=0)
+        check_rows("features", features, valid, minimum=0)
         dim = features.shape[-1]
         if self._dead.dim not in (None, dim):
-            raise ValueError(
-                f"features {tuple(features.shape)}: must have the width of those before, "
-                f"{self._dead.dim}"
-            )
+            shape, before = tuple(features.shape), self._dead.dim
+            raise ValueError(f"features {shape}: must have the width of those before, {before}")
         observation, finite = self._observe(features, valid, step)
         self._warn_of_small_batches(observation.num_rows)
         if finite and observation.num_rows < 2:
@@ -237,36 +221,29 @@ class CollapseMonitor:
         return signs
 
     def _warn_of_small_batches(self, num_rows: int) -> None:
-        """Warn once when several batches in a row have too few rows to be judged."""
         self._num_small_batches = self._num_small_batches + 1 if num_rows < MIN_ROWS else 0
         if self._num_small_batches == _SMALL_BATCHES:
             unchecked = "line, rank and dead dimensions are not" if num_rows > 1 else "nothing is"
             warnings.warn(
                 f"CollapseMonitor: {_SMALL_BATCHES} batches in a row had fewer than {MIN_ROWS} "
-                f"rows, the last one {num_rows}: {unchecked} checked; pass more rows, or a "
-                "process_group",
+                f"rows, the last one {num_rows}: {unchecked} checked; pass more rows",
                 stacklevel=3,
             )
 
     def state_dict(self) -> dict[str, Any]:
         """Full state as tensors, numbers and strings, for `weights_only=True`."""
+        num_fields = len(Observation._fields)
         return {
             "num_calls": self.num_calls,
             "num_small_batches": self._num_small_batches,
-            "history": torch.tensor(self._history, dtype=torch.float64).view(
-                -1, len(Observation._fields)
-            ),
+            "history": torch.tensor(self._history, dtype=torch.float64).view(-1, num_fields),
             "reference": None if self._reference is None else list(self._reference),
             "tracker": self._tracker.state_dict(),
             "dead": self._dead.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from the state of another monitor with the same arguments.
-
-        Args:
-            state: The result of `state_dict`.
-        """
+        """Continue from the `state` of another monitor with the same arguments."""
         self.num_calls = state["num_calls"]
         self._num_small_batches = state["num_small_batches"]
         self._history = [
@@ -280,8 +257,7 @@ class CollapseMonitor:
 
     def __repr__(self) -> str:
         names = (
-            "action", "every", "patience", "std_ratio", "slow_std_ratio", "rank_ratio",
-            "dead_ratio",
+            "action", "every", "patience", "std_ratio", "slow_std_ratio", "rank_ratio", "dead_ratio"
         )  # fmt: skip
         arguments = [f"{name}={getattr(self, name)!r}" for name in names]
         group = [] if self.process_group is None else ["process_group=..."]
@@ -291,11 +267,10 @@ class CollapseMonitor:
         if not self._history:
             return f"{self!r}: no observation yet"
         last, reference = self._history[-1], self._reference
-        compared = ""
-        if reference is not None:
-            compared = f" (reference: {reference.std:.3g} and {reference.rank:.1f})"
-        kind = "no" if self._tracker.kind is None else self._tracker.kind
-        return (
-            f"{self!r}: {kind} collapse at step {last.step}, total std {last.std:.3g} and "
-            f"effective rank {last.rank:.1f}{compared}"
+        text = (
+            f"{self!r}: {self._tracker.kind or 'no'} collapse at step {last.step}, total std "
+            f"{last.std:.3g} and effective rank {last.rank:.1f}"
         )
+        if reference is None:
+            return text
+        return f"{text} (reference: {reference.std:.3g} and {reference.rank:.1f})"

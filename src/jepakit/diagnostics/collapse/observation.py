@@ -23,10 +23,9 @@ class Observation(NamedTuple):
     """Statistics of one batch, as `CollapseMonitor.history` holds them.
 
     `step` is the training step and `num_rows` the number of feature vectors. `std` is the root of
-    the total variance, and `relative_std` the same divided by the root mean square length, in
-    [0, 1]. `rank` is the effective rank. `off_axis_ratio` is the fraction of the variance that is
-    not along the first principal axis, and `dead_ratio` the fraction of dimensions that have been
-    dead for `patience` observations.
+    the total variance, `relative_std` the same over the root mean square length, in [0, 1], and
+    `rank` the effective rank. `off_axis_ratio` is the fraction of the variance that is not along
+    the first principal axis, `dead_ratio` that of dimensions dead for `patience` observations.
     """
 
     step: int
@@ -41,8 +40,7 @@ class Observation(NamedTuple):
 class Reference(NamedTuple):
     """Levels that a run is compared with: medians of the fields of `Observation`.
 
-    They are set by the first 10 observations and raised whenever the medians over 100 observations
-    are higher.
+    Set by the first 10 observations, and raised to any median over 100 that is higher.
     """
 
     num_rows: float
@@ -77,13 +75,11 @@ def measure(
         dist.all_reduce(finite, op=dist.ReduceOp.MIN, group=process_group)
         finite = finite.squeeze(0)
         moments = moments.all_reduce(process_group)
-        matrix = moments.scatter
-    elif len(rows) < rows.shape[1]:
+    matrix = moments.scatter
+    if process_group is None and len(rows) < rows.shape[1]:
         # The Gram matrix is smaller and has the same nonzero eigenvalues.
         centred = (rows - moments.mean).masked_fill(~present, 0)
         matrix = centred @ centred.T
-    else:
-        matrix = moments.scatter
     spectrum = scatter_spectrum(matrix, moments.sum_of_squares)
     count = moments.count.clamp(min=1)
     mean_square = moments.sum_of_squares / count
@@ -101,10 +97,7 @@ def measure(
 
 
 class DeadDimensions:
-    """Count for each dimension how many observations in a row it has been dead.
-
-    The only state that the monitor keeps per dimension; it stays on the device.
-    """
+    """Count for each dimension how many observations in a row it has been dead."""
 
     def __init__(self) -> None:
         self.streaks: Tensor | None = None  # [d], observations in a row

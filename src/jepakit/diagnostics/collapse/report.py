@@ -7,8 +7,6 @@ from jepakit.diagnostics.collapse.signs import SIGNS, CollapseKind, SignName
 
 __all__ = ["Collapse", "CollapseError", "CollapseWarning"]
 
-_SIGNS = {sign.name: sign for sign in SIGNS}
-
 
 class CollapseWarning(UserWarning):
     """Warning of `CollapseMonitor` with `action="warn"`."""
@@ -64,7 +62,7 @@ class Collapse:
     dim: int
 
     def __str__(self) -> str:
-        sign = _SIGNS[self.sign]
+        sign = next(sign for sign in SIGNS if sign.name == self.sign)
         finite = self.kind != "not finite"
         title = f"{self.kind.capitalize()} collapse" if finite else "Non-finite features"
         head = f"{title} at step {self.step} (first sign at step {self.first_step}): {sign.text}."
@@ -82,8 +80,6 @@ class Collapse:
         if reference is not None:
             texts = f"{reference.std:.3g}", f"{reference.relative_std:.2g}", f"{reference.rank:.1f}"
             width = max(map(len, lines)) + 2
-            lines[:3] = [
-                f"{line:<{width}}(reference {text})"
-                for line, text in zip(lines[:3], texts, strict=True)
-            ]
+            for i, text in enumerate(texts):
+                lines[i] = f"{lines[i]:<{width}}(reference {text})"
         return lines

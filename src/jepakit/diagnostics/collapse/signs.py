@@ -17,8 +17,8 @@ SignName = Literal["not finite", "full", "line", "rank", "dead", "slow"]
 class Sign(NamedTuple):
     """One rule of `CollapseMonitor`: how severe it is, and what a report says.
 
-    A sign is reported once, and a more severe one still afterwards. With `needs_patience`,
-    `patience` observations in a row must show it; the others span many observations by themselves.
+    With `needs_patience`, `patience` observations in a row must show it; the others span many
+    observations by themselves.
     """
 
     name: SignName
@@ -29,7 +29,7 @@ class Sign(NamedTuple):
     advice: str  # with {first_step}
 
 
-_DIMENSIONAL_ADVICE = (
+_DECORRELATE = (
     "a lower learning rate or a higher teacher momentum, and a regulariser on pooled features that "
     "decorrelates dimensions: vicreg, barlow or sigreg. Check for a ReLU at the end of a head, and "
     "for targets that are too easy (blocks too small, next to the context)."
@@ -38,53 +38,37 @@ _DIMENSIONAL_ADVICE = (
 # Most severe first.
 SIGNS: tuple[Sign, ...] = (
     Sign(
-        "not finite", 4, "not finite", True,
-        "features contain NaN or infinity",
+        "not finite", 4, "not finite", True, "features contain NaN or infinity",
         "a lower learning rate, gradient clipping, and loss and softmax in float32 under autocast. "
         "Resume from a checkpoint before step {first_step}.",
     ),
     Sign(
-        "full", 3, "full", True,
-        "all feature vectors are nearly identical",
+        "full", 3, "full", True, "all feature vectors are nearly identical",
         "no gradient through the targets, and a teacher that moves slowly: a higher momentum, a "
         "lower learning rate with warm-up, or a regulariser on pooled features (vicreg, sigreg). "
         "Resume from a checkpoint before step {first_step}: a collapsed model seldom recovers.",
     ),
+    Sign("line", 2, "dimensional", True, "nearly all variance lies along one line", _DECORRELATE),
     Sign(
-        "line", 2, "dimensional", True,
-        "nearly all variance lies along one line", _DIMENSIONAL_ADVICE,
+        "rank", 2, "dimensional", True, "the effective rank has fallen far below its reference",
+        _DECORRELATE,
     ),
+    Sign("dead", 2, "dimensional", False, "many dimensions no longer vary", _DECORRELATE),
     Sign(
-        "rank", 2, "dimensional", True,
-        "the effective rank has fallen far below its reference", _DIMENSIONAL_ADVICE,
-    ),
-    Sign(
-        "dead", 2, "dimensional", False,
-        "many dimensions no longer vary", _DIMENSIONAL_ADVICE,
-    ),
-    Sign(
-        "slow", 1, "slow", False,
-        "the standard deviation falls steadily",
+        "slow", 1, "slow", False, "the standard deviation falls steadily",
         "a constraint on the features' scale, which the loss seems to lack: normalize_targets, "
         "variance_loss on pooled features, no weight decay on the gains of norms, or a higher "
         "teacher momentum.",
     ),
 )  # fmt: skip
 
-# Batches with fewer rows span too few directions to be judged by rank or dead dimensions.
-MIN_ROWS = 8
-# Number of observations that set the reference, and of those that can raise it.
-REFERENCE_LENGTH, _RAISING_LENGTH = 10, 100
-# Full collapse without a reference: std below this fraction of the length.
-_CONSTANT_RATIO = 1e-3
-# On a line: less than this fraction of the variance off the first principal axis.
-_LINE_RATIO = 1e-3
-# Numbers of observations over which a trend is tested.
-_WINDOWS = (30, 120, 480)
-# A trend is at least this fall of log std within a window, and this many standard errors.
-_MIN_FALL, _MIN_ERRORS = 0.1, 4.0
-# A fall is reported to begin where std was last at this fraction of the reference.
-_START_RATIO = 0.9
+MIN_ROWS = 8  # fewer rows span too few directions to be judged by rank or dead dimensions
+REFERENCE_LENGTH, _RAISING_LENGTH = 10, 100  # observations that set, and can raise, the reference
+_CONSTANT_RATIO = 1e-3  # full collapse without a reference: std below this fraction of the length
+_LINE_RATIO = 1e-3  # on a line: less than this fraction of the variance off the first axis
+_WINDOWS = (30, 120, 480)  # numbers of observations over which a trend is tested
+_MIN_FALL, _MIN_ERRORS = 0.1, 4.0  # of a trend: fall of log std, and the same in standard errors
+_START_RATIO = 0.9  # a fall begins where std was last at this fraction of the reference
 
 
 def find_signs(
@@ -199,8 +183,7 @@ def _level_after_fall(values: list[float]) -> float:
 class SignTracker:
     """Count signs over consecutive observations, and decide which one to report.
 
-    A severity is reported once. It can be reported again after `patience` observations in a row
-    without any sign.
+    A severity is reported once, and again after `patience` observations in a row without a sign.
     """
 
     def __init__(self) -> None:
