@@ -76,7 +76,7 @@ def multiblock_arguments(rng: random.Random, grid_size: Grid) -> dict[str, Any]:
         arguments["temporal_scale"] = between(rng, 0.05, 1.0)
         arguments["max_temporal_keep"] = choose([1.0, 1.0, fraction(0.1, 1.0)])
         arguments["min_context_coverage"] *= choose([1.0, 0.5, 0.1])
-    need = tokens_of_coverage(arguments["min_context_coverage"], size)
+    need = needed_tokens(arguments["min_context_coverage"], size)
     return arguments | {"context_length": integer(1, need) if length == "int" else length}
 
 
@@ -152,7 +152,7 @@ def nested(rng: random.Random, axes: int, largest: dict[int, Grid]) -> NestedMas
     arguments["num_targets"] = rng.randint(1, 4)
     arguments["min_context_coverage"] = rng.uniform(0.0, 0.5)
     if isinstance(arguments["context_length"], int):
-        need = tokens_of_coverage(arguments["min_context_coverage"], math.prod(coarsest))
+        need = needed_tokens(arguments["min_context_coverage"], math.prod(coarsest))
         arguments["context_length"] = rng.randint(1, need)
     return NestedMask(grid, MultiBlockMask(coarsest, **arguments))
 

@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 from torch.fx._pytree import register_pytree_flatten_spec
+from torch.serialization import add_safe_globals
 from torch.utils import _pytree as pytree
 
-from jepakit._checks import type_name
+from jepakit._checks import store_fields, type_name
 from jepakit.tokens._arguments import check_token_set
 from jepakit.tokens.token_set import TokenSet
 
@@ -25,7 +26,6 @@ class Masks:
         targets: What is predicted, `[batch, num_targets, n]`.
 
     Raises:
-        TypeError: If one of the two is not a `TokenSet`.
         ValueError: If the two do not share grid and batch size, or have other axes.
 
     Example:
@@ -59,7 +59,7 @@ class Masks:
                 f"context has batch size {context.shape[0]}, targets {targets.shape[0]}: "
                 "must be equal"
             )
-        _set_fields(self, context, targets)
+        store_fields(self, context=context, targets=targets)
 
     @classmethod
     def cat(cls, parts: Sequence["Masks"]) -> "Masks":
@@ -67,10 +67,6 @@ class Masks:
 
         Args:
             parts: On one grid, with equally many targets.
-
-        Raises:
-            TypeError: If a member is not `Masks`.
-            ValueError: If there is none, or grids or numbers of targets differ.
         """
         if not isinstance(parts, Sequence):
             raise TypeError(f"parts: must be a sequence of Masks, got {type_name(parts)}")
@@ -104,11 +100,8 @@ class Masks:
         """The same masks on another device.
 
         Args:
-            device: Where to.
+            device: Where to; no dtype.
             non_blocking: As in `torch.Tensor.to`.
-
-        Raises:
-            TypeError: If `device` is something else, such as a dtype.
         """
         return Masks(
             self.context.to(device, non_blocking=non_blocking),
@@ -145,18 +138,14 @@ class Masks:
         return f"Masks(context={self.context!r}, targets={self.targets!r})"
 
 
-def _set_fields(masks: Masks, context: Any, targets: Any) -> None:
-    object.__setattr__(masks, "context", context)
-    object.__setattr__(masks, "targets", targets)
-
-
 def _flatten(masks: Masks) -> tuple[list[Any], None]:
     return [masks.context, masks.targets], None
 
 
 def _unflatten(children: Any, _: None) -> Masks:
     masks = object.__new__(Masks)
-    _set_fields(masks, *children)
+    context, targets = children
+    store_fields(masks, context=context, targets=targets)
     return masks
 
 
@@ -173,3 +162,4 @@ pytree.register_pytree_node(
     flatten_with_keys_fn=_flatten_with_keys,
 )
 register_pytree_flatten_spec(Masks, lambda masks, _: [masks.context, masks.targets])
+add_safe_globals([Masks])
