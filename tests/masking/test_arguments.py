@@ -191,14 +191,13 @@ def test_no_argument_is_left_out(kind):
             lambda: CausalMask((4, 2, 2), num_targets=2, num_target_steps=2),
             InfeasibleMaskError,
             "CausalMask on the grid (4, 2, 2): 1 past step(s) and 4 step(s) for 2 target(s) exceed "
-            "the grid's 4. Change one of: grid_size to at least 5 steps; num_target_steps=1; "
-            "num_targets=1",
+            "the grid's 4. Change grid_size to at least 5 steps, or lower one of the numbers of steps",
         ),
         (
             lambda: CausalMask((8,), num_context_steps=(2, 7), num_target_steps=2),
             InfeasibleMaskError,
-            "7 past step(s) and 2 step(s) for 1 target(s) exceed the grid's 8. Change one of: "
-            "grid_size to at least 9 steps; num_target_steps=1; num_context_steps=(2, 6)",
+            "7 past step(s) and 2 step(s) for 1 target(s) exceed the grid's 8. Change "
+            "grid_size to at least 9 steps",
         ),
         (
             lambda: CausalMask((8,), num_context_steps=(3, 2)),

@@ -35,7 +35,6 @@ class NestedMask(MaskTransform):
 
     Raises:
         TypeError: If `sampler` is not one of jepakit's, or is a `MultiContextMask`.
-        ValueError: If its grid is not that of a level.
 
     Example:
         >>> from jepakit import MultiBlockMask

@@ -63,18 +63,15 @@ class Masks:
 
     @classmethod
     def cat(cls, parts: Sequence["Masks"]) -> "Masks":
-        """Join masks along the batch; contexts and targets are padded to the longest.
+        """Join `parts` on one grid, with equally many targets, along the batch.
 
-        Args:
-            parts: On one grid, with equally many targets.
+        Contexts and targets are padded to the longest.
         """
         if not isinstance(parts, Sequence):
             raise TypeError(f"parts: must be a sequence of Masks, got {type_name(parts)}")
         for number, part in enumerate(parts):
             if not isinstance(part, Masks):
                 raise TypeError(f"parts[{number}]: must be Masks, got {type_name(part)}")
-        if len(parts) == 0:
-            raise ValueError("parts=[]: must hold at least one Masks")
         return cls(
             TokenSet.cat([part.context for part in parts]),
             TokenSet.cat([part.targets for part in parts]),
@@ -86,23 +83,15 @@ class Masks:
         return self.context.grid_size
 
     def coarsen(self, levels: int = 1) -> "Masks":
-        """Context and targets on a coarser grid; see `TokenSet.coarsen`.
+        """Context and targets on a grid that is halved `levels` times; see `TokenSet.coarsen`.
 
         Unless blocks are aligned to the coarse cells, as `NestedMask` draws them, a cell
         on a border is of context and target at once.
-
-        Args:
-            levels: How often to halve the grid.
         """
         return Masks(self.context.coarsen(levels), self.targets.coarsen(levels))
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Masks":
-        """The same masks on another device.
-
-        Args:
-            device: Where to; no dtype.
-            non_blocking: As in `torch.Tensor.to`.
-        """
+        """The same masks on another `device`; `non_blocking` as in `torch.Tensor.to`."""
         return Masks(
             self.context.to(device, non_blocking=non_blocking),
             self.targets.to(device, non_blocking=non_blocking),
@@ -117,11 +106,7 @@ class Masks:
         return len(self.context)
 
     def __getitem__(self, index: Any) -> "Masks":
-        """Index the batch: `masks[i:j]` for some samples, `masks[i]` for one without batch axis.
-
-        Args:
-            index: An int, a slice, or a vector of indices or bools.
-        """
+        """Index the batch by an int, a slice, or a vector; an int `index` drops the batch axis."""
         if isinstance(index, tuple):
             raise TypeError(
                 f"masks[{index!r}]: must be one index, of the batch; index masks.targets for more"

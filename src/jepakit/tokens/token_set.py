@@ -177,13 +177,7 @@ class TokenSet:
         *,
         device: torch.device | str | None = None,
     ) -> "TokenSet":
-        """Every position of the grid, for each entry of the batch.
-
-        Args:
-            grid_size: The grid in patches.
-            batch_shape: Leading axes.
-            device: Where the tensors live.
-        """
+        """Every position of `grid_size`, for each entry of `batch_shape`, on a `device`."""
         grid = as_grid_size("grid_size", grid_size)
         idx = torch.arange(math.prod(grid), device=device).expand(*batch_shape, -1)
         valid = torch.ones_like(idx, dtype=torch.bool)
@@ -191,11 +185,7 @@ class TokenSet:
 
     @classmethod
     def cat(cls, sets: Sequence["TokenSet"]) -> "TokenSet":
-        """Join sets along their first batch axis, padded to the longest.
-
-        Args:
-            sets: On one grid, with equal batch axes after the first.
-        """
+        """Join `sets` on one grid along their first batch axis, padded to the longest."""
         if isinstance(sets, TokenSet) or not isinstance(sets, Sequence):
             raise TypeError(f"sets: must be a sequence of TokenSets, got {type_name(sets)}")
         if len(sets) == 0:
@@ -289,12 +279,10 @@ class TokenSet:
         return TokenSet._of_length(mask, mask.shape[-1] - self.shape[-1], self.grid_size)
 
     def coarsen(self, levels: int = 1) -> "TokenSet":
-        """The cells of a coarser grid that hold a member; needs a host synchronisation.
+        """The cells with a member on a grid whose sides are halved, upwards, `levels` times.
 
-        A cell is a window of `2**levels` positions along each axis, cut off by the border.
-
-        Args:
-            levels: How often to halve every side, upwards; at most until a single cell is left.
+        A cell is a window of `2**levels` positions along each axis, cut off by the border. Needs a
+        host synchronisation.
         """
         halvings = as_int("levels", levels, minimum=0)
         most = num_halvings(self.grid_size)
@@ -308,12 +296,7 @@ class TokenSet:
     # Moving and indexing
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "TokenSet":
-        """The same set on another device.
-
-        Args:
-            device: Where to; no dtype.
-            non_blocking: As in `torch.Tensor.to`.
-        """
+        """The same set on another `device`; `non_blocking` as in `torch.Tensor.to`."""
         check_device("device", device)
         as_bool("non_blocking", non_blocking)
         idx = self.idx.to(device, non_blocking=non_blocking)
@@ -333,11 +316,7 @@ class TokenSet:
         return self.idx.shape[0]
 
     def __getitem__(self, index: Any) -> "TokenSet":
-        """Index the batch axes; the set itself stays whole.
-
-        Args:
-            index: Anything that indexes a tensor of shape `[*batch]`.
-        """
+        """Index the batch axes by any `index` of a tensor `[*batch]`; the sets stay whole."""
         if self.idx.dim() == 1:
             # Not an IndexError, which would end an iteration silently.
             raise TypeError("this TokenSet has no batch axis to index; its entries are one set")
