@@ -263,7 +263,7 @@ def test_the_dataset_must_be_wrapped():
 def test_the_loader_must_batch():
     text = (
         "samples: must be a list of samples, got a single jepakit.masking.collate.Indexed; give "
-        "the DataLoader a batch_size, since batch_size=None collates one sample at a time"
+        "the DataLoader a batch_size"
     )
     with pytest.raises(TypeError, match=f"^{re.escape(text)}$"):
         next(iter(loader(PER_SAMPLE[0], batch_size=None)))

@@ -54,8 +54,7 @@ class _GrownBlocks(UniformSampler[Masks]):
         if single_block and low < high and self.block_scale != type(self).block_scale:
             raise ValueError(
                 f"block_scale={self.block_scale}: has no effect, since the smallest block has all "
-                f"of the {self._num_grown} patches already; must begin lower, or be (1.0, 1.0) for "
-                "a single block"
+                f"of the {self._num_grown} patches already; must begin lower, or be (1.0, 1.0)"
             )
 
     def _grow(

@@ -90,9 +90,7 @@ class TubeMask(MaskTransform):
         store_fields(self, num_frames=as_int("num_frames", self.num_frames, minimum=1))
         check_sampler("sampler", self.sampler)
         if len(self.sampler.grid_size) != 2:
-            raise ValueError(
-                f"sampler on the grid {self.sampler.grid_size}: must be of images, (H, W)"
-            )
+            raise ValueError(f"sampler on the grid {self.sampler.grid_size}: must be on (H, W)")
 
     @property
     def grid_size(self) -> tuple[int, int, int]:  # type: ignore[override]
@@ -172,9 +170,7 @@ class MultiContextMask(UniformSampler[list[Masks]]):
             check_sampler(f"samplers[{number}]", sampler)
         grids = [sampler.grid_size for sampler in self.samplers]
         if len(set(grids)) > 1:
-            raise ValueError(
-                f"samplers on the grids {', '.join(map(str, grids))}: must be on one grid"
-            )
+            raise ValueError(f"samplers on the grids {grids}: must be on one grid")
 
     @property
     def grid_size(self) -> tuple[int, ...]:  # type: ignore[override]

@@ -79,7 +79,7 @@ def coarsen_mask(
 
 
 def num_halvings(grid_size: tuple[int, ...]) -> int:
-    """How often a grid can be halved, upwards, until it is a single cell."""
+    """Number of halvings, upwards, after which a grid is a single cell."""
     return max(side - 1 for side in grid_size).bit_length()
 
 

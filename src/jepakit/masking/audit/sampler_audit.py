@@ -97,10 +97,9 @@ def audit_masks(
                 f"sampler returned {len(members)} Masks, {len(counts)} before: must be as many "
                 "for every batch"
             )
-        untrimmed: Sequence[Masks | None] = [None] * len(members)
-        if drawn.untrimmed is not None:
-            untrimmed = _members(drawn.untrimmed, batch_size)
-        for count, masks, before in zip(counts, members, untrimmed, strict=True):
+        untrimmed = drawn.untrimmed
+        whole = [None] * len(members) if untrimmed is None else _members(untrimmed, batch_size)
+        for count, masks, before in zip(counts, members, whole, strict=True):
             count.add(masks, before)
     name, per_image = _name_of(sampler), seconds / (num_batches * batch_size)
     if not returns_list:
