@@ -31,9 +31,8 @@ TYPECHECK = read_switch("JEPAKIT_TYPECHECK")
 def type_name(value: object) -> str:
     """Name of a value's type, with its module unless it is a builtin."""
     kind = type(value)
-    if kind.__module__ == "builtins":
-        return kind.__qualname__
-    return f"{kind.__module__}.{kind.__qualname__}"
+    module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
+    return module + kind.__qualname__
 
 
 def _name_and_value(name: str, value: object) -> str:
@@ -90,10 +89,9 @@ def as_fraction(
 ) -> float:
     """Return a real number in `[low, high]` as a float; `open_*` leaves an end out."""
     number = _as_float(name, value)
-    inside = (low < number if open_low else low <= number) and (
-        number < high if open_high else number <= high
-    )
-    if not inside:  # also for NaN
+    above = low < number if open_low else low <= number
+    below = number < high if open_high else number <= high
+    if not (above and below):  # also for NaN
         left, right = "(" if open_low else "[", ")" if open_high else "]"
         raise ValueError(f"{name}={number:g}: must lie in {left}{low:g}, {high:g}{right}")
     return number
@@ -156,7 +154,6 @@ def as_grid_size(
 
 
 def _entries(name: str, value: object, rule: str, *, length: int | None = None) -> list[Any]:
-    """Entries of a list, a tuple, a NumPy array or any other ordered collection."""
     unordered = isinstance(value, str | bytes | Mapping | Set | Tensor)
     if unordered or not (isinstance(value, Iterable) and isinstance(value, Sized)):
         raise TypeError(f"{_name_and_value(name, value)}: {rule}, got {type_name(value)}")
@@ -201,11 +198,9 @@ def check_floating(name: str, value: object) -> None:
     """Raise unless `value` is a floating tensor."""
     check_tensor(name, value)
     if isinstance(value, Tensor) and not value.is_floating_point():
-        hint = "; jepakit.data.PixelStatistics makes floats of stored bytes"
-        raise TypeError(
-            f"{name}: must be floating point, got {value.dtype}"
-            + hint * (value.dtype == torch.uint8)
-        )
+        bytes_hint = "; jepakit.data.PixelStatistics makes floats of stored bytes"
+        hint = bytes_hint if value.dtype == torch.uint8 else ""
+        raise TypeError(f"{name}: must be floating point, got {value.dtype}{hint}")
 
 
 def check_device(name: str, value: object) -> None:
@@ -229,25 +224,15 @@ def value_checks_on(*tensors: Tensor) -> bool:
 
 def check_images_finite(name: str, images: Tensor) -> None:
     """Raise if a floating tensor holds NaN or infinity, naming the first bad entry of the batch."""
-    if not images.is_floating_point():
-        return
     # One sum is far cheaper than `isfinite` over every pixel; only a bad sum is looked into.
-    if torch.isfinite(images.sum(dtype=torch.float64)):
+    if not images.is_floating_point() or torch.isfinite(images.sum(dtype=torch.float64)):
         return
-    if images.dim() == 0:
-        if not torch.isfinite(images):
-            raise ValueError(f"{name}: must be finite, but a scalar among them is {images.item()}")
-        return
-    bad = (
-        ~torch.isfinite(images).flatten(1).all(dim=1)
-        if images.dim() > 1
-        else ~torch.isfinite(images)
-    )
+    batch_size = len(images) if images.dim() else 1
+    bad = ~torch.isfinite(images).reshape(batch_size, -1).all(dim=1)
     if bad.any():
-        first = int(bad.nonzero()[0, 0])
         raise ValueError(
-            f"{name}: must be finite, but {int(bad.sum())} of {len(images)} entries of the batch "
-            f"hold NaN or infinity (the first at batch position {first})"
+            f"{name}: must be finite, but {int(bad.sum())} of {batch_size} entries of the batch "
+            f"hold NaN or infinity (the first at batch position {int(bad.nonzero()[0])})"
         )
 
 

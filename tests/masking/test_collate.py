@@ -263,7 +263,7 @@ def test_the_dataset_must_be_wrapped():
 def test_the_loader_must_batch():
     text = (
         "samples: must be a list of samples, got a single jepakit.masking.collate.Indexed; give "
-        "the DataLoader a batch_size, since batch_size=None collates one sample at a time"
+        "the DataLoader a batch_size"
     )
     with pytest.raises(TypeError, match=f"^{re.escape(text)}$"):
         next(iter(loader(PER_SAMPLE[0], batch_size=None)))
@@ -273,8 +273,7 @@ def test_the_loader_must_batch():
 def test_scalars_are_finite(bad):
     """A collation may hand on a scalar of the batch, which has no first axis to count along."""
     collate = MaskCollator(PER_SAMPLE[0], collate_fn=lambda samples: torch.tensor(bad))
-    text = f"samples: must be finite, but a scalar among them is {bad}"
-    with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
+    with pytest.raises(ValueError, match=r"^samples: must be finite, but 1 of 1 entries"):
         collate([dataset()[0]])
     finite = MaskCollator(PER_SAMPLE[0], collate_fn=lambda samples: torch.tensor(1.0))
     assert finite([dataset()[0]])[0] == 1

@@ -59,7 +59,8 @@ GOOD_INDICES = torch.tensor([[0, 1], [2, 3]])
             GOOD_INDICES,
             [GOOD_INDICES.float()],
             TypeError,
-            "targets[0]: must be positions, as signed integers, got torch.float32",
+            "targets[0]: must be positions, as signed integers, got torch.float32; for a mask, "
+            "True at members, use TokenSet.from_mask",
         ),
         (
             GOOD_INDICES[0],

@@ -189,10 +189,9 @@ def test_min_keep_is_exact(min_keep):
     [
         (
             {"allow_overlap": True},
-            "allow_overlap=True: must be False; it lets the context contain its targets, which "
-            "jepakit never does (targets may always overlap each other)",
+            "allow_overlap=True: must be False; the context never contains its targets",
         ),
-        ({"nenc": 2}, "nenc=2: must be 1; call the sampler once for each context instead"),
+        ({"nenc": 2}, "nenc=2: must be 1; call the sampler once for each context"),
         ({"nenc": 0}, "nenc=0: must be at least 1"),
         ({"min_keep": 0}, "min_keep=0: must be at least 1"),
         ({"min_keep": 200}, "min_keep=200: must be at most the grid's 196 patches"),

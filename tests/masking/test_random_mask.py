@@ -124,8 +124,7 @@ def test_errors(arguments, error, text):
         (
             {"context_length": "trim"},
             ValueError,
-            "context_length='trim': must be 'pad' or an int; every context of RandomMask has one "
-            "length, so there is nothing to trim",
+            "context_length='trim': must be 'pad' or an int; contexts have one length already",
         ),
         ({"context_length": 2.0}, TypeError, "context_length=2.0: must be an int, got float"),
     ],

@@ -501,25 +501,27 @@ def raises(error: type[Exception], text: str) -> pytest.RaisesExc:
             {"target_scale": (0.03, 0.05)},
             "ReferenceMultiBlockMask on the grid (14, 14): a target block can be 2 x 2 = 4 "
             "patches, and only blocks of more than min_keep=10 are accepted, so the published "
-            "sampler would never end. Change one of: min_keep=3; target_scale=(0.07, 0.07)",
+            "sampler would never end. Change min_keep to at most 3, or target_scale or "
+            "grid_size to a larger one",
         ),
         (
             {"context_scale": (0.05, 0.06)},
             "ReferenceMultiBlockMask on the grid (14, 14): a context block can be 3 x 3 = 9 "
             "patches, and only blocks of more than min_keep=10 are accepted, so the published "
-            "sampler would never end. Change one of: min_keep=8; context_scale=(0.07, 0.07)",
+            "sampler would never end. Change min_keep to at most 8, or context_scale or "
+            "grid_size to a larger one",
         ),
         (
             {"grid_size": (1, 90), "target_aspect_ratio": (0.1, 0.1)},
             "ReferenceMultiBlockMask on the grid (1, 90): a target block can be 0 x 11 = 0 "
             "patches, and only blocks of more than min_keep=10 are accepted, so the published "
-            "sampler would never end. Change one of: clip_below_grid=False",
+            "sampler would never end. Change target_scale or grid_size to a larger one",
         ),
         (
             {"grid_size": (1, 5)},
             "ReferenceMultiBlockMask on the grid (1, 5): a target block can be 0 x 0 = 0 patches, "
             "and only blocks of more than min_keep=10 are accepted, so the published sampler would "
-            "never end. Change one of: grid_size to a larger one",
+            "never end. Change target_scale or grid_size to a larger one",
         ),
     ],
 )

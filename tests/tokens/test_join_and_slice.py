@@ -81,7 +81,7 @@ def test_one_sample_has_no_batch_axis():
 @pytest.mark.parametrize(
     ("build", "error", "text"),
     [
-        (lambda: Masks.cat([]), ValueError, r"parts=\[\]: must hold at least one"),
+        (lambda: Masks.cat([]), ValueError, r"sets=\[\]: must hold at least one"),
         (lambda: TokenSet.cat([]), ValueError, r"sets=\[\]: must hold at least one"),
         (
             lambda: TokenSet.cat([TokenSet.full((2, 2), (1,)), TokenSet.full((4,), (1,))]),

@@ -29,6 +29,14 @@ def test_copies():
         assert same(twin, masks)
 
 
+def test_files_load_without_code(tmp_path):
+    """Trap: a file of masks, or an exported program that takes them, is refused by `torch.load`."""
+    masks = ragged()
+    torch.save({"masks": masks, "context": masks.context}, tmp_path / "masks.pt")
+    loaded = torch.load(tmp_path / "masks.pt", weights_only=True)
+    assert same(loaded["masks"], masks) and isinstance(loaded["context"], TokenSet)
+
+
 def test_pytree():
     masks = ragged()
     leaves, spec = pytree.tree_flatten(masks)

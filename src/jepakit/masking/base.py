@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from dataclasses import is_dataclass, replace
+from functools import cached_property
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -50,13 +51,7 @@ class MaskSampler(Protocol[M_co]):
         generator: torch.Generator | None = None,
         device: torch.device | str | None = None,
     ) -> M_co:
-        """Draw masks for a batch.
-
-        Args:
-            batch_size: Number of samples.
-            generator: A CPU generator; the masks are a function of its state.
-            device: Device of the masks.
-        """
+        """Draw masks for `batch_size` samples on a `device`, as a function of the `generator`."""
         ...
 
 
@@ -70,9 +65,14 @@ class UniformSampler(ABC, Generic[M_co]):
     grid_size: tuple[int, ...]
 
     @property
-    @abstractmethod
+    def _columns(self) -> list[int]:
+        """Columns of the table, by their use in `_draw`."""
+        return []
+
+    @cached_property
     def num_uniforms(self) -> int:
         """Random numbers that one sample takes."""
+        return sum(self._columns)
 
     @property
     def min_context_tokens(self) -> int:
@@ -81,15 +81,12 @@ class UniformSampler(ABC, Generic[M_co]):
 
     @property
     def per_sample(self) -> bool:
-        """True if a sample's masks depend on its own random numbers alone.
-
-        False where something is drawn or cut for the whole batch.
-        """
+        """True if a sample's masks depend on its own random numbers alone."""
         return True
 
     @abstractmethod
     def _draw(self, uniforms: Float[Tensor, "b k"], device: torch.device | str | None) -> M_co:
-        """Masks from a table that has been checked; it is on the CPU."""
+        """Masks from a table on the CPU."""
 
     def __call__(
         self,
@@ -110,12 +107,7 @@ class UniformSampler(ABC, Generic[M_co]):
     def from_uniforms(
         self, uniforms: Float[Tensor, "b k"], *, device: torch.device | str | None = None
     ) -> M_co:
-        """Compute masks from `num_uniforms` numbers in [0, 1) for each sample.
-
-        Args:
-            uniforms: One row for each sample; on the CPU.
-            device: Device on which the masks are computed.
-        """
+        """Compute masks on a `device` from `uniforms`, a row of `num_uniforms` for each sample."""
         if uniforms.dim() != 2 or uniforms.shape[1] != self.num_uniforms or len(uniforms) == 0:
             raise ValueError(
                 f"uniforms {tuple(uniforms.shape)}: must be [batch, {self.num_uniforms}], "
@@ -142,13 +134,12 @@ class MaskTransform(UniformSampler[Masks]):
     sampler: UniformSampler[Masks]
 
     @property
-    def num_uniforms(self) -> int:
-        """Random numbers that one sample takes; those of `sampler`."""
-        return self.sampler.num_uniforms
+    def _columns(self) -> list[int]:
+        return [self.sampler.num_uniforms]
 
     @property
     def per_sample(self) -> bool:
-        """True if a sample's masks depend on its own random numbers alone, as in `sampler`."""
+        """As in `sampler`."""
         return self.sampler.per_sample
 
     @abstractmethod
@@ -194,16 +185,16 @@ def promised_tokens(sampler: object, num_members: int) -> list[int]:
     `min_context_tokens`.
     """
 
-    def promised(member: object) -> int:
-        tokens = getattr(member, "min_context_tokens", 1)
-        length = getattr(member, "context_length", None)
-        if not isinstance(tokens, int):
-            return 1
-        if isinstance(length, int) and not isinstance(member, UniformSampler):
-            return min(tokens, length)
-        return tokens
-
     members = getattr(sampler, "samplers", ())
-    if isinstance(members, tuple) and len(members) == num_members:
-        return [promised(member) for member in members]
-    return [promised(sampler)] * num_members
+    if not isinstance(members, tuple) or len(members) != num_members:
+        members = (sampler,) * num_members
+    return [_promised_tokens_of_one(member) for member in members]
+
+
+def _promised_tokens_of_one(sampler: object) -> int:
+    tokens = getattr(sampler, "min_context_tokens", 1)
+    length = getattr(sampler, "context_length", None)
+    if not isinstance(tokens, int):
+        return 1
+    own = not isinstance(sampler, UniformSampler)
+    return min(tokens, length) if own and isinstance(length, int) else tokens

@@ -17,7 +17,7 @@ __all__ = ["BlockMask", "InverseBlockMask"]
 
 
 class _GrownBlocks(UniformSampler[Masks]):
-    """Base class: one set grows in blocks, and its complement is the other set."""
+    """One set grows in blocks, and its complement is the other set."""
 
     grid_size: tuple[int, int]
     block_scale: tuple[float, float]
@@ -33,11 +33,10 @@ class _GrownBlocks(UniformSampler[Masks]):
         height, width = self.grid_size
         return height * width - self._num_grown
 
-    @cached_property
-    def num_uniforms(self) -> int:
-        """Random numbers that one sample takes."""
+    @property
+    def _columns(self) -> list[int]:
         blocks = max_num_blocks(self.grid_size, self._num_grown, self.block_scale)
-        return UNIFORMS_PER_BLOCK * blocks
+        return [UNIFORMS_PER_BLOCK] * blocks
 
     def _store(self, ratio_name: str) -> None:
         """Normalise the fields; the ratio is the one that the growing set has of the grid."""
@@ -55,22 +54,19 @@ class _GrownBlocks(UniformSampler[Masks]):
         if single_block and low < high and self.block_scale != type(self).block_scale:
             raise ValueError(
                 f"block_scale={self.block_scale}: has no effect, since the smallest block has all "
-                f"of the {self._num_grown} patches already; must begin lower, or be (1.0, 1.0) for "
-                "a single block"
+                f"of the {self._num_grown} patches already; must begin lower, or be (1.0, 1.0)"
             )
 
     def _grow(
         self, uniforms: Float[Tensor, "b k"], device: torch.device | str | None
     ) -> tuple[TokenSet, TokenSet]:
         """The set that grows and its complement."""
-        grid_size, num_grown = self.grid_size, self._num_grown
+        size, count = self.grid_size, self._num_grown
         grown = grow_blocks(
-            grid_size, num_grown, self.block_scale, self.block_aspect_ratio, uniforms, device
+            size, count, self.block_scale, self.block_aspect_ratio, uniforms, device
         )
-        return (
-            TokenSet._of_length(grown, num_grown, grid_size),
-            TokenSet._of_length(~grown, self._num_left, grid_size),
-        )
+        rest = TokenSet._of_length(~grown, self._num_left, size)
+        return TokenSet._of_length(grown, count, size), rest
 
 
 @dataclass(frozen=True)
@@ -144,14 +140,10 @@ class InverseBlockMask(_GrownBlocks):
     Args:
         grid_size: `(H, W)` in patches.
         context_ratio: Fraction of the patches that is visible, in (0, 1).
-        block_scale: Range of the patches that one block adds, as a fraction of the grid, uniform;
-            the last block adds what is still missing. At `context_ratio` or above it is a single
-            block.
-        block_aspect_ratio: Range of a block's height / width, log-uniform.
+        block_scale, block_aspect_ratio: As in `BlockMask`.
 
     Raises:
         InfeasibleMaskError: If the grid has a single patch.
-        ValueError: If `block_scale` is a range of which every value gives a single block.
 
     Example:
         >>> from jepakit.masking import InverseBlockMask

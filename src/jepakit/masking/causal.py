@@ -30,7 +30,7 @@ class CausalMask(UniformSampler[Masks]):
         grid_size: `(L,)`, `(H, W)` or `(T, H, W)`; time is the first axis.
         num_context_steps: Fewest and most past steps, inclusive; from 1 to all that leave room for
             the targets if None.
-        num_targets: Targets that follow one another.
+        num_targets: Targets that follow one another; 1 where `num_target_steps` is None.
         num_target_steps: Steps of each target; the whole future if None.
         context_size_per: Draw the number of past steps once for a `"batch"` (nothing is padded
             then) or for each `"sample"`. Both give the same masks where there is one number to
@@ -38,7 +38,6 @@ class CausalMask(UniformSampler[Masks]):
 
     Raises:
         InfeasibleMaskError: If the steps are too few for the past and the targets.
-        ValueError: If `num_targets` is not 1 where `num_target_steps` is None.
 
     Example:
         >>> from jepakit.masking import CausalMask
@@ -82,23 +81,13 @@ class CausalMask(UniformSampler[Masks]):
 
     def _check_feasible(self) -> None:
         longest_past = max(1, self._past_steps[1])
-        room = self.grid_size[0] - longest_past
-        if self._future_steps <= room:
+        if longest_past + self._future_steps <= self.grid_size[0]:
             return
-        changes = [f"grid_size to at least {longest_past + self._future_steps} steps"]
-        if self.num_target_steps is not None:
-            if room >= self.num_targets:
-                changes.append(f"num_target_steps={room // self.num_targets}")
-            if room >= self.num_target_steps:
-                changes.append(f"num_targets={room // self.num_target_steps}")
-        possible_past = self.grid_size[0] - self._future_steps
-        if self.num_context_steps is not None and possible_past >= 1:
-            fewest = min(self.num_context_steps[0], possible_past)
-            changes.append(f"num_context_steps={(fewest, possible_past)}")
         raise InfeasibleMaskError(
             f"CausalMask on the grid {self.grid_size}: {longest_past} past "
             f"step(s) and {self._future_steps} step(s) for {self.num_targets} target(s) exceed the "
-            f"grid's {self.grid_size[0]}. Change one of: {'; '.join(changes)}"
+            f"grid's {self.grid_size[0]}. Change grid_size to at least "
+            f"{longest_past + self._future_steps} steps, or lower one of the numbers of steps"
         )
 
     @property
@@ -117,13 +106,12 @@ class CausalMask(UniformSampler[Masks]):
 
     @cached_property
     def min_context_tokens(self) -> int:
-        """Smallest number of context tokens that a sample can have: the fewest steps, whole."""
+        """Smallest number of context tokens that a sample can have."""
         return self._past_steps[0] * self._step_tokens
 
     @property
-    def num_uniforms(self) -> int:
-        """Random numbers that one sample takes."""
-        return 1
+    def _columns(self) -> list[int]:
+        return [1]
 
     @property
     def per_sample(self) -> bool:
@@ -134,16 +122,13 @@ class CausalMask(UniformSampler[Masks]):
         fewest, most = self._past_steps
         rows = uniforms if self.per_sample else uniforms[:1].expand_as(uniforms)
         past = fewest + (rows[:, 0].double() * (most - fewest + 1)).long()
-        if self.num_target_steps is None:
-            steps = self.grid_size[0] - past
-        else:
-            steps = torch.full_like(past, self.num_target_steps)
-        steps = steps[:, None].expand(-1, self.num_targets)
+        future = self.grid_size[0] - past
+        if self.num_target_steps is not None:
+            future = torch.full_like(past, self.num_target_steps)
+        steps = future[:, None].expand(-1, self.num_targets)
         first = past[:, None] + torch.arange(self.num_targets, device="cpu") * steps
-        return Masks(
-            self._token_sets(torch.zeros_like(past), past, device),
-            self._token_sets(first, steps, device),
-        )
+        context = self._token_sets(torch.zeros_like(past), past, device)
+        return Masks(context, self._token_sets(first, steps, device))
 
     def _token_sets(
         self,

@@ -48,7 +48,7 @@ class IndexedDataset(Dataset[Indexed]):
         dataset: Anything with `__len__` and `__getitem__`.
 
     Raises:
-        TypeError: If `dataset` lacks one of the two methods.
+        TypeError: If `dataset` lacks one of the two, as iterable datasets do.
 
     Example:
         >>> from jepakit.masking import IndexedDataset
@@ -98,10 +98,9 @@ class MaskCollator(Generic[M]):
         collate_fn: Collates the samples themselves.
 
     Raises:
-        TypeError: If a sample does not come from `IndexedDataset`, or the loader's `batch_size` is
-            None.
-        ValueError: If the batch is empty or one of its floating tensors holds NaN or infinity; if
-            its indices are of several epochs, or of another epoch than that of `set_epoch`.
+        TypeError: If a sample does not come from `IndexedDataset`.
+        ValueError: If a floating tensor of the batch holds NaN or infinity; if indices are of
+            several epochs, or of another epoch than that of `set_epoch`.
 
     Example:
         >>> import torch
@@ -144,23 +143,15 @@ class MaskCollator(Generic[M]):
         return int(self._epoch)
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch, from the next iteration of the loader on.
-
-        Args:
-            epoch: Number of the epoch, from 0.
-        """
+        """Set the `epoch`, counted from 0, from the next iteration of the loader on."""
         self._epoch.fill_(as_int("epoch", epoch, minimum=0))
 
     def __call__(self, samples: Sequence[Indexed]) -> tuple[Any, M]:
-        """Return the collated samples and their masks.
-
-        Args:
-            samples: Samples of an `IndexedDataset`.
-        """
+        """Collate `samples` of an `IndexedDataset` and draw their masks."""
         if not isinstance(samples, Sequence):
             raise TypeError(
                 f"samples: must be a list of samples, got a single {type_name(samples)}; give the "
-                "DataLoader a batch_size, since batch_size=None collates one sample at a time"
+                "DataLoader a batch_size"
             )
         if len(samples) == 0:
             raise ValueError("samples=[]: the batch must not be empty")

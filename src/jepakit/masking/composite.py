@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -52,7 +51,7 @@ class ComplementMask(MaskTransform):
 
     @property
     def min_context_tokens(self) -> int:
-        """Smallest number of context tokens that a sample can have, as in `sampler`."""
+        """As in `sampler`."""
         return self.sampler.min_context_tokens
 
     def _transform(self, masks: Masks) -> Masks:
@@ -71,7 +70,6 @@ class TubeMask(MaskTransform):
 
     Raises:
         TypeError: If `sampler` is not one of jepakit's, or is a `MultiContextMask`.
-        ValueError: If its grid is not two-dimensional.
 
     Example:
         >>> from jepakit import RandomMask
@@ -92,9 +90,7 @@ class TubeMask(MaskTransform):
         store_fields(self, num_frames=as_int("num_frames", self.num_frames, minimum=1))
         check_sampler("sampler", self.sampler)
         if len(self.sampler.grid_size) != 2:
-            raise ValueError(
-                f"sampler on the grid {self.sampler.grid_size}: must be of images, (H, W)"
-            )
+            raise ValueError(f"sampler on the grid {self.sampler.grid_size}: must be on (H, W)")
 
     @property
     def grid_size(self) -> tuple[int, int, int]:  # type: ignore[override]
@@ -104,7 +100,7 @@ class TubeMask(MaskTransform):
 
     @property
     def min_context_tokens(self) -> int:
-        """Smallest number of context tokens that a sample can have: the sampler's, per frame."""
+        """Smallest number of context tokens that a sample can have."""
         return self.num_frames * self.sampler.min_context_tokens
 
     def _transform(self, masks: Masks) -> Masks:
@@ -142,7 +138,6 @@ class MultiContextMask(UniformSampler[list[Masks]]):
 
     Raises:
         TypeError: If a member is not one of jepakit's samplers, or is a `MultiContextMask` itself.
-        ValueError: If there is no member, or the grids differ.
 
     Example:
         >>> from jepakit import MultiBlockMask
@@ -160,13 +155,13 @@ class MultiContextMask(UniformSampler[list[Masks]]):
         Bardes et al., V-JEPA (arXiv:2404.08471), section 3.2: short- and long-range masks.
     """
 
-    samplers: Sequence[UniformSampler[Masks]]
+    samplers: Sequence[UniformSampler[Masks]]  # stored as a tuple
 
     def __post_init__(self) -> None:
         if not isinstance(self.samplers, Sequence) or isinstance(self.samplers, str):
+            kind = type_name(self.samplers)
             raise TypeError(
-                f"samplers={self.samplers!r}: must be a sequence of samplers, got "
-                f"{type_name(self.samplers)}"
+                f"samplers={self.samplers!r}: must be a sequence of samplers, got {kind}"
             )
         store_fields(self, samplers=tuple(self.samplers))
         if not self.samplers:
@@ -175,9 +170,7 @@ class MultiContextMask(UniformSampler[list[Masks]]):
             check_sampler(f"samplers[{number}]", sampler)
         grids = [sampler.grid_size for sampler in self.samplers]
         if len(set(grids)) > 1:
-            raise ValueError(
-                f"samplers on the grids {', '.join(map(str, grids))}: must be on one grid"
-            )
+            raise ValueError(f"samplers on the grids {grids}: must be on one grid")
 
     @property
     def grid_size(self) -> tuple[int, ...]:  # type: ignore[override]
@@ -189,10 +182,9 @@ class MultiContextMask(UniformSampler[list[Masks]]):
         """Smallest number of context tokens with any member; each has its own."""
         return min(sampler.min_context_tokens for sampler in self.samplers)
 
-    @cached_property
-    def num_uniforms(self) -> int:
-        """Random numbers that one sample takes."""
-        return sum(sampler.num_uniforms for sampler in self.samplers)
+    @property
+    def _columns(self) -> list[int]:
+        return [sampler.num_uniforms for sampler in self.samplers]
 
     @property
     def per_sample(self) -> bool:
@@ -202,13 +194,14 @@ class MultiContextMask(UniformSampler[list[Masks]]):
     def _draw(
         self, uniforms: Float[Tensor, "b k"], device: torch.device | str | None
     ) -> list[Masks]:
-        parts = zip(self.samplers, self._split(uniforms), strict=True)
-        return [sampler.from_uniforms(part, device=device) for sampler, part in parts]
+        parts = torch.split(uniforms, self._columns, dim=1)
+        return [
+            sampler.from_uniforms(part, device=device)
+            for sampler, part in zip(self.samplers, parts, strict=True)
+        ]
 
     def _untrimmed(self, uniforms: Float[Tensor, "b k"]) -> list[Masks]:
-        parts = zip(self.samplers, self._split(uniforms), strict=True)
-        return [sampler._untrimmed(part) for sampler, part in parts]
-
-    def _split(self, uniforms: Float[Tensor, "b k"]) -> tuple[Float[Tensor, "b _"], ...]:
-        """The random numbers of each member."""
-        return torch.split(uniforms, [sampler.num_uniforms for sampler in self.samplers], dim=1)
+        parts = torch.split(uniforms, self._columns, dim=1)
+        return [
+            sampler._untrimmed(part) for sampler, part in zip(self.samplers, parts, strict=True)
+        ]

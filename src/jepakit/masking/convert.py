@@ -6,33 +6,28 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from jepakit._checks import as_grid_size, check_tensor, type_name
+from jepakit._checks import as_grid_size, type_name
 from jepakit.tokens import Masks, TokenSet
+from jepakit.tokens._grid import mask_of_indices
 
 __all__ = ["masks_from_indices"]
 
 
 def masks_from_indices(
-    context: Int[Tensor, "b n"],
-    targets: Sequence[Int[Tensor, "b _"]],
-    grid_size: Sequence[int],
+    context: Int[Tensor, "b n"], targets: Sequence[Int[Tensor, "b _"]], grid_size: Sequence[int]
 ) -> Masks:
     """Masks from bare index tensors, as other libraries' samplers and collators return them.
 
-    Padding cannot be recognised among bare indices: where a sampler pads, build its masks with
-    `TokenSet(idx, valid, grid_size)`.
+    As with `TokenSet.from_indices`, indices may come in any order, and padding cannot be
+    recognised among them.
 
     Args:
-        context: Positions that the student sees, in any order, signed integers; an index that is
-            listed twice counts once.
+        context: Positions that the student sees.
         targets: Positions of each target block, one tensor for each; blocks may differ in length.
         grid_size: `(L,)`, `(H, W)` or `(T, H, W)` in patches; indices count row-major.
 
     Raises:
-        TypeError: If a tensor does not hold signed integers (for bool masks, see
-            `TokenSet.from_mask`).
-        ValueError: If there is no target, a tensor is not `[b, n]`, batch sizes differ, or an index
-            is off the grid.
+        ValueError: If a tensor is not `[b, n]`, batch sizes differ, or an index is off the grid.
 
     Example:
         >>> import torch
@@ -52,22 +47,15 @@ def masks_from_indices(
     if len(targets) == 0:
         raise ValueError("targets=[]: must hold at least one index tensor")
     named = {"context": context, **{f"targets[{k}]": idx for k, idx in enumerate(targets)}}
+    context_mask, *target_masks = [mask_of_indices(name, idx, grid) for name, idx in named.items()]
     for name, idx in named.items():
-        check_tensor(name, idx)
         if idx.dim() != 2:
             raise ValueError(f"{name} {tuple(idx.shape)}: must be [b, n], a row for each sample")
         if len(idx) != len(context):
             raise ValueError(
                 f"{name} {tuple(idx.shape)}: must be for the {len(context)} samples of the context"
             )
-    context_set, *target_sets = (_token_set(name, idx, grid) for name, idx in named.items())
-    target_masks = torch.stack([tokens.to_mask() for tokens in target_sets], dim=1)
-    return Masks(context_set, TokenSet.from_mask(target_masks, grid))
-
-
-def _token_set(name: str, idx: Tensor, grid_size: tuple[int, ...]) -> TokenSet:
-    """`TokenSet.from_indices`, whose errors begin with `name` instead of "indices"."""
-    try:
-        return TokenSet.from_indices(idx, grid_size)
-    except (TypeError, ValueError) as error:
-        raise type(error)(name + str(error).removeprefix("indices")) from None
+    return Masks(
+        TokenSet.from_mask(context_mask, grid),
+        TokenSet.from_mask(torch.stack(target_masks, dim=1), grid),
+    )

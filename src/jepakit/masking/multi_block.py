@@ -76,7 +76,6 @@ class MultiBlockMask(UniformSampler[Masks]):
         InfeasibleMaskError: If `need` + the largest target (all targets if they must not overlap)
             exceeds the largest context block, if the targets cannot be disjoint, or if an int
             `context_length` exceeds `need`.
-        ValueError: If an argument has no effect on this grid.
 
     Example:
         >>> import torch
@@ -175,11 +174,7 @@ class MultiBlockMask(UniformSampler[Masks]):
             min_keep: Patches that a context keeps; becomes a floor of `min_keep` / N that holds
                 after batching (the published code checks it before).
             allow_overlap: Of context with targets; only False. Targets may overlap each other.
-            target_size_per: As in the constructor.
-            context_length: As in the constructor.
-
-        Raises:
-            ValueError: If `allow_overlap` is True, `nenc` above 1, or `min_keep` above N.
+            target_size_per, context_length: As in the constructor.
 
         Example:
             >>> MultiBlockMask.from_ijepa_config((14, 14), min_keep=49).min_context_coverage
@@ -188,13 +183,10 @@ class MultiBlockMask(UniformSampler[Masks]):
         grid = as_grid_size("grid_size", grid_size, num_axes=(2,))
         if as_bool("allow_overlap", allow_overlap):
             raise ValueError(
-                "allow_overlap=True: must be False; it lets the context contain its targets, which "
-                "jepakit never does (targets may always overlap each other)"
+                "allow_overlap=True: must be False; the context never contains its targets"
             )
         if as_int("nenc", nenc, minimum=1) > 1:
-            raise ValueError(
-                f"nenc={nenc}: must be 1; call the sampler once for each context instead"
-            )
+            raise ValueError(f"nenc={nenc}: must be 1; call the sampler once for each context")
         size = math.prod(grid)
         if as_int("min_keep", min_keep, minimum=1) > size:
             raise ValueError(f"min_keep={min_keep}: must be at most the grid's {size} patches")
@@ -220,13 +212,7 @@ class MultiBlockMask(UniformSampler[Masks]):
         return length if isinstance(length, int) else self._spec.min_context_tokens
 
     @cached_property
-    def num_uniforms(self) -> int:
-        """Random numbers that one sample takes."""
-        return sum(self._columns)
-
-    @cached_property
     def _columns(self) -> list[int]:
-        """Columns of the table of uniforms, by their use in `_draw`."""
         return [
             3,  # scale, aspect ratio and duration of the targets
             1,  # scale of the context block
@@ -278,7 +264,5 @@ class MultiBlockMask(UniformSampler[Masks]):
         places = places.gather(1, u_order.argsort(dim=1, stable=True))
 
         visible = remove_padding(context, grid_size)
-        return Masks(
-            fit_context(visible, grid_size, self.context_length, u_trim),
-            target_blocks.token_sets(places),
-        )
+        fitted = fit_context(visible, grid_size, self.context_length, u_trim)
+        return Masks(fitted, target_blocks.token_sets(places))

@@ -35,7 +35,6 @@ class RandomMask(UniformSampler[Masks]):
     Raises:
         InfeasibleMaskError: If the grid has a single position, or `context_length` exceeds
             $N - k$.
-        ValueError: If `context_length` is `"trim"`, which would change nothing.
 
     Example:
         >>> from jepakit import RandomMask
@@ -57,8 +56,7 @@ class RandomMask(UniformSampler[Masks]):
         length: object = self.context_length
         if length == "trim":
             raise ValueError(
-                "context_length='trim': must be 'pad' or an int; every context of RandomMask has "
-                "one length, so there is nothing to trim"
+                "context_length='trim': must be 'pad' or an int; contexts have one length already"
             )
         store_fields(
             self,
@@ -79,10 +77,9 @@ class RandomMask(UniformSampler[Masks]):
                 f"Change one of: context_length={left}{also}"
             )
 
-    @cached_property
-    def num_uniforms(self) -> int:
-        """Random numbers that one sample takes: one for each position."""
-        return math.prod(self.grid_size)
+    @property
+    def _columns(self) -> list[int]:
+        return [math.prod(self.grid_size)]
 
     @cached_property
     def num_target_tokens(self) -> int:
@@ -98,11 +95,9 @@ class RandomMask(UniformSampler[Masks]):
 
     def _draw(self, uniforms: Float[Tensor, "b k"], device: torch.device | str | None) -> Masks:
         order = copy_to(uniforms, device).argsort(dim=1, stable=True)
-        num_targets = self.num_target_tokens
-        return Masks(
-            self._token_set(order[:, num_targets : num_targets + self.min_context_tokens]),
-            self._token_set(order[:, None, :num_targets]),
-        )
+        targets, rest = order.tensor_split([self.num_target_tokens], dim=1)
+        context = self._token_set(rest[:, : self.min_context_tokens])
+        return Masks(context, self._token_set(targets[:, None]))
 
     def _token_set(self, positions: Int[Tensor, "*b n"]) -> TokenSet:
         idx = positions.sort(dim=-1).values

@@ -1,10 +1,9 @@
 """`ReferenceMultiBlockMask`: the published I-JEPA sampler, with its quirks as switches."""
 
 import math
-from bisect import bisect_left
 from dataclasses import KW_ONLY, dataclass, fields
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,21 +19,10 @@ __all__ = ["ReferenceMultiBlockMask"]
 
 # Places that the published sampler tries before it gives up one more target.
 _TRIES = 20
-_QUIRKS = (
-    "prefix_truncation",
-    "skip_last",
-    "tied_aspect",
-    "floor_area",
-    "clip_below_grid",
-    "square_context",
-    "relax_when_stuck",
-)
 Role = Literal["target", "context"]
 
 
 class _Sizes(NamedTuple):
-    """Heights and widths of blocks."""
-
     height: Int[Tensor, " k"]
     width: Int[Tensor, " k"]
 
@@ -128,7 +116,11 @@ class ReferenceMultiBlockMask(UniformSampler[Masks]):
             target_aspect_ratio=as_range("target_aspect_ratio", self.target_aspect_ratio),
             context_scale=as_range("context_scale", self.context_scale, high=1.0),
             min_keep=as_int("min_keep", self.min_keep, minimum=0),
-            **{quirk: as_bool(quirk, getattr(self, quirk)) for quirk in _QUIRKS},
+            **{
+                f.name: as_bool(f.name, getattr(self, f.name))
+                for f in fields(self)
+                if f.type is bool
+            },
         )
         self._check_feasible("target")
         self._check_feasible("context")
@@ -139,13 +131,7 @@ class ReferenceMultiBlockMask(UniformSampler[Masks]):
         return self.min_keep + 1
 
     @cached_property
-    def num_uniforms(self) -> int:
-        """Random numbers that one sample takes."""
-        return sum(self._columns)
-
-    @cached_property
     def _columns(self) -> list[int]:
-        """Columns of the table of uniforms, by their use in `_place_all`."""
         return [
             2,  # scale and aspect ratio of the targets
             1,  # scale of the context
@@ -166,10 +152,8 @@ class ReferenceMultiBlockMask(UniformSampler[Masks]):
         u_scale, u_aspect = uniforms.double().unbind(1)
         area = self._areas(self.target_scale, u_scale)
         low, high = self.target_aspect_ratio
-        if self.tied_aspect:
-            aspect = low + (high - low) * u_scale
-        else:
-            aspect = low * (high / low) ** u_aspect
+        linear, log_uniform = low + (high - low) * u_scale, low * (high / low) ** u_aspect
+        aspect = linear if self.tied_aspect else log_uniform
         return self._clipped((area * aspect).sqrt(), (area / aspect).sqrt())
 
     def _context_sizes(self, uniforms: Float[Tensor, " k"]) -> _Sizes:
@@ -194,29 +178,16 @@ class ReferenceMultiBlockMask(UniformSampler[Masks]):
 
     def _check_feasible(self, role: Role) -> None:
         h, w = self._smallest_block(role)
-        area = h * w
-        if area > self.min_keep:
+        if h * w > self.min_keep:
             return
-        changes = [f"min_keep={area - 1}"] if area > 0 else []
-        if self.clip_below_grid and self._with(clip_below_grid=False)._is_feasible(role):
-            changes.append("clip_below_grid=False")
-        # Blocks grow with their scale, so the feasible scales are an interval.
-        percent = bisect_left(
-            range(100), True, key=lambda p: self._with_scale(role, p)._is_feasible(role)
-        )
-        larger = self._with_scale(role, percent)
-        if larger._is_feasible(role):
-            changes.append(f"{role}_scale={getattr(larger, f'{role}_scale')}")
+        larger = f"{role}_scale or grid_size to a larger one"
+        change = f"min_keep to at most {h * w - 1}, or {larger}" if h * w > 0 else larger
         raise InfeasibleMaskError(
             f"ReferenceMultiBlockMask on the grid {self.grid_size}: a {role} block can be "
-            f"{h} x {w} = {area} patches, and only blocks of more than min_keep={self.min_keep} "
+            f"{h} x {w} = {h * w} patches, and only blocks of more than min_keep={self.min_keep} "
             "are accepted, so the published sampler would never end. "
-            f"Change one of: {'; '.join(changes or ['grid_size to a larger one'])}"
+            f"Change {change}"
         )
-
-    def _is_feasible(self, role: Role) -> bool:
-        h, w = self._smallest_block(role)
-        return h * w > self.min_keep
 
     def _smallest_block(self, role: Role) -> tuple[int, int]:
         """Height and width of the smallest block among 2^16 draws.
@@ -233,19 +204,6 @@ class ReferenceMultiBlockMask(UniformSampler[Masks]):
             h, w = self._target_sizes(torch.cartesian_prod(side, side))
         smallest = int((h * w).argmin())
         return int(h[smallest]), int(w[smallest])
-
-    def _with_scale(self, role: Role, percent: int) -> "ReferenceMultiBlockMask":
-        """With both ends of the role's scale raised to `percent` where they lie below."""
-        name = f"{role}_scale"
-        low, high = (max(end, percent / 100) for end in getattr(self, name))
-        return self._with(**{name: (low, high)})
-
-    def _with(self, **changes: Any) -> "ReferenceMultiBlockMask":
-        """A copy with other arguments that may be infeasible, so without the constructor."""
-        copy = object.__new__(type(self))
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        store_fields(copy, **values | changes)
-        return copy
 
     # Sampling
 
@@ -281,11 +239,9 @@ class ReferenceMultiBlockMask(UniformSampler[Masks]):
     def _draw_blocks(self, h: int, w: int, uniforms: Float[Tensor, "b m"]) -> Int[Tensor, "b m a"]:
         """The cells of blocks of one size, whose corners are drawn."""
         height, width = self.grid_size
-        rows, columns = height - h, width - w
-        if not self.skip_last:
-            rows, columns = rows + 1, columns + 1
+        last = 0 if self.skip_last else 1
         # A block as high as the grid has one place, which an exclusive upper end leaves out.
-        rows, columns = max(1, rows), max(1, columns)
+        rows, columns = max(1, height - h + last), max(1, width - w + last)
         place = (uniforms * (rows * columns)).long().clamp_max(rows * columns - 1)
         corner = place // columns * width + place % columns
         row, column = (torch.arange(n, device=uniforms.device) for n in (h, w))

@@ -11,14 +11,41 @@ from jepakit._checks import as_int, check_tensor
 
 def check_mask(mask: Tensor, grid_size: tuple[int, ...]) -> None:
     """Raise unless a mask is bool and flat over the grid."""
-    check_tensor("mask", mask)
-    if mask.dtype != torch.bool:
-        raise TypeError(f"mask: must be bool (True marks a member), got {mask.dtype}")
+    check_tensor("mask", mask, torch.bool)
     size = math.prod(grid_size)
     if mask.dim() < 1 or mask.shape[-1] != size:
         raise ValueError(
             f"mask {tuple(mask.shape)}: must be flat over the grid {grid_size}, "
             f"[*batch, {size}]; flatten the grid's axes first"
+        )
+
+
+def mask_of_indices(
+    name: str, idx: Int[Tensor, "*batch n"], grid_size: tuple[int, ...]
+) -> Bool[Tensor, "*batch N"]:
+    """Flat masks of the positions that are listed; raise unless they are on the grid."""
+    check_tensor(name, idx)
+    if idx.dtype in (torch.bool, torch.uint8) or idx.is_floating_point() or idx.is_complex():
+        raise TypeError(
+            f"{name}: must be positions, as signed integers, got {idx.dtype}; for a mask, True "
+            "at members, use TokenSet.from_mask"
+        )
+    if idx.dim() < 1:
+        raise ValueError(f"{name} (): must be [*batch, n]")
+    check_positions(name, idx, grid_size)
+    mask = torch.zeros(*idx.shape[:-1], math.prod(grid_size), dtype=torch.bool, device=idx.device)
+    return mask.scatter_(-1, idx.long(), True)
+
+
+def check_positions(name: str, idx: Tensor, grid_size: tuple[int, ...]) -> None:
+    """Raise unless all positions are on the grid; a host synchronisation on an accelerator."""
+    if idx.numel() == 0:
+        return
+    size, (low, high) = math.prod(grid_size), torch.stack(torch.aminmax(idx)).tolist()
+    if low < 0 or high >= size:
+        raise ValueError(
+            f"{name}: must lie on the grid {grid_size}, in [0, {size - 1}], got values from {low} "
+            f"to {high}"
         )
 
 
@@ -38,10 +65,7 @@ def member_positions(
 def coarsen_mask(
     mask: Bool[Tensor, "*batch N"], grid_size: tuple[int, ...], window: int
 ) -> tuple[Bool[Tensor, "*batch M"], tuple[int, ...]]:
-    """Return which windows of the grid hold a member, and the grid of windows.
-
-    The last window along an axis may be partial.
-    """
+    """True for windows with a member, and the grid of windows; the last ones may be partial."""
     batch = mask.shape[:-1]
     cells = mask.reshape(math.prod(batch), *grid_size)
     for axis, side in enumerate(grid_size, start=1):
@@ -55,7 +79,7 @@ def coarsen_mask(
 
 
 def num_halvings(grid_size: tuple[int, ...]) -> int:
-    """Return how often a grid can be halved, upwards, until it is a single cell."""
+    """Number of halvings, upwards, after which a grid is a single cell."""
     return max(side - 1 for side in grid_size).bit_length()
 
 

@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 from torch.fx._pytree import register_pytree_flatten_spec
+from torch.serialization import add_safe_globals
 from torch.utils import _pytree as pytree
 
-from jepakit._checks import type_name
+from jepakit._checks import store_fields, type_name
 from jepakit.tokens._arguments import check_token_set
 from jepakit.tokens.token_set import TokenSet
 
@@ -25,7 +26,6 @@ class Masks:
         targets: What is predicted, `[batch, num_targets, n]`.
 
     Raises:
-        TypeError: If one of the two is not a `TokenSet`.
         ValueError: If the two do not share grid and batch size, or have other axes.
 
     Example:
@@ -59,26 +59,19 @@ class Masks:
                 f"context has batch size {context.shape[0]}, targets {targets.shape[0]}: "
                 "must be equal"
             )
-        _set_fields(self, context, targets)
+        store_fields(self, context=context, targets=targets)
 
     @classmethod
     def cat(cls, parts: Sequence["Masks"]) -> "Masks":
-        """Join masks along the batch; contexts and targets are padded to the longest.
+        """Join `parts` on one grid, with equally many targets, along the batch.
 
-        Args:
-            parts: On one grid, with equally many targets.
-
-        Raises:
-            TypeError: If a member is not `Masks`.
-            ValueError: If there is none, or grids or numbers of targets differ.
+        Contexts and targets are padded to the longest.
         """
         if not isinstance(parts, Sequence):
             raise TypeError(f"parts: must be a sequence of Masks, got {type_name(parts)}")
         for number, part in enumerate(parts):
             if not isinstance(part, Masks):
                 raise TypeError(f"parts[{number}]: must be Masks, got {type_name(part)}")
-        if len(parts) == 0:
-            raise ValueError("parts=[]: must hold at least one Masks")
         return cls(
             TokenSet.cat([part.context for part in parts]),
             TokenSet.cat([part.targets for part in parts]),
@@ -90,26 +83,15 @@ class Masks:
         return self.context.grid_size
 
     def coarsen(self, levels: int = 1) -> "Masks":
-        """Context and targets on a coarser grid; see `TokenSet.coarsen`.
+        """Context and targets on a grid that is halved `levels` times; see `TokenSet.coarsen`.
 
         Unless blocks are aligned to the coarse cells, as `NestedMask` draws them, a cell
         on a border is of context and target at once.
-
-        Args:
-            levels: How often to halve the grid.
         """
         return Masks(self.context.coarsen(levels), self.targets.coarsen(levels))
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Masks":
-        """The same masks on another device.
-
-        Args:
-            device: Where to.
-            non_blocking: As in `torch.Tensor.to`.
-
-        Raises:
-            TypeError: If `device` is something else, such as a dtype.
-        """
+        """The same masks on another `device`; `non_blocking` as in `torch.Tensor.to`."""
         return Masks(
             self.context.to(device, non_blocking=non_blocking),
             self.targets.to(device, non_blocking=non_blocking),
@@ -124,11 +106,7 @@ class Masks:
         return len(self.context)
 
     def __getitem__(self, index: Any) -> "Masks":
-        """Index the batch: `masks[i:j]` for some samples, `masks[i]` for one without batch axis.
-
-        Args:
-            index: An int, a slice, or a vector of indices or bools.
-        """
+        """Index the batch by an int, a slice, or a vector; an int `index` drops the batch axis."""
         if isinstance(index, tuple):
             raise TypeError(
                 f"masks[{index!r}]: must be one index, of the batch; index masks.targets for more"
@@ -145,18 +123,14 @@ class Masks:
         return f"Masks(context={self.context!r}, targets={self.targets!r})"
 
 
-def _set_fields(masks: Masks, context: Any, targets: Any) -> None:
-    object.__setattr__(masks, "context", context)
-    object.__setattr__(masks, "targets", targets)
-
-
 def _flatten(masks: Masks) -> tuple[list[Any], None]:
     return [masks.context, masks.targets], None
 
 
 def _unflatten(children: Any, _: None) -> Masks:
     masks = object.__new__(Masks)
-    _set_fields(masks, *children)
+    context, targets = children
+    store_fields(masks, context=context, targets=targets)
     return masks
 
 
@@ -173,3 +147,4 @@ pytree.register_pytree_node(
     flatten_with_keys_fn=_flatten_with_keys,
 )
 register_pytree_flatten_spec(Masks, lambda masks, _: [masks.context, masks.targets])
+add_safe_globals([Masks])

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.fx._pytree import register_pytree_flatten_spec
+from torch.nn.functional import pad
+from torch.serialization import add_safe_globals
 from torch.utils import _pytree as pytree
 
 from jepakit._checks import (
@@ -17,10 +19,18 @@ from jepakit._checks import (
     as_int,
     check_device,
     check_tensor,
+    store_fields,
     type_name,
     values_readable,
 )
-from jepakit.tokens._grid import check_mask, coarsen_mask, member_positions, num_halvings
+from jepakit.tokens._grid import (
+    check_mask,
+    check_positions,
+    coarsen_mask,
+    mask_of_indices,
+    member_positions,
+    num_halvings,
+)
 
 __all__ = ["TokenSet"]
 
@@ -44,10 +54,7 @@ class TokenSet:
             a plain bool, so that code can branch on it without a host synchronisation.
 
     Raises:
-        TypeError: If `idx` is not an int64 tensor, `valid` not a bool one, or `padded` not a bool.
-        ValueError: If the shapes differ, or (on the CPU) if an index is off the grid, not
-            ascending, not 0 where not valid, if valid entries do not come first, or if `padded` is
-            False although an entry is not valid.
+        ValueError: If the shapes differ, or (on the CPU) if the values are not as described.
 
     Example:
         >>> import torch
@@ -96,7 +103,7 @@ class TokenSet:
             )
         if values_readable(idx, valid):
             _check_values(idx, valid, grid, padded)
-        _set_fields(self, idx, valid, grid, padded)
+        store_fields(self, idx=idx, valid=valid, grid_size=grid, padded=padded)
 
     # Building
 
@@ -109,18 +116,13 @@ class TokenSet:
         Args:
             mask: True marks a member; flat over the grid, `N = prod(grid_size)`.
             grid_size: The grid in patches.
-
-        Raises:
-            TypeError: If `mask` is not bool.
-            ValueError: If its last axis is not the grid's number of positions.
         """
         grid = as_grid_size("grid_size", grid_size)
         check_mask(mask, grid)
         rank = mask.cumsum(dim=-1)
         counts = rank[..., -1]
-        if counts.numel() == 0:
-            longest = shortest = 0
-        else:
+        shortest, longest = 0, 0
+        if counts.numel() > 0:
             shortest, longest = torch.stack(torch.aminmax(counts)).tolist()
         idx = member_positions(mask, rank, longest)
         valid = torch.arange(longest, device=mask.device) < counts.unsqueeze(-1)
@@ -143,10 +145,6 @@ class TokenSet:
                 one for each set.
             grid_size: The grid in patches.
 
-        Raises:
-            TypeError: If `indices` does not hold signed integers.
-            ValueError: If an index is off the grid, or a vector of a sequence has another shape.
-
         Example:
             >>> import torch
             >>> TokenSet.from_indices([torch.tensor([3, 1]), torch.tensor([2])], (2, 2)).idx
@@ -154,15 +152,8 @@ class TokenSet:
                     [2, 0]])
         """
         grid = as_grid_size("grid_size", grid_size)
-        size = math.prod(grid)
         if isinstance(indices, Tensor):
-            _check_indices("indices", indices, grid)
-            if indices.dim() < 1:
-                raise ValueError("indices (): must be [*batch, n]")
-            mask = torch.zeros(
-                *indices.shape[:-1], size, dtype=torch.bool, device=indices.device
-            ).scatter_(-1, indices.long(), True)
-            return cls.from_mask(mask, grid)
+            return cls.from_mask(mask_of_indices("indices", indices, grid), grid)
         if isinstance(indices, str) or not isinstance(indices, Sequence):
             raise TypeError(
                 "indices: must be a tensor of positions or a sequence of them, got "
@@ -170,16 +161,13 @@ class TokenSet:
             )
         if len(indices) == 0:
             raise ValueError("indices=[]: must hold at least one vector of positions")
+        masks = [mask_of_indices(f"indices[{k}]", idx, grid) for k, idx in enumerate(indices)]
         for number, vector in enumerate(indices):
-            _check_indices(f"indices[{number}]", vector, grid)
             if vector.dim() != 1:
                 raise ValueError(
                     f"indices[{number}] {tuple(vector.shape)}: must be a vector of positions, [n]"
                 )
-        mask = torch.zeros(len(indices), size, dtype=torch.bool, device=indices[0].device)
-        for row, vector in zip(mask, indices, strict=True):
-            row[vector.long()] = True
-        return cls.from_mask(mask, grid)
+        return cls.from_mask(torch.stack(masks), grid)
 
     @classmethod
     def full(
@@ -189,13 +177,7 @@ class TokenSet:
         *,
         device: torch.device | str | None = None,
     ) -> "TokenSet":
-        """Every position of the grid, for each entry of the batch.
-
-        Args:
-            grid_size: The grid in patches.
-            batch_shape: Leading axes.
-            device: Where the tensors live.
-        """
+        """Every position of `grid_size`, for each entry of `batch_shape`, on a `device`."""
         grid = as_grid_size("grid_size", grid_size)
         idx = torch.arange(math.prod(grid), device=device).expand(*batch_shape, -1)
         valid = torch.ones_like(idx, dtype=torch.bool)
@@ -203,15 +185,7 @@ class TokenSet:
 
     @classmethod
     def cat(cls, sets: Sequence["TokenSet"]) -> "TokenSet":
-        """Join sets along their first batch axis, padded to the longest.
-
-        Args:
-            sets: On one grid, with equal batch axes after the first.
-
-        Raises:
-            TypeError: If a member is not a `TokenSet`.
-            ValueError: If there is none, or grids or batch axes differ.
-        """
+        """Join `sets` on one grid along their first batch axis, padded to the longest."""
         if isinstance(sets, TokenSet) or not isinstance(sets, Sequence):
             raise TypeError(f"sets: must be a sequence of TokenSets, got {type_name(sets)}")
         if len(sets) == 0:
@@ -234,15 +208,8 @@ class TokenSet:
         lengths = [tokens.shape[-1] for tokens in sets]
         longest = max(lengths)
         padded = any(tokens.padded for tokens in sets) or min(lengths) < longest
-        idx, valid = (
-            torch.cat(
-                [
-                    torch.nn.functional.pad(tensor, (0, longest - tensor.shape[-1]))
-                    for tensor in tensors
-                ]
-            )
-            for tensors in ([s.idx for s in sets], [s.valid for s in sets])
-        )
+        idx = torch.cat([pad(s.idx, (0, longest - s.shape[-1])) for s in sets])
+        valid = torch.cat([pad(s.valid, (0, longest - s.shape[-1])) for s in sets])
         return cls._trusted(idx, valid, sets[0].grid_size, padded=padded)
 
     @classmethod
@@ -312,16 +279,10 @@ class TokenSet:
         return TokenSet._of_length(mask, mask.shape[-1] - self.shape[-1], self.grid_size)
 
     def coarsen(self, levels: int = 1) -> "TokenSet":
-        """The cells of a coarser grid that hold a member; needs a host synchronisation.
+        """The cells with a member on a grid whose sides are halved, upwards, `levels` times.
 
-        Every side of the grid is halved `levels` times, upwards: a cell is a window of
-        `2**levels` positions along each axis, cut off by the border.
-
-        Args:
-            levels: How often to halve.
-
-        Raises:
-            ValueError: If there are more halvings than it takes to a single cell.
+        A cell is a window of `2**levels` positions along each axis, cut off by the border. Needs a
+        host synchronisation.
         """
         halvings = as_int("levels", levels, minimum=0)
         most = num_halvings(self.grid_size)
@@ -335,15 +296,7 @@ class TokenSet:
     # Moving and indexing
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "TokenSet":
-        """The same set on another device.
-
-        Args:
-            device: Where to.
-            non_blocking: As in `torch.Tensor.to`.
-
-        Raises:
-            TypeError: If `device` is something else, such as a dtype.
-        """
+        """The same set on another `device`; `non_blocking` as in `torch.Tensor.to`."""
         check_device("device", device)
         as_bool("non_blocking", non_blocking)
         idx = self.idx.to(device, non_blocking=non_blocking)
@@ -363,11 +316,7 @@ class TokenSet:
         return self.idx.shape[0]
 
     def __getitem__(self, index: Any) -> "TokenSet":
-        """Index the batch axes; the set itself stays whole.
-
-        Args:
-            index: Anything that indexes a tensor of shape `[*batch]`.
-        """
+        """Index the batch axes by any `index` of a tensor `[*batch]`; the sets stay whole."""
         if self.idx.dim() == 1:
             # Not an IndexError, which would end an iteration silently.
             raise TypeError("this TokenSet has no batch axis to index; its entries are one set")
@@ -394,13 +343,7 @@ def _check_values(idx: Tensor, valid: Tensor, grid_size: tuple[int, ...], padded
         return
     if not padded and not valid.all():
         raise ValueError("padded=False: promises that every entry is valid, but some are not")
-    size = math.prod(grid_size)
-    low, high = int(idx.min()), int(idx.max())
-    if low < 0 or high >= size:
-        raise ValueError(
-            f"idx: must lie on the grid {grid_size}, in [0, {size - 1}], "
-            f"got values from {low} to {high}"
-        )
+    check_positions("idx", idx, grid_size)
     both = valid[..., 1:]
     if (both & ~valid[..., :-1]).any():
         raise ValueError("valid: valid entries must come first in every set")
@@ -410,41 +353,16 @@ def _check_values(idx: Tensor, valid: Tensor, grid_size: tuple[int, ...], padded
         raise ValueError("idx: must be 0 where not valid")
 
 
-def _check_indices(name: str, idx: Tensor, grid_size: tuple[int, ...]) -> None:
-    check_tensor(name, idx)
-    if idx.dtype in (torch.bool, torch.uint8):
-        raise TypeError(
-            f"{name}: must be positions, as signed integers, got {idx.dtype}; for a mask, True "
-            "at members, use TokenSet.from_mask"
-        )
-    if idx.is_floating_point() or idx.is_complex():
-        raise TypeError(f"{name}: must be positions, as signed integers, got {idx.dtype}")
-    size = math.prod(grid_size)
-    if idx.numel() and not 0 <= int(idx.min()) <= int(idx.max()) < size:
-        raise ValueError(
-            f"{name}: must lie on the grid {grid_size}, in [0, {size - 1}], got values from "
-            f"{int(idx.min())} to {int(idx.max())}"
-        )
-
-
-def _set_fields(
-    tokens: TokenSet, idx: Any, valid: Any, grid_size: tuple[int, ...], padded: bool
-) -> None:
-    object.__setattr__(tokens, "idx", idx)
-    object.__setattr__(tokens, "valid", valid)
-    object.__setattr__(tokens, "grid_size", grid_size)
-    object.__setattr__(tokens, "padded", padded)
-
-
 def _flatten(tokens: TokenSet) -> tuple[list[Any], Any]:
     return [tokens.idx, tokens.valid], (tokens.grid_size, tokens.padded)
 
 
 def _unflatten(leaves: Any, static: Any) -> TokenSet:
-    # Without checks: values were checked when the set was built, and the leaves of a pytree may be
-    # anything.
+    # Without checks: the leaves of a pytree may be anything.
     tokens = object.__new__(TokenSet)
-    _set_fields(tokens, *leaves, *static)
+    idx, valid = leaves
+    grid_size, padded = static
+    store_fields(tokens, idx=idx, valid=valid, grid_size=grid_size, padded=padded)
     return tokens
 
 
@@ -465,3 +383,5 @@ pytree.register_pytree_node(
     from_dumpable_context=lambda dumped: (tuple(dumped[0]), dumped[1]),
 )
 register_pytree_flatten_spec(TokenSet, lambda tokens, _: [tokens.idx, tokens.valid])
+# `torch.load(weights_only=True)`, so also `torch.export.load`, refuses classes that are not listed.
+add_safe_globals([TokenSet])

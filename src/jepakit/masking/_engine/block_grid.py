@@ -83,7 +83,7 @@ class BlockGrid:
 
     @cached_property
     def fits(self) -> Bool[Tensor, "k p"]:
-        """Places at which the whole block is on the grid."""
+        """True for places at which the whole block is on the grid."""
         place = torch.arange(self._lengths[-1], device=self.sizes.device)
         fits = torch.ones_like(self.sizes[:, :1], dtype=torch.bool)
         for axis, first in enumerate(self._coordinates(place)):
@@ -140,7 +140,6 @@ class BlockGrid:
         return DrawnPlaces(place, total > 0)
 
     def padded_mask(self, place: Int[Tensor, " b"]) -> Int[Tensor, "b t"]:
-        """The padded mask of one block for each sample."""
         inside = torch.ones(1, 1, dtype=torch.int32, device=place.device)
         for axis, before in enumerate(self._coordinates(place)):
             cell = torch.arange(self.grid_size[axis] + 1, device=place.device)
@@ -217,7 +216,6 @@ def summed_area(padded_mask: Int[Tensor, "b t"], grid_size: tuple[int, ...]) -> 
 def remove_padding(
     padded_mask: Int[Tensor, "b t"], grid_size: tuple[int, ...]
 ) -> Bool[Tensor, "b N"]:
-    """The flat bool masks on the grid."""
     grid = padded_mask.view(-1, *(side + 1 for side in grid_size))
     return grid[(slice(None), *(slice(1, None) for _ in grid_size))].flatten(1).bool()
 

@@ -17,7 +17,6 @@ _SLACK = 1e-12
 
 
 def round_half_up(value: float) -> int:
-    """The nearest integer, halves upwards."""
     return math.floor(value + 0.5)
 
 
@@ -156,6 +155,5 @@ class ContextBlockSizes:
         )
 
     def draw(self, uniforms: Float[Tensor, " k"]) -> Int[Tensor, "k axes"]:
-        """One size for each number in [0, 1)."""
         number = torch.searchsorted(self.cumulative_probability, uniforms.double(), right=True)
         return self.sizes[number.clamp_max(len(self.sizes) - 1)]

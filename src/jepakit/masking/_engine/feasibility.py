@@ -17,6 +17,7 @@ while with `num_targets=3` 4 + 12 <= 16.
 """
 
 import math
+from bisect import bisect_left
 from dataclasses import dataclass, fields, replace
 from enum import Enum, auto
 from functools import cached_property
@@ -57,12 +58,10 @@ class MultiBlockSpec:
 
     @classmethod
     def from_sampler(cls, sampler: object) -> "MultiBlockSpec":
-        """The fields of the same names."""
         return cls(**{field.name: getattr(sampler, field.name) for field in fields(cls)})
 
     @cached_property
     def num_positions(self) -> int:
-        """Positions on the grid."""
         return math.prod(self.grid_size)
 
     @cached_property
@@ -79,7 +78,6 @@ class MultiBlockSpec:
 
     @cached_property
     def target_sizes(self) -> list[tuple[int, ...]]:
-        """Every size that a target can have."""
         return reachable_sizes(
             self.grid_size, self.target_scale, self.target_aspect_ratio, self.temporal_scale
         )
@@ -121,7 +119,6 @@ class MultiBlockSpec:
         return self.all_context_sizes(min_volume=self.min_context_tokens + self.target_cells)
 
     def all_context_sizes(self, *, min_volume: int) -> ContextBlockSizes:
-        """Sizes of context blocks of at least `min_volume` cells."""
         return ContextBlockSizes.from_range(
             self.grid_size, self.context_scale, frames=self.context_frames, min_volume=min_volume
         )
@@ -179,12 +176,10 @@ class MultiBlockSpec:
             )
         cells, size = self.costliest_target
         kept = f", {self.context_frames} frames of it" if cells < math.prod(size) else ""
-        taken = (
-            f"{cells} (largest target block, {_product(size)}{kept})"
-            if self.allow_target_overlap
-            else f"{self.num_targets} * {cells} (disjoint target blocks, "
-            f"up to {_product(size)}{kept})"
-        )
+        blocks = f"{_product(size)}{kept}"
+        taken = f"{self.num_targets} * {cells} (disjoint target blocks, up to {blocks})"
+        if self.allow_target_overlap:
+            taken = f"{cells} (largest target block, {blocks})"
         return (
             f"min_context_coverage={self.min_context_coverage:g} needs {need} context tokens, and "
             f"{need} + {taken} = {need + self.target_cells} exceeds {self.largest_context} "
@@ -206,10 +201,7 @@ class MultiBlockSpec:
             tried.append(replace(self, allow_target_overlap=True))
         changes = [self._difference(spec) for spec in tried if spec.obstacle() is None]
         if not changes:
-            return (
-                "No single change is enough: lower target_scale and min_context_coverage, or take "
-                "a larger grid"
-            )
+            return "No single change is enough: lower target_scale and min_context_coverage"
         return "Change one of: " + "; ".join(changes)
 
     def _difference(self, other: "MultiBlockSpec") -> str:
@@ -224,13 +216,8 @@ class MultiBlockSpec:
             return replace(self, target_scale=(min(self.target_scale[0], high), high))
 
         # No size shrinks when a scale grows, so the feasible scales are an interval.
-        feasible, infeasible = 0, math.ceil(self.target_scale[1] / _SCALE_STEP)
-        while infeasible - feasible > 1:
-            middle = (feasible + infeasible) // 2
-            if with_scale(middle).obstacle() is None:
-                feasible = middle
-            else:
-                infeasible = middle
+        too_large = range(1, math.ceil(self.target_scale[1] / _SCALE_STEP))
+        feasible = bisect_left(too_large, True, key=lambda k: with_scale(k).obstacle() is not None)
         return with_scale(feasible) if feasible > 0 else self
 
     def _with_promised_tokens(self) -> "MultiBlockSpec":

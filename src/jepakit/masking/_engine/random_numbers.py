@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jepakit._checks import as_int, type_name
+from jepakit._checks import as_int, check_generator
 
 
 def draw_uniforms(
@@ -20,11 +20,7 @@ def draw_uniforms(
 ) -> Float[Tensor, "b k"]:
     """Rows of uniforms in [0, 1) from a CPU generator, the global one if None; on the CPU."""
     batch_size = as_int("batch_size", batch_size, minimum=1)
-    if generator is not None and not isinstance(generator, torch.Generator):
-        raise TypeError(
-            f"generator={generator!r}: must be a torch.Generator or None, got "
-            f"{type_name(generator)}; for a seed, torch.Generator().manual_seed(seed)"
-        )
+    check_generator(generator)
     if generator is not None and generator.device.type != "cpu":
         raise ValueError(
             f"generator on {generator.device}: must be a CPU generator, so that masks are the same "

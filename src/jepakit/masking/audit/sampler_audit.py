@@ -2,9 +2,9 @@
 
 import inspect
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import is_dataclass
-from typing import NamedTuple, overload
+from typing import Any, NamedTuple, overload
 
 import torch
 
@@ -64,7 +64,6 @@ def audit_masks(
         lists.
 
     Raises:
-        TypeError: If the sampler returns something else.
         ValueError: If the sampler returns masks for another batch size, on another grid than
             before, or in a list of another length than before.
 
@@ -98,19 +97,14 @@ def audit_masks(
                 f"sampler returned {len(members)} Masks, {len(counts)} before: must be as many "
                 "for every batch"
             )
-        untrimmed: Sequence[Masks | None] = [None] * len(members)
-        if drawn.untrimmed is not None:
-            untrimmed = _members(drawn.untrimmed, batch_size)
-        for count, masks, before in zip(counts, members, untrimmed, strict=True):
+        untrimmed = drawn.untrimmed
+        whole = [None] * len(members) if untrimmed is None else _members(untrimmed, batch_size)
+        for count, masks, before in zip(counts, members, whole, strict=True):
             count.add(masks, before)
-    seconds_per_image = seconds / (num_batches * batch_size)
-    name = _name_of(sampler)
+    name, per_image = _name_of(sampler), seconds / (num_batches * batch_size)
     if not returns_list:
-        return counts[0].to_audit(name, batch_size, seconds_per_image)
-    return [
-        count.to_audit(f"{name}[{k}]", batch_size, seconds_per_image)
-        for k, count in enumerate(counts)
-    ]
+        return counts[0].to_audit(name, batch_size, per_image)
+    return [count.to_audit(f"{name}[{k}]", batch_size, per_image) for k, count in enumerate(counts)]
 
 
 class _Draw(NamedTuple):
@@ -120,9 +114,7 @@ class _Draw(NamedTuple):
 
 
 def _draw(
-    sampler: Callable[..., Masks | list[Masks]],
-    batch_size: int,
-    generator: torch.Generator | None,
+    sampler: Callable[..., Masks | list[Masks]], batch_size: int, generator: torch.Generator | None
 ) -> _Draw:
     """One batch of masks, the same masks before trimming where possible, and the sampling time."""
     start = time.perf_counter()
@@ -133,17 +125,15 @@ def _draw(
         masks = sampler.from_uniforms(uniforms)
         seconds = time.perf_counter() - start
         return _Draw(masks, sampler._untrimmed(uniforms), seconds)
-    if _takes_generator(sampler):
-        masks = sampler(batch_size, generator=generator)
-    else:
-        masks = sampler(batch_size)
+    keywords = {"generator": generator} if _takes_generator(sampler) else {}
+    masks = sampler(batch_size, **keywords)
     return _Draw(masks, None, time.perf_counter() - start)
 
 
 def _members(masks: object, batch_size: int) -> list[Masks]:
     """The returned `Masks` as a list, checked."""
-    members: list[Masks] = []
-    for member in masks if isinstance(masks, list) else [masks]:
+    members: list[Any] = masks if isinstance(masks, list) else [masks]
+    for member in members:
         if not isinstance(member, Masks):
             raise TypeError(
                 f"sampler returned {type(member).__name__}: must be Masks or a list of them; index "
@@ -154,7 +144,6 @@ def _members(masks: object, batch_size: int) -> list[Masks]:
                 f"sampler returned masks for {len(member)} samples: must be for the "
                 f"{batch_size} that it was called for"
             )
-        members.append(member)
     if not members:
         raise ValueError("sampler returned []: must be at least one Masks")
     return members
