@@ -34,7 +34,7 @@ def sincos_table(grid_size: tuple[int, ...], dim: int, level: int = 0) -> Float[
     if dim % (2 * axes):
         raise ValueError(
             f"predictor_embed_dim={dim}: must be a multiple of {2 * axes} for sine-cosine "
-            f"positions on the grid {grid_size} ({axes} axes, a sine and a cosine each)"
+            f"positions on the grid {grid_size}"
         )
     pairs = dim // (2 * axes)
     frequency = 10000.0 ** (-torch.arange(pairs, dtype=torch.float64) / pairs)
@@ -93,12 +93,12 @@ def init_sincos_positions(encoder: MaskedViT) -> None:
     before the teacher is copied and before `torch.compile`.
 
     Args:
-        encoder: Its backbone has a learned position embedding, `pos_embed`, of the whole grid.
+        encoder: Its backbone has a learned position embedding, `pos_embed`, of the whole grid, with
+            a width that is a multiple of 4.
 
     Raises:
         UnsupportedBackboneError: If the backbone has no such embedding (rotary and relative
-            positions, NaFlexViT), or one that is not of the grid's patches.
-        ValueError: If its width is not a multiple of 4.
+            positions, NaFlexViT).
 
     Example:
         >>> import timm

@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -17,14 +16,8 @@ class UnsupportedBackboneError(TypeError):
     """A model that `MaskedViT` cannot run on a context; the text names the missing feature."""
 
 
-@dataclass(frozen=True)
-class Missing:
+class Missing(str):
     """A feature that a model would need for an adapter, as a noun phrase for an error message."""
-
-    feature: str
-
-    def __str__(self) -> str:
-        return self.feature
 
 
 def missing_attribute(model: Any, *names: str) -> Missing | None:
@@ -106,12 +99,16 @@ class DroppingBackbone(Backbone):
     def missing_feature(cls, model: Any) -> Missing | None:
         """Return what a model lacks to be of this family; None if it has everything."""
 
-    @abstractmethod
+    keep: "KeepContext"
+
     def set_context(self, context: TokenSet | None) -> dict[str, Tensor]:
         """Make the model keep the context's patches (all with None); return forward arguments.
 
         Not a context manager, which breaks the graph in older versions of torch.
         """
+        self.keep.context = context
+        mask = context_key_mask(context, self.num_prefix_tokens)
+        return {} if mask is None else {"attn_mask": mask}
 
     @property
     def num_layers(self) -> int:
@@ -125,15 +122,10 @@ class DroppingBackbone(Backbone):
     def grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
         embed = self.model.patch_embed
         if not getattr(self.model, "dynamic_img_size", False):
-            if size != tuple(embed.img_size):
-                raise ValueError(
-                    f"images of {size[0]} x {size[1]} pixels: must be {embed.img_size[0]} x "
-                    f"{embed.img_size[1]}, as the backbone was built; build it with "
-                    f"img_size={size} or dynamic_img_size=True"
-                )
+            check_built_size(size, embed.img_size)
             return self.grid_size
         if not embed.dynamic_img_pad:
-            check_multiples(size, embed.feat_ratio(as_scalar=False))
+            check_multiples(size, embed.feat_ratio(as_scalar=False), "patch size")
         rows, columns = embed.dynamic_feat_size(size)
         return rows, columns
 
@@ -166,7 +158,8 @@ class DroppingBackbone(Backbone):
 class KeepContext(nn.Module):
     """Keeps the prefix and the context's patches of a sequence; everything without a context.
 
-    It has no parameters, so the backbone's state dict does not change.
+    It takes the place of a module, or is hooked to one. It has no parameters, so the backbone's
+    state dict does not change.
     """
 
     def __init__(self, num_prefix_tokens: int) -> None:
@@ -177,24 +170,13 @@ class KeepContext(nn.Module):
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b k d"]:
         return keep_context(x, self.context, self.num_prefix_tokens)
 
-
-class KeepContextHook:
-    """`KeepContext` as a forward hook, for models without a module that it could replace."""
-
-    def __init__(self, num_prefix_tokens: int) -> None:
-        self.num_prefix_tokens = num_prefix_tokens
-        self.context: TokenSet | None = None
-
-    def __call__(
-        self, _module: nn.Module, _arguments: tuple[Any, ...], output: Float[Tensor, "b n d"]
-    ) -> Float[Tensor, "b k d"]:
+    def hook(self, _module: nn.Module, _arguments: tuple[Any, ...], output: Tensor) -> Tensor:
         return keep_context(output, self.context, self.num_prefix_tokens)
 
 
 def keep_context(
     x: Float[Tensor, "b n d"], context: TokenSet | None, num_prefix_tokens: int
 ) -> Float[Tensor, "b k d"]:
-    """Return the prefix and the context's patches of a sequence; all of it without a context."""
     if context is None:
         return x
     prefix, patches = x[:, :num_prefix_tokens], x[:, num_prefix_tokens:]
@@ -226,10 +208,19 @@ def sequence_positions(context: TokenSet, num_prefix_tokens: int) -> Int[Tensor,
     return torch.cat([prefix, context.idx + num_prefix_tokens], dim=1)
 
 
-def check_multiples(size: tuple[int, int], patch_size: Sequence[int]) -> None:
-    """Raise unless both sides of an image, in pixels, are multiples of the patch's."""
-    if any(side % patch for side, patch in zip(size, patch_size, strict=True)):
+def check_built_size(size: tuple[int, int], built: Sequence[int]) -> None:
+    """Raise unless an image's sides, in pixels, are those that the backbone was built for."""
+    if size != tuple(built):
         raise ValueError(
-            f"images of {size[0]} x {size[1]} pixels: sides must be multiples of the patch size "
-            f"{tuple(patch_size)}, or build the backbone with dynamic_img_pad=True"
+            f"images of {size[0]} x {size[1]} pixels: must be {built[0]} x {built[1]}, as the "
+            f"backbone was built; build it with img_size={size}"
+        )
+
+
+def check_multiples(size: tuple[int, int], steps: Sequence[int], name: str) -> None:
+    """Raise unless both sides of an image, in pixels, are multiples of a patch's or a stride's."""
+    if any(side % step for side, step in zip(size, steps, strict=True)):
+        raise ValueError(
+            f"images of {size[0]} x {size[1]} pixels: sides must be multiples of the {name} "
+            f"{tuple(steps)}"
         )

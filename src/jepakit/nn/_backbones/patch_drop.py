@@ -11,7 +11,6 @@ from jepakit.nn._backbones.backbone import (
     DroppingBackbone,
     KeepContext,
     Missing,
-    context_key_mask,
     missing_attribute,
 )
 from jepakit.tokens import TokenSet
@@ -41,31 +40,28 @@ class PatchDropBackbone(DroppingBackbone):
         # The model's own blocks, while checkpointed ones take their place during a forward.
         self.own_blocks: Any = None
         if not isinstance(present, KeepContext):
-            keep = KeepContextAndIndices if self.rotary else KeepContext
-            model.patch_drop = keep(model.num_prefix_tokens)
+            kind = KeepContextAndIndices if self.rotary else KeepContext
+            model.patch_drop = kind(model.num_prefix_tokens)
+        self.keep = model.patch_drop
 
     @classmethod
     def missing_feature(cls, model: Any) -> Missing | None:
-        attribute = missing_attribute(
-            model, "patch_embed.grid_size", "patch_drop", "blocks", "norm", "num_prefix_tokens"
-        )
-        if attribute is not None:
-            return attribute
+        needed = ("patch_embed.grid_size", "patch_drop", "blocks", "norm", "num_prefix_tokens")
+        if missing := missing_attribute(model, *needed):
+            return missing
         if "attn_mask" not in inspect.signature(model.forward_features).parameters:
             return Missing("attn_mask in forward_features")
         return None
 
     def set_context(self, context: TokenSet | None) -> dict[str, Tensor]:
-        model = self.model
-        model.patch_drop.context = context
-        mask = context_key_mask(context, model.num_prefix_tokens)
+        model, arguments = self.model, super().set_context(context)
         if self.own_blocks is not None:
             model.blocks, self.own_blocks = self.own_blocks, None
-        if mask is not None and model.grad_checkpointing and not self.rotary:
+        if arguments and model.grad_checkpointing and not self.rotary:
             # timm's `VisionTransformer` ignores `grad_checkpointing` where it is given a mask.
             self.own_blocks = model.blocks
             model.blocks = nn.Sequential(*(_Checkpointed(block) for block in self.own_blocks))
-        return {} if mask is None else {"attn_mask": mask}
+        return arguments
 
 
 class _Checkpointed(nn.Module):
@@ -78,7 +74,5 @@ class _Checkpointed(nn.Module):
     def forward(
         self, x: Float[Tensor, "b n d"], attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> Float[Tensor, "b n d"]:
-        out = checkpoint(
-            self.block, x, attn_mask=attn_mask, is_causal=is_causal, use_reentrant=False
-        )
+        out = checkpoint(self.block, x, attn_mask, is_causal=is_causal, use_reentrant=False)
         return cast(Tensor, out)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from jepakit.nn._backbones.backbone import (
     DroppingBackbone,
-    KeepContextHook,
+    KeepContext,
     Missing,
     context_key_mask,
     missing_attribute,
@@ -101,9 +101,7 @@ class GatheredRelPosMlp(_GathersBias, RelPosMlp):
 class GatheredRelPosAttention(RelPosAttention):
     """timm's attention, with the kept positions passed on to its bias module."""
 
-    def forward(
-        self, x: Float[Tensor, "b n d"], shared_rel_pos: Any = None
-    ) -> Float[Tensor, "b n d"]:
+    def forward(self, x: Tensor, shared_rel_pos: Any = None) -> Tensor:
         bias = cast(_GathersBias, self.rel_pos)
         bias.kept = shared_rel_pos
         try:
@@ -162,9 +160,9 @@ class RelativeBackbone(DroppingBackbone):
         _make_gathering(self.shared)
         # BEiT puts its class token in front before it adds positions, so the output of `pos_drop`
         # has it; RelPos models, which add no positions, put it in front after `patch_embed`.
-        self.keep = KeepContextHook(model.num_prefix_tokens if is_beit else 0)
+        self.keep = KeepContext(model.num_prefix_tokens if is_beit else 0)
         hooked = model.pos_drop if is_beit else model.patch_embed
-        hooked.register_forward_hook(self.keep)
+        hooked.register_forward_hook(self.keep.hook)
 
     @classmethod
     def missing_feature(cls, model: Any) -> Missing | None:
@@ -172,15 +170,12 @@ class RelativeBackbone(DroppingBackbone):
         own = "relative_position_bias_table" if is_beit else "rel_pos"
         names = ["patch_embed.grid_size", "blocks.0.attn", "norm", "num_prefix_tokens"]
         names += [] if is_beit else ["shared_rel_pos"]
-        attribute = missing_attribute(model, *names, f"blocks.0.attn.{own}")
-        if attribute is not None:
-            return attribute
+        if missing := missing_attribute(model, *names, f"blocks.0.attn.{own}"):
+            return missing
         shared = model.rel_pos_bias if is_beit else model.shared_rel_pos
         first = getattr(model.blocks[0].attn, own)
         if first is not None and not (shared is None or isinstance(shared, NoSharedBias)):
-            return Missing(
-                "a relative-position bias that is either shared by all blocks or each one's own"
-            )
+            return Missing("a relative-position bias that is either shared or each block's own")
         modules = [shared] if isinstance(shared, nn.Module) else [b.attn for b in model.blocks]
         known = (*_GATHERING, *_GATHERING.values(), NoSharedBias)
         other = next((type(module) for module in modules if type(module) not in known), None)
@@ -190,11 +185,9 @@ class RelativeBackbone(DroppingBackbone):
 
     def set_context(self, context: TokenSet | None) -> dict[str, Tensor]:
         self.keep.context = context
-        if context is None:
-            self.shared.kept = None
-        else:
+        self.shared.kept = None
+        if context is not None:
             prefix = self.model.num_prefix_tokens
-            self.shared.kept = KeptPositions(
-                sequence_positions(context, prefix), context_key_mask(context, prefix)
-            )
+            positions = sequence_positions(context, prefix)
+            self.shared.kept = KeptPositions(positions, context_key_mask(context, prefix))
         return {}
