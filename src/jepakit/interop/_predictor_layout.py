@@ -35,19 +35,19 @@ _STREAM_AXIS = {
 def published_tensors(name: str, predictor: MaskedPredictor) -> dict[str, Tensor]:
     """Return a predictor's tensors under the published names and shapes; shares memory.
 
-    Features are in our order. The fixed table of `position="sincos"`, which is not part of the
-    state, is not included.
+    Features are in our order, and the fixed table of `position="sincos"` is not included.
     """
     levels, width = len(predictor.grid_sizes), predictor.embed.in_features
-    if levels > 1 or predictor.proj.out_features != width:
+    out_width = predictor.proj.out_features
+    if levels > 1 or out_width != width:
         raise ValueError(
-            f"{name}: has {levels} levels and predictions of width {predictor.proj.out_features} "
-            f"from features of width {width}; the published layout has one level and one width"
+            f"{name}: has {levels} levels and predictions of width {out_width} from features of "
+            f"width {width}; the published layout has one level and one width"
         )
     if predictor.position == "rope":
         raise ValueError(
-            f"{name}: position='rope' has no place in the published layout, which adds positions; "
-            "build the predictor with position='sincos'"
+            f"{name}: position='rope' has no place in the published layout; build the predictor "
+            "with position='sincos'"
         )
     check_square_grid(name, predictor.grid_size)
     tensors = {}
@@ -83,9 +83,8 @@ def check_table(source: str, predictor: MaskedPredictor, table: Tensor) -> None:
     error = (table.float() - published_table(predictor)).abs().max().item()
     if not error <= tolerance:  # also for NaN
         raise ValueError(
-            f"{source}: {TABLE} differs from the published sine-cosine table by up to {error:.2g}, "
-            "so it was learned or made in another way; build the predictor with "
-            "position='learned', which takes any table"
+            f"{source}: {TABLE} differs from the published sine-cosine table by up to {error:.2g}; "
+            "build the predictor with position='learned', which takes any table"
         )
 
 

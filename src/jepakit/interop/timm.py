@@ -21,10 +21,6 @@ def timm_state_dict(model: nn.Module) -> dict[str, Shaped[Tensor, "..."]]:
     Args:
         model: A `MaskedViT`, or an `EMATeacher` of one; wrapped by DDP or `torch.compile` or not.
 
-    Raises:
-        TypeError: If `model` is of another class.
-        ValueError: If it is sharded.
-
     Example:
         >>> import timm
         >>> from jepakit import EMATeacher, MaskedViT

@@ -269,7 +269,9 @@ class VectorQuantizer(nn.Module):
         weight = (1 - self.momentum) * (counts.sum() > 0).to(self.sums.dtype)
         self.sums.lerp_(sums.to(self.sums.dtype), weight)
         if self.cosine:
-            self.sums.copy_(with_minimum_length(self.sums))
+            # A code that gets no vectors decays, but keeps its direction.
+            length = torch.linalg.vector_norm(self.sums, dim=-1, keepdim=True).clamp(min=1e-30)
+            self.sums.mul_((_MIN_SUM_NORM / length).clamp(min=1))
         self.counts.lerp_(counts.to(self.counts.dtype), weight)
 
     def _temperature(self, step: int | None) -> float | None:
@@ -312,12 +314,6 @@ _TABLE_SIZE = 2**26  # distances that are in memory at once
 def unit_length(vectors: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
     """Vectors scaled to length 1."""
     return F.normalize(vectors, dim=-1, eps=_MIN_NORM)
-
-
-def with_minimum_length(sums: Float[Tensor, "k d"]) -> Float[Tensor, "k d"]:
-    """Sums of directions, lengthened where they have decayed, so that they keep a direction."""
-    length = torch.linalg.vector_norm(sums, dim=-1, keepdim=True)
-    return sums * (_MIN_SUM_NORM / length.clamp(min=1e-30)).clamp(min=1)
 
 
 def code_scores(vectors: Float[Tensor, "n d"], codes: Float[Tensor, "k d"]) -> Float[Tensor, "n k"]:

@@ -74,5 +74,7 @@ class _Checkpointed(nn.Module):
     def forward(
         self, x: Float[Tensor, "b n d"], attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> Float[Tensor, "b n d"]:
-        out = checkpoint(self.block, x, attn_mask, is_causal=is_causal, use_reentrant=False)
+        out = checkpoint(
+            self.block, x, attn_mask=attn_mask, is_causal=is_causal, use_reentrant=False
+        )
         return cast(Tensor, out)
