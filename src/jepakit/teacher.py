@@ -92,21 +92,13 @@ class EMATeacher(nn.Module):
         return as_fraction(name, value)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the averaged student without gradient.
-
-        Args:
-            args: The student's arguments.
-            kwargs: The student's arguments by name.
-        """
+        """Call the averaged student with its `args` and `kwargs`, without gradient."""
         with torch.no_grad():
             return self.module(*args, **kwargs)
 
     @torch.no_grad()
     def update(self, student: nn.Module) -> None:
-        """Move towards the student by one step, with `momentum`, then count the step.
-
-        Args:
-            student: The module that the teacher was built from, wrapped or not.
+        """Move towards the `student`, wrapped or not, by one step, then count the step.
 
         Raises:
             TypeError: If the teacher was cast to half precision.
@@ -127,8 +119,7 @@ class EMATeacher(nn.Module):
         _check_names(ours, theirs)
         _check_precision(parameters)
         sharded = _sharded_names(ours, theirs)
-        averages: list[Tensor] = []
-        sources: list[Tensor] = []
+        averages, sources = [], []
         for name, mine in ours.items():
             source = theirs[name].detach()
             if name in sharded:
@@ -147,11 +138,7 @@ class EMATeacher(nn.Module):
         self.step += 1
 
     def train(self, mode: bool = True) -> "EMATeacher":
-        """Stay in eval mode: dropout or drop-path would make the teacher's targets random.
-
-        Args:
-            mode: Ignored, since a parent's `train()` passes it to every child.
-        """
+        """Stay in eval mode whatever the `mode`: a parent's `train()` reaches every child."""
         return super().train(False)
 
     def get_extra_state(self) -> dict[str, int]:

@@ -35,7 +35,6 @@ def shape_of(state: Mapping[str, Any], name: str, dims: int) -> tuple[int, ...] 
 
 
 def depth_of(state: Mapping[str, Any], blocks: str = "blocks") -> int:
-    """Return the number of blocks, counted by their names."""
     return len({m[1] for name in state if (m := re.match(rf"{blocks}\.(\d+)\.", str(name)))})
 
 
@@ -74,7 +73,6 @@ def backbone_arguments(state: Mapping[str, Any]) -> dict[str, str]:
 
 
 def check_square_grid(name: str, grid_size: tuple[int, ...]) -> None:
-    """Raise unless a grid is square, with two axes."""
     if len(grid_size) != 2 or grid_size[0] != grid_size[1]:
         raise ValueError(f"{name} on the grid {grid_size}: must be on a square grid (H, H)")
 

@@ -129,14 +129,14 @@ def _check_configuration(model: nn.Module, encoder: MaskedViT) -> None:
         raise ValueError(f"model.config.hidden_act={config.hidden_act!r}: must be 'gelu'")
     check_arithmetic("encoder", encoder, config.layer_norm_eps)
     heads, backbone = config.num_attention_heads, cast(Any, unwrap(encoder.backbone))
-    own_heads = unwrap(backbone.blocks[0]).attn.num_heads
+    own_heads = cast(Any, unwrap(backbone.blocks[0])).attn.num_heads
     if own_heads != heads:
         raise ValueError(
             f"encoder: has {own_heads} heads, the model {heads}; build the backbone with "
             f"num_heads={heads}"
         )
     pixels, patch = _both_sides(config.image_size), _both_sides(config.patch_size)
-    grid = (pixels[0] // patch[0], pixels[1] // patch[1])
+    grid = pixels[0] // patch[0], pixels[1] // patch[1]
     if grid != encoder.grid_size:
         raise ValueError(
             f"encoder: is on the grid {encoder.grid_size}, the model on {grid}; build the backbone "

@@ -100,12 +100,7 @@ class MaskedViT(nn.Module):
     def forward(
         self, images: Float[Tensor, "b c h w"], context: TokenSet | None = None
     ) -> Float[Tensor, "b n d"]:
-        """Patch features after the final norm, of all patches or of the context alone.
-
-        Args:
-            images: Pixels, normalised as the backbone expects.
-            context: Visible patches, `[batch, n]`; None for all. Padding comes out as exact zeros.
-        """
+        """Patch features of `images` after the final norm: all, or those of the `context` `[b, n]`."""
         self._check(images, context)
         features = self._adapter.features(images, context)
         return zero_padding(features[:, self.num_prefix_tokens :], context)

@@ -119,9 +119,7 @@ def init_sincos_positions(encoder: MaskedViT) -> None:
     rows, columns = encoder.grid_size
     name = type(encoder.backbone).__name__
     if not isinstance(embedding, nn.Parameter) or embedding.dim() != 3:
-        raise UnsupportedBackboneError(
-            f"{name} has no position embedding `pos_embed` of shape [1, tokens, width] to set"
-        )
+        raise UnsupportedBackboneError(f"{name} has no `pos_embed` of shape [1, tokens, width]")
     prefix = embedding.shape[1] - rows * columns
     if prefix not in (0, encoder.num_prefix_tokens):
         raise UnsupportedBackboneError(

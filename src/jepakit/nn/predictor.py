@@ -175,18 +175,9 @@ class MaskedPredictor(nn.Module):
                 cast(nn.Linear, block.mlp[-1]).weight.div_(math.sqrt(2 * layer))
 
     def forward(
-        self,
-        features: Float[Tensor, "b n d"],
-        context: TokenSet,
-        targets: TokenSet,
+        self, features: Float[Tensor, "b n d"], context: TokenSet, targets: TokenSet
     ) -> Float[Tensor, "b m k out"]:
-        """Predictions at every target; exact zeros at padding.
-
-        Args:
-            features: The encoder's features of the context.
-            context: Their positions, `[batch, n]`.
-            targets: Positions to predict, `[batch, num_targets, k]`.
-        """
+        """Predictions at the `targets`, `[batch, num_targets, k]`, from `features` of the `context`."""
         self._check(features, context, targets)
         context_level = self._level("context", context)
         target_level = self._level("targets", targets)
@@ -248,7 +239,6 @@ class MaskedPredictor(nn.Module):
         )
 
     def _first_row(self, level: int) -> int:
-        """First row of a level in the position table."""
         return sum(math.prod(grid) for grid in self.grid_sizes[:level])
 
     def _check(self, features: Tensor, context: TokenSet, targets: TokenSet) -> None:
@@ -266,7 +256,6 @@ class MaskedPredictor(nn.Module):
 
     def extra_repr(self) -> str:
         """Arguments that the submodules do not show."""
-        return (
-            f"grid_size={self.grid_size}, position={self.position!r}, joint={self.joint}, "
-            f"num_levels={len(self.grid_sizes)}"
-        )
+        levels = len(self.grid_sizes)
+        choices = f"position={self.position!r}, joint={self.joint}, num_levels={levels}"
+        return f"grid_size={self.grid_size}, {choices}"

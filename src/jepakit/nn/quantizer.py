@@ -102,13 +102,12 @@ class VectorQuantizer(nn.Module):
 
     Source:
         VQ-VAE (arXiv:1711.00937), its appendix A.1 for the averages. Differences: counts start at 1
-        (in published code at 0, beside sums that start at the codes: the first update then
-        multiplies every code that was not used), the loss is a mean over elements as in published
-        code, not a sum over the width, and $\beta$ weighs the only term, since the averages replace
-        the other. First codes and refresh: Jukebox (arXiv:2005.00341) and SoundStream
-        (arXiv:2107.03312). `cosine`: ViT-VQGAN (arXiv:2110.04627). `temperature`: Gumbel-softmax
-        (arXiv:1611.01144), straight-through; difference: logits are distances to codes that are not
-        learned by gradient, so the temperature divides them alone and not the noise, and annealing
+        (at 0, as in published code, the first update multiplies every code that was not used), the
+        loss is a mean over elements as in published code, not a sum over the width, and $\beta$
+        weighs the only term, since the averages replace the other. First codes and refresh: Jukebox
+        (arXiv:2005.00341) and SoundStream (arXiv:2107.03312). `cosine`: ViT-VQGAN
+        (arXiv:2110.04627). `temperature`: Gumbel-softmax (arXiv:1611.01144), straight-through;
+        difference: the temperature divides the logits alone and not the noise, so that annealing
         leads to the nearest code.
     """
 
@@ -157,11 +156,7 @@ class VectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def start_from(self, codes: Float[Tensor, "k d"]) -> None:
-        """Set the codebook, for example from k-means, instead of drawing it from the first batch.
-
-        Args:
-            codes: The codebook, `[num_codes, dim]`.
-        """
+        """Set the codebook to `codes`, for example from k-means, before the first batch draws it."""
         check_floating("codes", codes)
         if codes.shape != self.sums.shape:
             shape = tuple(self.sums.shape)
@@ -296,12 +291,9 @@ class VectorQuantizer(nn.Module):
 
     def extra_repr(self) -> str:
         """The arguments."""
-        return (
-            f"{self.num_codes}, {self.dim}, momentum={self.momentum}, "
-            f"commitment_weight={self.commitment_weight}, cosine={self.cosine}, "
-            f"temperature={self.temperature}, refresh_ratio={self.refresh_ratio}, "
-            f"smoothing={self.smoothing}"
-        )
+        names = "momentum commitment_weight cosine temperature refresh_ratio smoothing".split()
+        options = [f"{name}={getattr(self, name)}" for name in names]
+        return ", ".join([str(self.num_codes), str(self.dim), *options])
 
 
 # Codes of vectors

@@ -17,7 +17,7 @@ class UnsupportedBackboneError(TypeError):
 
 
 class Missing(str):
-    """A feature that a model would need for an adapter, as a noun phrase for an error message."""
+    """A feature that a model lacks, as a noun phrase for an error message."""
 
 
 def missing_attribute(model: Any, *names: str) -> Missing | None:
@@ -64,26 +64,21 @@ class Backbone(ABC):
     @property
     @abstractmethod
     def num_layers(self) -> int:
-        """Number of layers that `intermediates` can return."""
 
     @property
     def embed_dim(self) -> int:
-        """Width of the output features."""
         return int(self.model.num_features)
 
     @property
     def in_channels(self) -> int:
-        """Channels of an image."""
         return int(getattr(self.model, "in_chans", 3))
 
     @property
     def num_prefix_tokens(self) -> int:
-        """Number of class and register tokens in front of the patches."""
         return int(getattr(self.model, "num_prefix_tokens", 0))
 
     @property
     def has_class_token(self) -> bool:
-        """True if the first prefix token is a class token."""
         return getattr(self.model, "cls_token", None) is not None
 
     def attention_pooled(self, features: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
@@ -129,9 +124,7 @@ class DroppingBackbone(Backbone):
         rows, columns = embed.dynamic_feat_size(size)
         return rows, columns
 
-    def features(
-        self, images: Float[Tensor, "b c h w"], context: TokenSet | None
-    ) -> Float[Tensor, "b n d"]:
+    def features(self, images: Tensor, context: TokenSet | None) -> Tensor:
         try:
             return cast(Tensor, self.model.forward_features(images, **self.set_context(context)))
         finally:

@@ -59,8 +59,6 @@ class _GathersBias:
 
 
 class BeitAttention(_GathersBias, beit.Attention):
-    """BEiT's attention with its own bias gathered."""
-
     def _get_rel_pos_bias(self) -> Tensor:
         return self.gathered(super()._get_rel_pos_bias())
 
@@ -85,15 +83,11 @@ class BeitSharedBias(_GathersBias, beit.RelativePositionBias):
 
 
 class GatheredRelPosBias(_GathersBias, RelPosBias):
-    """timm's table of biases, gathered."""
-
     def get_bias(self) -> Tensor:
         return self.gathered(super().get_bias())
 
 
 class GatheredRelPosMlp(_GathersBias, RelPosMlp):
-    """timm's biases from an MLP on coordinates, gathered."""
-
     def get_bias(self) -> Tensor:
         return self.gathered(super().get_bias())
 
@@ -116,12 +110,10 @@ class NoSharedBias(_GathersBias, nn.Module):
     Without a context it returns None, as the model had it.
     """
 
-    def forward(self) -> KeptPositions | None:
-        """Called by timm's `Beit`."""
+    def forward(self) -> KeptPositions | None:  # called by timm's `Beit`
         return self.kept
 
-    def get_bias(self) -> KeptPositions | None:
-        """Called by timm's `VisionTransformerRelPos`."""
+    def get_bias(self) -> KeptPositions | None:  # called by timm's `VisionTransformerRelPos`
         return self.kept
 
     def set_window_size(self, _window_size: tuple[int, int]) -> None:

@@ -78,9 +78,7 @@ class ReplacingBackbone(Backbone):
         check_multiples(size, stride, "backbone's stride")
         return size[0] // stride[0], size[1] // stride[1]
 
-    def features(
-        self, images: Float[Tensor, "b c h w"], context: TokenSet | None
-    ) -> Float[Tensor, "b n d"]:
+    def features(self, images: Tensor, context: TokenSet | None) -> Tensor:
         self.replacing.hidden = self._hidden_patches(context)
         try:
             output = self.model.forward_features(images)

@@ -254,8 +254,6 @@ class HierarchicalPyramid(nn.Module):
 
     def extra_repr(self) -> str:
         """The arguments."""
-        return (
-            f"{self.grid_size}, {self.dim}, num_levels={self.num_levels}, pool={self.pool!r}, "
-            f"valid_if={self.valid_if!r}, fusion={self.fusion!r}, upsample={self.upsample!r}, "
-            f"projection={self.projection!r}, norm={self.norm!r}"
-        )
+        names = "num_levels pool valid_if fusion upsample projection norm".split()
+        options = [f"{name}={getattr(self, name)!r}" for name in names]
+        return ", ".join([str(self.grid_size), str(self.dim), *options])
