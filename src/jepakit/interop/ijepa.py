@@ -303,8 +303,8 @@ def _check_table(source: str, predictor: MaskedPredictor, table: Tensor) -> None
     error = (table.float() - _published_table(predictor)).abs().max().item()
     if not error <= tolerance:  # also for NaN
         raise ValueError(
-            f"{source}: {_TABLE} differs from the published sine-cosine table by up to {error:.2g}; "
-            "build the predictor with position='learned', which takes any table"
+            f"{source}: {_TABLE} differs from the published sine-cosine table by up to "
+            f"{error:.2g}; build the predictor with position='learned', which takes any table"
         )
 
 

@@ -100,7 +100,7 @@ class MaskedViT(nn.Module):
     def forward(
         self, images: Float[Tensor, "b c h w"], context: TokenSet | None = None
     ) -> Float[Tensor, "b n d"]:
-        """Patch features of `images` after the final norm: all, or those of the `context` `[b, n]`."""
+        """Patch features of `images` after the final norm, of all patches or of the `context`."""
         self._check(images, context)
         features = self._adapter.features(images, context)
         return zero_padding(features[:, self.num_prefix_tokens :], context)

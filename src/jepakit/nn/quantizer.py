@@ -156,7 +156,7 @@ class VectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def start_from(self, codes: Float[Tensor, "k d"]) -> None:
-        """Set the codebook to `codes`, for example from k-means, before the first batch draws it."""
+        """Set the codebook to `codes`, for example from k-means, instead of drawing them."""
         check_floating("codes", codes)
         if codes.shape != self.sums.shape:
             shape = tuple(self.sums.shape)
@@ -291,9 +291,12 @@ class VectorQuantizer(nn.Module):
 
     def extra_repr(self) -> str:
         """The arguments."""
-        names = "momentum commitment_weight cosine temperature refresh_ratio smoothing".split()
-        options = [f"{name}={getattr(self, name)}" for name in names]
-        return ", ".join([str(self.num_codes), str(self.dim), *options])
+        return (
+            f"{self.num_codes}, {self.dim}, momentum={self.momentum}, "
+            f"commitment_weight={self.commitment_weight}, cosine={self.cosine}, "
+            f"temperature={self.temperature}, refresh_ratio={self.refresh_ratio}, "
+            f"smoothing={self.smoothing}"
+        )
 
 
 # Codes of vectors

@@ -63,7 +63,7 @@ class Backbone(ABC):
 
     @property
     @abstractmethod
-    def num_layers(self) -> int:
+    def num_layers(self) -> int: ...
 
     @property
     def embed_dim(self) -> int:

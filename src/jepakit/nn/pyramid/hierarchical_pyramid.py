@@ -254,6 +254,6 @@ class HierarchicalPyramid(nn.Module):
 
     def extra_repr(self) -> str:
         """The arguments."""
-        names = "num_levels pool valid_if fusion upsample projection norm".split()
+        names = ["num_levels", "pool", "valid_if", "fusion", "upsample", "projection", "norm"]
         options = [f"{name}={getattr(self, name)!r}" for name in names]
         return ", ".join([str(self.grid_size), str(self.dim), *options])
