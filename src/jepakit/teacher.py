@@ -161,11 +161,8 @@ def _is_half_precision(tensor: Tensor) -> bool:
 
 
 def _check_names(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
-    """Raise unless student and teacher have the same names and shapes."""
     if difference := name_difference(ours.keys(), theirs.keys()):
-        raise ValueError(
-            f"student: must have the names that the teacher was built from, but {difference}"
-        )
+        raise ValueError(f"student: must have the names of the teacher's module, but {difference}")
     for name, tensor in ours.items():
         if tensor.shape != theirs[name].shape:
             actual, expected = tuple(theirs[name].shape), tuple(tensor.shape)
@@ -173,7 +170,6 @@ def _check_names(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
 
 
 def _check_precision(parameters: dict[str, Tensor]) -> None:
-    """Raise if the average was cast to half precision."""
     for name, tensor in parameters.items():
         if _is_half_precision(tensor):
             raise TypeError(
@@ -185,8 +181,6 @@ def _check_precision(parameters: dict[str, Tensor]) -> None:
 def _sharded_names(ours: dict[str, Any], theirs: dict[str, Any]) -> set[str]:
     """Return the names of sharded tensors; raise unless both are sharded in the same way."""
     dtensor = loaded_type("torch.distributed.tensor", "DTensor")
-    if not dtensor:
-        return set()
 
     def sharding(tensor: Any) -> tuple[Any, ...] | None:
         is_sharded = issubclass(type(tensor), dtensor)

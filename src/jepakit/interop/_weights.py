@@ -8,7 +8,6 @@ import os
 import pickle
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -30,35 +29,30 @@ def read_checkpoint(checkpoint: Mapping[str, Any] | str | os.PathLike[str]) -> M
         return checkpoint
     if not isinstance(checkpoint, str | os.PathLike):
         raise TypeError(f"checkpoint: must be a mapping or a path, got {type_name(checkpoint)}")
-    path = Path(checkpoint)
-    if not path.is_file():
-        raise FileNotFoundError(f"checkpoint={str(path)!r}: must be a file, and there is none")
+    path = os.fspath(checkpoint)
     try:
         # Most of a published file is the state of the optimiser, which `mmap` leaves unread; it
         # does not work with the older format of torch.save, which is no zip file.
-        loaded = torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-        )
+        mmap = zipfile.is_zipfile(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
         raise ValueError(
-            f"checkpoint={str(path)!r}: must be a file of torch.save with nothing but tensors and "
-            "plain containers in it, since anything else could run code; load others yourself and "
-            "pass the result"
+            f"checkpoint={path!r}: must be a file of torch.save with nothing but tensors and "
+            "plain containers in it, since anything else could run code"
         ) from error
     if not isinstance(loaded, Mapping):
         kind = type_name(loaded)
-        raise TypeError(f"checkpoint={str(path)!r}: must hold a dict of names, got {kind}")
+        raise TypeError(f"checkpoint={path!r}: must hold a dict of names, got {kind}")
     return loaded
 
 
 def state_of(checkpoint: Mapping[str, Any], key: str) -> Any:
     """Return one state dict of a published checkpoint, without the prefix of DDP."""
     if key not in checkpoint:
-        names = sorted(map(str, checkpoint))
-        shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        names = ", ".join(sorted(map(str, checkpoint))[:5])
         raise ValueError(
-            f"checkpoint: must hold {key!r}, but has {shown or 'nothing'}; a plain state dict of a "
-            "timm model is loaded by encoder.backbone.load_state_dict"
+            f"checkpoint: must hold {key!r}, but has {names or 'nothing'} ...; a plain state dict is "
+            "loaded by encoder.backbone.load_state_dict"
         )
     state = checkpoint[key]
     if isinstance(state, Mapping) and all(str(name).startswith("module.") for name in state):
@@ -71,7 +65,7 @@ def state_of(checkpoint: Mapping[str, Any], key: str) -> Any:
 
 def unwrapped(name: str, module: nn.Module, kind: type[_Part]) -> _Part:
     """Return the module of a class of jepakit's within wrappers."""
-    inner = unwrap(module) if isinstance(module, nn.Module) else module
+    inner = unwrap(module)
     if not isinstance(inner, kind):
         raise TypeError(
             f"{name}={type_name(inner)}: must be the {kind.__name__} that the weights belong to"
@@ -97,7 +91,6 @@ def tensors_of(name: str, module: nn.Module) -> dict[str, Tensor]:
 
 
 def cpu_copy(tensor: Tensor) -> Tensor:
-    """Return a copy on the CPU, which does not change when training continues."""
     return tensor.detach().to("cpu", copy=True).contiguous()
 
 

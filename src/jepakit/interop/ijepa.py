@@ -52,22 +52,17 @@ def load_ijepa(
     name, a shape or a grid does not fit, this raises and nothing is changed.
 
     The published predictor adds the position table $[c \Vert r]$ of columns and rows,
-    `MaskedPredictor` adds $[r \Vert c]$. With $S$, which swaps the halves of a vector, every map
-    $W$ into the predictor's residual stream becomes $SW$ and every map out of it $WS$; norms
-    commute with $S$. So the loaded predictor computes the same as the published one, up to the
-    rounding of floats.
+    `MaskedPredictor` adds $[r \Vert c]$: the features of its residual stream are reordered, so that
+    the loaded predictor computes the same as the published one, up to the rounding of floats.
 
     The file does not hold the number of attention heads (the published predictors have as many as
     the encoder), `joint` and `drop_path`: they stay as you built them. The encoder's positions,
     fixed in the published code, are a parameter of timm's;
     `encoder.backbone.pos_embed.requires_grad_(False)` keeps them.
 
-    To load the weights of one part into another, rename the key:
-    `load_ijepa({"encoder": checkpoint["target_encoder"]}, encoder=encoder)`.
-
     Args:
-        checkpoint: The path of a file, or the result of `torch.load`. Names may start with
-            `module.` or not.
+        checkpoint: The path of a file, or the result of `torch.load`. To load the weights of one
+            part into another, rename the key: `{"encoder": checkpoint["target_encoder"]}`.
         encoder: A `MaskedViT` around a timm model without class token, such as
             `vit_huge_patch14_gap_224` with `num_classes=0`; wrapped or not.
         predictor: A `MaskedPredictor` with position `"sincos"`, or `"learned"` for a checkpoint

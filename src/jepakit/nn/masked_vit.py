@@ -67,10 +67,9 @@ class MaskedViT(nn.Module):
         torch.Size([2, 4, 192])
 
     Source:
-        Dropping as in MAE (arXiv:2111.06377) and I-JEPA (arXiv:2301.08243), with timm's own
-        forward. Difference: contexts may be ragged; padding is no key and comes out as zeros.
-        Replacing as in SimMIM (arXiv:2111.09886). Difference: a cell of the last stage is hidden
-        as a whole.
+        Dropping as in MAE (arXiv:2111.06377) and I-JEPA (arXiv:2301.08243). Difference: contexts
+        may be ragged; padding is no key and comes out as zeros. Replacing as in SimMIM
+        (arXiv:2111.09886). Difference: a cell of the last stage is hidden as a whole.
     """
 
     def __init__(self, backbone: nn.Module, mask_mode: Literal["drop", "replace"] = "drop") -> None:
@@ -133,9 +132,7 @@ class MaskedViT(nn.Module):
         return [zero_padding(features, context) for features in outputs]
 
     def extract_features(
-        self,
-        images: Float[Tensor, "b c h w"],
-        pool: Literal["mean", "cls", "map"] | None = "mean",
+        self, images: Float[Tensor, "b c h w"], pool: Literal["mean", "cls", "map"] | None = "mean"
     ) -> Float[Tensor, "b ..."]:
         """Pooled features of whole images, for probes and retrieval, after `fc_norm` if present.
 

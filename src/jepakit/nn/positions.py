@@ -86,8 +86,7 @@ def init_sincos_positions(encoder: MaskedViT) -> None:
 
     and zeros for class and register tokens. timm draws the embeddings with a std of 0.02, which is
     small against the output of a patch embedding: a student first has to learn where each patch
-    is, and a short run ends before it has. The embeddings stay trainable; freeze them with
-    `encoder.backbone.pos_embed.requires_grad_(False)`.
+    is, and a short run ends before it has. The embeddings stay trainable.
 
     For training from scratch: the positions of a pretrained backbone are overwritten. Call this
     before the teacher is copied and before `torch.compile`.

@@ -177,7 +177,7 @@ class MaskedPredictor(nn.Module):
     def forward(
         self, features: Float[Tensor, "b n d"], context: TokenSet, targets: TokenSet
     ) -> Float[Tensor, "b m k out"]:
-        """Predictions at the `targets` `[b, m, k]`, from the `features` of the `context` `[b, n]`."""
+        """Predictions at the `targets` `[b, m, k]` from the `features` of a `context` `[b, n]`."""
         self._check(features, context, targets)
         context_level = self._level("context", context)
         target_level = self._level("targets", targets)

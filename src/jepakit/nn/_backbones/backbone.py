@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from jepakit.nn._features import key_mask
 from jepakit.tokens import TokenSet, take_tokens
 
+Images = Float[Tensor, "b c h w"]
+Features = Float[Tensor, "b n d"]
+
 
 class UnsupportedBackboneError(TypeError):
     """A model that `MaskedViT` cannot run on a context; the text names the missing feature."""
@@ -50,15 +53,13 @@ class Backbone(ABC):
         """Grid of the output for images of `size` pixels; raise if the model refuses them."""
 
     @abstractmethod
-    def features(
-        self, images: Float[Tensor, "b c h w"], context: TokenSet | None
-    ) -> Float[Tensor, "b n d"]:
+    def features(self, images: Images, context: TokenSet | None) -> Features:
         """Features after the final norm: class and register tokens, then patches of the context."""
 
     @abstractmethod
     def intermediates(
-        self, images: Float[Tensor, "b c h w"], layers: Sequence[int], context: TokenSet | None
-    ) -> list[Float[Tensor, "b n d"]]:
+        self, images: Images, layers: Sequence[int], context: TokenSet | None
+    ) -> list[Features]:
         """Patch features after the given layers, without the final norm."""
 
     @property
@@ -111,8 +112,7 @@ class DroppingBackbone(Backbone):
 
     @property
     def grid_size(self) -> tuple[int, int]:
-        rows, columns = self.model.patch_embed.grid_size
-        return rows, columns
+        return cast(tuple[int, int], self.model.patch_embed.grid_size)
 
     def grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
         embed = self.model.patch_embed
@@ -121,38 +121,30 @@ class DroppingBackbone(Backbone):
             return self.grid_size
         if not embed.dynamic_img_pad:
             check_multiples(size, embed.feat_ratio(as_scalar=False), "patch size")
-        rows, columns = embed.dynamic_feat_size(size)
-        return rows, columns
+        return cast(tuple[int, int], embed.dynamic_feat_size(size))
 
-    def features(self, images: Tensor, context: TokenSet | None) -> Tensor:
+    def features(self, images: Images, context: TokenSet | None) -> Features:
         try:
             return cast(Tensor, self.model.forward_features(images, **self.set_context(context)))
         finally:
             self.set_context(None)
 
     def intermediates(
-        self, images: Float[Tensor, "b c h w"], layers: Sequence[int], context: TokenSet | None
-    ) -> list[Float[Tensor, "b n d"]]:
+        self, images: Images, layers: Sequence[int], context: TokenSet | None
+    ) -> list[Features]:
         try:
             # "NCHW" would scramble the features of a context onto a full grid.
-            outputs = self.model.forward_intermediates(
-                images,
-                indices=list(layers),
-                intermediates_only=True,
-                stop_early=True,
-                output_fmt="NLC",
-                **self.set_context(context),
-            )
+            options = {"intermediates_only": True, "stop_early": True, "output_fmt": "NLC"}
+            options |= self.set_context(context)
+            return list(self.model.forward_intermediates(images, indices=list(layers), **options))
         finally:
             self.set_context(None)
-        return list(outputs)
 
 
 class KeepContext(nn.Module):
     """Keeps the prefix and the context's patches of a sequence; everything without a context.
 
-    It takes the place of a module, or is hooked to one. It has no parameters, so the backbone's
-    state dict does not change.
+    It takes the place of a module without parameters, or is hooked to a module.
     """
 
     def __init__(self, num_prefix_tokens: int) -> None:
@@ -167,23 +159,26 @@ class KeepContext(nn.Module):
         return keep_context(output, self.context, self.num_prefix_tokens)
 
 
-def keep_context(
-    x: Float[Tensor, "b n d"], context: TokenSet | None, num_prefix_tokens: int
-) -> Float[Tensor, "b k d"]:
+def keep_context(x: Features, context: TokenSet | None, num_prefix_tokens: int) -> Tensor:
     if context is None:
         return x
     prefix, patches = x[:, :num_prefix_tokens], x[:, num_prefix_tokens:]
     return torch.cat([prefix, take_tokens(patches, context)], dim=1)
 
 
+def check_drops_nothing(present: nn.Module | None) -> None:
+    """Raise unless a backbone's `patch_drop` keeps all patches."""
+    if not (present is None or isinstance(present, nn.Identity | KeepContext)):
+        raise ValueError(
+            f"backbone.patch_drop={present}: must not drop patches itself; build the backbone with "
+            "patch_drop_rate=0"
+        )
+
+
 def context_key_mask(
     context: TokenSet | None, num_prefix_tokens: int
 ) -> Bool[Tensor, "b 1 1 n"] | None:
-    """Return the attention mask that excludes padding; None where the context promises none.
-
-    `padded` is a static flag: an all-true mask would cost time, and looking for padding among the
-    values would be a host synchronisation.
-    """
+    """Return the attention mask that excludes padding; None where the context promises none."""
     if context is None or not context.padded:
         return None
     prefix = context.valid.new_ones(len(context.valid), num_prefix_tokens)
@@ -202,7 +197,6 @@ def sequence_positions(context: TokenSet, num_prefix_tokens: int) -> Int[Tensor,
 
 
 def check_built_size(size: tuple[int, int], built: Sequence[int]) -> None:
-    """Raise unless an image's sides, in pixels, are those that the backbone was built for."""
     if size != tuple(built):
         raise ValueError(
             f"images of {size[0]} x {size[1]} pixels: must be {built[0]} x {built[1]}, as the "
@@ -211,7 +205,6 @@ def check_built_size(size: tuple[int, int], built: Sequence[int]) -> None:
 
 
 def check_multiples(size: tuple[int, int], steps: Sequence[int], name: str) -> None:
-    """Raise unless both sides of an image, in pixels, are multiples of a patch's or a stride's."""
     if any(side % step for side, step in zip(size, steps, strict=True)):
         raise ValueError(
             f"images of {size[0]} x {size[1]} pixels: sides must be multiples of the {name} "

@@ -41,7 +41,6 @@ class Layout:
 
 
 def layout_of(model: Any) -> Layout | Missing:
-    """Return the layout, or what a model lacks to have one."""
     if missing := missing_attribute(model, "patch_embed", "forward_features", "num_features"):
         return missing
     if not isinstance(model.patch_embed, nn.Module):

@@ -9,6 +9,7 @@ from jepakit.nn._backbones.backbone import (
     DroppingBackbone,
     KeepContext,
     Missing,
+    check_drops_nothing,
     check_multiples,
     missing_attribute,
 )
@@ -24,11 +25,7 @@ class NaFlexBackbone(DroppingBackbone):
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
-        if model.patch_drop is not None:
-            raise ValueError(
-                f"backbone.patch_drop={model.patch_drop}: must not drop patches itself; build the "
-                "backbone with patch_drop_rate=0"
-            )
+        check_drops_nothing(model.patch_drop)
         self.default_size = cast(tuple[int, int], _default_size(model))
         self.keep = KeepContext(model.num_prefix_tokens)
         model.embeds.pos_drop.register_forward_hook(self.keep.hook)
@@ -52,8 +49,7 @@ class NaFlexBackbone(DroppingBackbone):
         embeds = self.model.embeds
         if not embeds.dynamic_img_pad:
             check_multiples(size, embeds.patch_size, "patch size")
-        rows, columns = embeds.dynamic_feat_size(size)
-        return rows, columns
+        return cast(tuple[int, int], embeds.dynamic_feat_size(size))
 
     @property
     def has_class_token(self) -> bool:
@@ -64,7 +60,6 @@ class NaFlexBackbone(DroppingBackbone):
 
 
 def _default_size(model: Any) -> tuple[int, int] | None:
-    """Return the image size in pixels that a model was built for, if it records one."""
     embeds = model.embeds
     if embeds.default_img_size is not None:
         return cast(tuple[int, int], tuple(embeds.default_img_size))

@@ -11,6 +11,7 @@ from jepakit.nn._backbones.backbone import (
     DroppingBackbone,
     KeepContext,
     Missing,
+    check_drops_nothing,
     missing_attribute,
 )
 from jepakit.tokens import TokenSet
@@ -30,16 +31,11 @@ class PatchDropBackbone(DroppingBackbone):
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
-        present = model.patch_drop
-        if not (present is None or isinstance(present, nn.Identity | KeepContext)):
-            raise ValueError(
-                f"backbone.patch_drop={present}: must not drop patches itself; build the backbone "
-                "with patch_drop_rate=0"
-            )
+        check_drops_nothing(model.patch_drop)
         self.rotary = hasattr(model, "rope")
         # The model's own blocks, while checkpointed ones take their place during a forward.
         self.own_blocks: Any = None
-        if not isinstance(present, KeepContext):
+        if not isinstance(model.patch_drop, KeepContext):
             kind = KeepContextAndIndices if self.rotary else KeepContext
             model.patch_drop = kind(model.num_prefix_tokens)
         self.keep = model.patch_drop

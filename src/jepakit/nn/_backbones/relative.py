@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from jepakit.nn._backbones.backbone import (
     DroppingBackbone,
+    Features,
     KeepContext,
     Missing,
     context_key_mask,
@@ -62,13 +63,10 @@ class BeitAttention(_GathersBias, beit.Attention):
     def _get_rel_pos_bias(self) -> Tensor:
         return self.gathered(super()._get_rel_pos_bias())
 
-    def forward(
-        self, x: Float[Tensor, "b n d"], shared_rel_pos_bias: Any = None
-    ) -> Float[Tensor, "b n d"]:
-        kept: KeptPositions | None = shared_rel_pos_bias
+    def forward(self, x: Features, shared_rel_pos_bias: Any = None) -> Features:
+        self.kept = shared_rel_pos_bias
         has_own_bias = self.relative_position_bias_table is not None
-        padding = None if kept is None or has_own_bias else kept.padding_bias(x)
-        self.kept = kept
+        padding = None if self.kept is None or has_own_bias else self.kept.padding_bias(x)
         try:
             return super().forward(x, padding)
         finally:
@@ -95,7 +93,7 @@ class GatheredRelPosMlp(_GathersBias, RelPosMlp):
 class GatheredRelPosAttention(RelPosAttention):
     """timm's attention, with the kept positions passed on to its bias module."""
 
-    def forward(self, x: Tensor, shared_rel_pos: Any = None) -> Tensor:
+    def forward(self, x: Features, shared_rel_pos: Any = None) -> Features:
         bias = cast(_GathersBias, self.rel_pos)
         bias.kept = shared_rel_pos
         try:

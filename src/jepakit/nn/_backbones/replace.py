@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from jepakit.nn._backbones.backbone import (
     Backbone,
+    Features,
+    Images,
     check_built_size,
     check_multiples,
     keep_context,
@@ -78,7 +80,7 @@ class ReplacingBackbone(Backbone):
         check_multiples(size, stride, "backbone's stride")
         return size[0] // stride[0], size[1] // stride[1]
 
-    def features(self, images: Tensor, context: TokenSet | None) -> Tensor:
+    def features(self, images: Images, context: TokenSet | None) -> Features:
         self.replacing.hidden = self._hidden_patches(context)
         try:
             output = self.model.forward_features(images)
@@ -88,8 +90,8 @@ class ReplacingBackbone(Backbone):
         return keep_context(features, context, self.num_prefix_tokens)
 
     def intermediates(
-        self, images: Float[Tensor, "b c h w"], layers: Sequence[int], context: TokenSet | None
-    ) -> list[Float[Tensor, "b n d"]]:
+        self, images: Images, layers: Sequence[int], context: TokenSet | None
+    ) -> list[Features]:
         self.replacing.hidden = self._hidden_patches(context)
         try:
             maps = self.model.forward_intermediates(

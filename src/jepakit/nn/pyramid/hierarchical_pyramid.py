@@ -42,10 +42,9 @@ class Level(NamedTuple):
     def trimmed(self) -> "Level":
         """The level without the entries that are padding in every sample.
 
-        The number of cells of a coarse level is bounded by shapes: a context of 32 patches may have
-        16 cells of the next level, but has 8 with blocks that are whole on every level. Trimmed, a
-        predictor does not compute the rest. Needs a host synchronisation, so it is not for
-        `torch.compile`.
+        A context of 32 patches may have 16 cells of the next level, but has 8 with blocks that are
+        whole on every level. Trimmed, a predictor does not compute the rest. Needs a host
+        synchronisation, so it is not for `torch.compile`.
 
         Example:
             >>> import torch
@@ -76,9 +75,8 @@ class HierarchicalPyramid(nn.Module):
     The cells of a level depend on the token set only, never on learned values; padding enters
     nothing. No pool changes a constant field, whatever its parameters.
 
-    In a student, put encoder and pyramid into one module and build the teacher from that, so that
-    the teacher's pyramid is an average too. With the same trained projection on both sides of a
-    loss, a constant projection would bring the loss to zero.
+    In a student, put encoder and pyramid into one module and build the teacher from that: with the
+    same trained projection on both sides of a loss, a constant one would bring the loss to zero.
 
     Args:
         grid_size: `(L,)`, `(H, W)` or `(T, H, W)` in patches, of level 0.
@@ -115,9 +113,8 @@ class HierarchicalPyramid(nn.Module):
         [(2, 39), (2, 39), (2, 16)]
 
     Source:
-        Fusion after feature pyramid networks (arXiv:1612.03144). Differences: lateral maps and
-        `projection` have kernel size 1, where they convolve the result with 3, and `projection` is
-        optional; absent cells have no weight.
+        Fusion after feature pyramid networks (arXiv:1612.03144). Differences: `projection` is
+        optional, with kernel size 1 where they convolve with 3; absent cells have no weight.
     """
 
     def __init__(
