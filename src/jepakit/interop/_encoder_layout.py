@@ -96,10 +96,8 @@ def check_arithmetic(name: str, encoder: MaskedViT, eps: float) -> None:
                 "the backbone with act_layer=torch.nn.GELU"
             )
     if getattr(backbone, "rope", None) is not None:
-        raise ValueError(
-            f"{name}: its {type(backbone).__name__} has rotary positions, the weights were trained "
-            "without"
-        )
+        kind = type(backbone).__name__
+        raise ValueError(f"{name}: its {kind} has rotary positions, the published encoder has none")
     _check_block(name, backbone)
 
 

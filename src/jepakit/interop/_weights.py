@@ -51,8 +51,8 @@ def state_of(checkpoint: Mapping[str, Any], key: str) -> Any:
     if key not in checkpoint:
         names = ", ".join(sorted(map(str, checkpoint))[:5])
         raise ValueError(
-            f"checkpoint: must hold {key!r}, but has {names or 'nothing'} ...; a plain state dict is "
-            "loaded by encoder.backbone.load_state_dict"
+            f"checkpoint: must hold {key!r}, but has {names or 'nothing'} ...; a plain state dict "
+            "is loaded by encoder.backbone.load_state_dict"
         )
     state = checkpoint[key]
     if isinstance(state, Mapping) and all(str(name).startswith("module.") for name in state):
@@ -67,9 +67,7 @@ def unwrapped(name: str, module: nn.Module, kind: type[_Part]) -> _Part:
     """Return the module of a class of jepakit's within wrappers."""
     inner = unwrap(module)
     if not isinstance(inner, kind):
-        raise TypeError(
-            f"{name}={type_name(inner)}: must be the {kind.__name__} that the weights belong to"
-        )
+        raise TypeError(f"{name}={type_name(inner)}: must be the {kind.__name__}, wrapped or not")
     return inner
 
 

@@ -131,16 +131,14 @@ def _check_configuration(model: nn.Module, encoder: MaskedViT) -> None:
     heads, backbone = config.num_attention_heads, cast(Any, unwrap(encoder.backbone))
     own_heads = cast(Any, unwrap(backbone.blocks[0])).attn.num_heads
     if own_heads != heads:
-        raise ValueError(
-            f"encoder: has {own_heads} heads, the model {heads}; build the backbone with "
-            f"num_heads={heads}"
-        )
+        hint = f"build the backbone with num_heads={heads}"
+        raise ValueError(f"encoder: has {own_heads} heads, the model {heads}; {hint}")
     pixels, patch = _both_sides(config.image_size), _both_sides(config.patch_size)
     grid = pixels[0] // patch[0], pixels[1] // patch[1]
     if grid != encoder.grid_size:
+        hint = f"build the backbone with img_size={pixels}"
         raise ValueError(
-            f"encoder: is on the grid {encoder.grid_size}, the model on {grid}; build the backbone "
-            f"with img_size={pixels}"
+            f"encoder: is on the grid {encoder.grid_size}, the model on {grid}; {hint}"
         )
 
 

@@ -165,7 +165,7 @@ class MaskedViT(nn.Module):
         numbers = [layer + depth if layer < 0 else layer for layer in layers]
         if not numbers or numbers != sorted(set(numbers) & set(range(depth))):
             raise ValueError(
-                f"layers={list(layers)}: must be distinct numbers of the {depth} blocks, ascending"
+                f"layers={layers}: must be distinct numbers of {depth} blocks, ascending"
             )
         return numbers
 
@@ -194,10 +194,8 @@ class MaskedViT(nn.Module):
                     f"{grid}"
                 )
             if context.idx.dim() != 2 or len(context.idx) != shape[0]:
-                raise ValueError(
-                    f"context {tuple(context.shape)}: must be [batch, n] with the images' batch "
-                    f"size {shape[0]}"
-                )
+                size = tuple(context.shape)
+                raise ValueError(f"context {size}: must be [batch, n] of the batch size {shape[0]}")
             check_same_device("context", context, "images", images)
         if value_checks_on(images):
             check_images_finite("images", images)

@@ -32,10 +32,8 @@ def sincos_table(grid_size: tuple[int, ...], dim: int, level: int = 0) -> Float[
     """
     axes = len(grid_size)
     if dim % (2 * axes):
-        raise ValueError(
-            f"predictor_embed_dim={dim}: must be a multiple of {2 * axes} for sine-cosine "
-            f"positions on the grid {grid_size}"
-        )
+        rule = f"must be a multiple of {2 * axes} for sine-cosine positions on the grid {grid_size}"
+        raise ValueError(f"predictor_embed_dim={dim}: {rule}")
     pairs = dim // (2 * axes)
     frequency = 10000.0 ** (-torch.arange(pairs, dtype=torch.float64) / pairs)
     angles = grid_coordinates(grid_size, level)[:, :, None] * frequency
@@ -121,10 +119,8 @@ def init_sincos_positions(encoder: MaskedViT) -> None:
         raise UnsupportedBackboneError(f"{name} has no `pos_embed` of shape [1, tokens, width]")
     prefix = embedding.shape[1] - rows * columns
     if prefix not in (0, encoder.num_prefix_tokens):
-        raise UnsupportedBackboneError(
-            f"{name}.pos_embed {tuple(embedding.shape)}: must have one row for each of the "
-            f"{rows} x {columns} patches, and none or {encoder.num_prefix_tokens} in front"
-        )
+        rule = f"must have a row for each of {rows} x {columns} patches"
+        raise UnsupportedBackboneError(f"{name}.pos_embed {tuple(embedding.shape)}: {rule}")
     width = embedding.shape[2]
     if width % 4:
         raise ValueError(f"{name}.pos_embed is {width} wide: must be a multiple of 4")

@@ -114,9 +114,7 @@ class MaskedPredictor(nn.Module):
         if int(dim * mlp_ratio) < 1:
             raise ValueError(f"mlp_ratio={mlp_ratio}: must leave the MLP at least one hidden unit")
         if drop_path > 0 and depth == 1:
-            raise ValueError(
-                f"drop_path={drop_path}: must be 0 with depth=1, the first block's rate"
-            )
+            raise ValueError(f"drop_path={drop_path}: must be 0 with depth=1")
 
         self.embed = nn.Linear(encoder_dim, dim)
         self.mask_token = nn.Parameter(torch.zeros(dim))
@@ -233,10 +231,8 @@ class MaskedPredictor(nn.Module):
         for level, grid in enumerate(self.grid_sizes):
             if tokens.grid_size == grid:
                 return level
-        raise ValueError(
-            f"{name} is on the grid {tokens.grid_size}: must be on one of the predictor's grids "
-            f"{self.grid_sizes}"
-        )
+        grids = self.grid_sizes
+        raise ValueError(f"{name} is on the grid {tokens.grid_size}: must be on one of {grids}")
 
     def _first_row(self, level: int) -> int:
         return sum(math.prod(grid) for grid in self.grid_sizes[:level])

@@ -279,10 +279,7 @@ class VectorQuantizer(nn.Module):
 
     def _check(self, features: Tensor) -> None:
         if features.shape[-1] != self.dim:
-            raise ValueError(
-                f"features {tuple(features.shape)}: must be [*batch, {self.dim}], the dim that the "
-                "quantizer was built with"
-            )
+            raise ValueError(f"features {tuple(features.shape)}: must be [*batch, {self.dim}]")
         if self.training and self.sums.dtype in (torch.float16, torch.bfloat16):
             raise TypeError(
                 f"the codebook is {self.sums.dtype}: a moving average in half precision does not "

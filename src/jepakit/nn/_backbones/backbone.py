@@ -169,10 +169,7 @@ def keep_context(x: Features, context: TokenSet | None, num_prefix_tokens: int) 
 def check_drops_nothing(present: nn.Module | None) -> None:
     """Raise unless a backbone's `patch_drop` keeps all patches."""
     if not (present is None or isinstance(present, nn.Identity | KeepContext)):
-        raise ValueError(
-            f"backbone.patch_drop={present}: must not drop patches itself; build the backbone with "
-            "patch_drop_rate=0"
-        )
+        raise ValueError(f"backbone.patch_drop={present}: must be None; set patch_drop_rate=0")
 
 
 def context_key_mask(

@@ -146,9 +146,7 @@ class HierarchicalPyramid(nn.Module):
         options = [("pool", pool, "avg"), ("valid_if", valid_if, "any"), ("fusion", fusion, None)]
         for name, value, default in options if self.num_levels == 1 else []:
             if value != default:
-                raise ValueError(
-                    f"{name}={value!r}: takes effect only with num_levels of at least 2"
-                )
+                raise ValueError(f"{name}={value!r}: takes effect only with num_levels above 1")
         if norm == "layer" and dim < 2:
             raise ValueError("norm='layer' with dim=1: must have at least 2 entries to normalise")
         self.pool = pool
