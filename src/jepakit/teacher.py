@@ -192,7 +192,7 @@ def _sharded_names(ours: dict[str, Any], theirs: dict[str, Any]) -> set[str]:
         if expected != actual:
             raise ValueError(
                 f"student: {name} is sharded as {actual or 'none'}, the teacher's as "
-                f"{expected or 'none'}; call fully_shard on both, teacher.module here, in the same way"
+                f"{expected or 'none'}; call fully_shard on it and teacher.module in the same way"
             )
         if expected:
             sharded.add(name)

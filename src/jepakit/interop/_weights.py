@@ -147,6 +147,5 @@ def match(
 
 @torch.no_grad()
 def assign(assignments: Iterable[Assignment]) -> None:
-    """Copy every weight into its tensor."""
     for tensor, weight in assignments:
         tensor.copy_(weight)

@@ -136,10 +136,8 @@ def _check_configuration(model: nn.Module, encoder: MaskedViT) -> None:
     pixels, patch = _both_sides(config.image_size), _both_sides(config.patch_size)
     grid = pixels[0] // patch[0], pixels[1] // patch[1]
     if grid != encoder.grid_size:
-        hint = f"build the backbone with img_size={pixels}"
-        raise ValueError(
-            f"encoder: is on the grid {encoder.grid_size}, the model on {grid}; {hint}"
-        )
+        grids = f"is on the grid {encoder.grid_size}, the model on {grid}"
+        raise ValueError(f"encoder: {grids}; build the backbone with img_size={pixels}")
 
 
 def _check_grid(encoder: MaskedViT) -> None:
