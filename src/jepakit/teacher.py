@@ -12,35 +12,25 @@ from jepakit._wrapped import clean_names, fsdp_parts, loaded_type, name_differen
 
 __all__ = ["EMATeacher"]
 
-# Floating and complex dtypes that are less precise than float32, those of eight bits included.
-_HALF_PRECISION = frozenset(
-    dtype
-    for dtype in vars(torch).values()
-    if isinstance(dtype, torch.dtype)
-    and (dtype.is_floating_point or dtype.is_complex)
-    and dtype.itemsize < (torch.complex64 if dtype.is_complex else torch.float32).itemsize
-)
-
 
 class EMATeacher(nn.Module):
     r"""Exponential moving average of a student, called like it, without gradient.
 
     $\bar\theta \leftarrow m\,\bar\theta + (1 - m)\,\theta$ for every floating or complex parameter,
     with $m = m(\mathrm{step})$; buffers and integer parameters are copied. The teacher starts as an
-    exact copy, never gets a gradient and is always in eval mode, also when its parent is set to
-    training. It is kept in float32, also for a student in half precision: in bfloat16, an average
-    with momentum 0.999 does not change.
+    exact copy, never gets a gradient and is always in eval mode. It is kept in float32, also for a
+    student in half precision: in bfloat16, an average with momentum 0.999 does not change.
 
     Build it after loading pretrained weights, and before sharding the student with FSDP2. Call
     `update` after each step of the optimiser. The state dict holds `step`, so a resumed run
     continues the momentum schedule.
 
-    FSDP2: build the teacher first, then call `fully_shard` in the same way, with the same blocks
-    and the same mesh, on the student and on `teacher.module`; the roots must be these two, not a
-    parent that holds both. `update` reshards both and averages shard by shard, without
-    communication. `state_dict` then gives DTensors, which `load_state_dict` loads into a teacher
-    that is sharded the same way; for one whole file, use `get_model_state_dict` and
-    `set_model_state_dict` of `torch.distributed.checkpoint.state_dict` with `full_state_dict=True`.
+    FSDP2: call `fully_shard` in the same way, with the same blocks and mesh, on the student and on
+    `teacher.module`; the roots must be these two, not a parent that holds both. `update` reshards
+    both and averages shard by shard, without communication. `state_dict` then gives DTensors, which
+    `load_state_dict` loads into a teacher that is sharded the same way; for one whole file, use
+    `get_model_state_dict` and `set_model_state_dict` of `torch.distributed.checkpoint.state_dict`
+    with `full_state_dict=True`.
 
     Args:
         student: Any module; wrappers of DDP and `torch.compile` are removed.
@@ -48,8 +38,7 @@ class EMATeacher(nn.Module):
             schedule `step -> number`.
 
     Raises:
-        TypeError: If `momentum` is neither a number nor callable.
-        ValueError: If a momentum is not in [0, 1], or the student is already sharded.
+        ValueError: If the student is already sharded.
 
     Example:
         >>> import torch
@@ -76,18 +65,17 @@ class EMATeacher(nn.Module):
             momentum = as_fraction("momentum", momentum)
         if fsdp_parts(student):
             raise ValueError(
-                "student: is already sharded by fully_shard and cannot be copied; build the "
-                "teacher first, then shard the student and teacher.module the same way"
+                "student: is already sharded and cannot be copied; build the teacher first, then "
+                "call fully_shard on the student and on teacher.module"
             )
         self._schedule = momentum
         self.step = 0
         with torch.inference_mode(False):  # a copy made in inference mode could not be updated
             self.module = copy.deepcopy(unwrap(student)).requires_grad_(False)
             for tensor in (*self.module.parameters(), *self.module.buffers()):
-                if tensor.dtype in _HALF_PRECISION:
-                    tensor.data = tensor.data.to(
-                        torch.complex64 if tensor.is_complex() else torch.float32
-                    )
+                if _is_half_precision(tensor):
+                    dtype = torch.complex64 if tensor.is_complex() else torch.float32
+                    tensor.data = tensor.data.to(dtype)
         self.eval()
 
     @property
@@ -104,32 +92,21 @@ class EMATeacher(nn.Module):
         return as_fraction(name, value)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the averaged student without gradient.
-
-        Args:
-            args: The student's arguments.
-            kwargs: The student's arguments by name.
-        """
+        """Call the averaged student with its `args` and `kwargs`, without gradient."""
         with torch.no_grad():
             return self.module(*args, **kwargs)
 
     @torch.no_grad()
     def update(self, student: nn.Module) -> None:
-        """Move towards the student by one step, with `momentum`, then count the step.
-
-        Args:
-            student: The module that the teacher was built from, wrapped or not.
+        """Move towards the `student`, wrapped or not, by one step, then count the step.
 
         Raises:
             TypeError: If the teacher was cast to half precision.
-            ValueError: If names or shapes of student and teacher differ, or if they are not sharded
-                in the same way.
+            ValueError: If student and teacher differ in names, shapes or sharding.
         """
         if not isinstance(student, nn.Module):
-            raise TypeError(
-                f"student={type(student).__name__}: must be a torch.nn.Module, the one that the "
-                "teacher was built from, not its state dict"
-            )
+            kind = type(student).__name__
+            raise TypeError(f"student={kind}: must be a torch.nn.Module, not its state dict")
         momentum = self.momentum
         student = unwrap(student)
         # After a forward without backward, FSDP2 leaves the root's parameters gathered. Writes to
@@ -142,8 +119,7 @@ class EMATeacher(nn.Module):
         _check_names(ours, theirs)
         _check_precision(parameters)
         sharded = _sharded_names(ours, theirs)
-        averages: list[Tensor] = []
-        sources: list[Tensor] = []
+        averages, sources = [], []
         for name, mine in ours.items():
             source = theirs[name].detach()
             if name in sharded:
@@ -162,11 +138,7 @@ class EMATeacher(nn.Module):
         self.step += 1
 
     def train(self, mode: bool = True) -> "EMATeacher":
-        """Stay in eval mode: dropout or drop-path would make the teacher's targets random.
-
-        Args:
-            mode: Ignored, since a parent's `train()` passes it to every child.
-        """
+        """Stay in eval mode whatever the `mode`: a parent's `train()` reaches every child."""
         return super().train(False)
 
     def get_extra_state(self) -> dict[str, int]:
@@ -174,11 +146,7 @@ class EMATeacher(nn.Module):
         return {"step": self.step}
 
     def set_extra_state(self, state: dict[str, int]) -> None:
-        """Take the number of updates from a state dict.
-
-        Args:
-            state: The result of `get_extra_state`.
-        """
+        """Take the number of updates from `state`, the result of `get_extra_state`."""
         self.step = int(state["step"])
 
     def extra_repr(self) -> str:
@@ -186,37 +154,33 @@ class EMATeacher(nn.Module):
         return f"momentum={self._schedule!r}, step={self.step}"
 
 
+def _is_half_precision(tensor: Tensor) -> bool:
+    """True for floating and complex tensors less precise than float32, eight bits included."""
+    inexact = tensor.is_floating_point() or tensor.is_complex()
+    return inexact and tensor.dtype.to_real().itemsize < torch.float32.itemsize
+
+
 def _check_names(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
-    """Raise unless student and teacher have the same names and shapes."""
     if difference := name_difference(ours.keys(), theirs.keys()):
-        raise ValueError(
-            f"student: must have the names that the teacher was built from, but {difference}"
-        )
+        raise ValueError(f"student: must have the names of the teacher's module, but {difference}")
     for name, tensor in ours.items():
         if tensor.shape != theirs[name].shape:
-            raise ValueError(
-                f"student: {name} has shape {tuple(theirs[name].shape)}, the teacher "
-                f"{tuple(tensor.shape)}; they must be equal"
-            )
+            actual, expected = tuple(theirs[name].shape), tuple(tensor.shape)
+            raise ValueError(f"student: {name} has shape {actual}: must be {expected}")
 
 
 def _check_precision(parameters: dict[str, Tensor]) -> None:
-    """Raise if the average was cast to half precision."""
     for name, tensor in parameters.items():
-        if tensor.dtype in _HALF_PRECISION:
+        if _is_half_precision(tensor):
             raise TypeError(
                 f"teacher: parameter {name} is {tensor.dtype}; the average is kept in float32, "
-                "since in half precision it does not change at a momentum near 1. Leave the "
-                "teacher out of .bfloat16(), .half() and load_state_dict(assign=True), and use "
-                "autocast"
+                "since in half precision it does not change at a momentum near 1; use autocast"
             )
 
 
 def _sharded_names(ours: dict[str, Any], theirs: dict[str, Any]) -> set[str]:
     """Return the names of sharded tensors; raise unless both are sharded in the same way."""
     dtensor = loaded_type("torch.distributed.tensor", "DTensor")
-    if not dtensor:
-        return set()
 
     def sharding(tensor: Any) -> tuple[Any, ...] | None:
         is_sharded = issubclass(type(tensor), dtensor)
@@ -228,8 +192,7 @@ def _sharded_names(ours: dict[str, Any], theirs: dict[str, Any]) -> set[str]:
         if expected != actual:
             raise ValueError(
                 f"student: {name} is sharded as {actual or 'none'}, the teacher's as "
-                f"{expected or 'none'}; call fully_shard on the student and on teacher.module in "
-                "the same way, with the same blocks and mesh, and on these two, not on a parent"
+                f"{expected or 'none'}; call fully_shard on it and teacher.module in the same way"
             )
         if expected:
             sharded.add(name)

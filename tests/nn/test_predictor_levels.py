@@ -241,7 +241,7 @@ def test_constructor_errors(changes, text) -> None:
 def test_tokens_of_no_level() -> None:
     context, here = torch.zeros(1, 30, 10), TokenSet.full((6, 5), (1,))
     text = (
-        r"context is on the grid \(6, 5\): must be on one of the predictor's grids "
+        r"context is on the grid \(6, 5\): must be on one of "
         r"\(\(5, 6\), \(3, 3\), \(2, 2\)\)"
     )
     with pytest.raises(ValueError, match=text):

@@ -50,7 +50,7 @@ def test_other_shapes_raise(name) -> None:
     before = tensors(teacher.module)
     if name == "first":
         module.first = nn.Linear(1, 4)
-        text = r"student: first.weight has shape \(4, 1\), the teacher \(4, 3\); they must be equal"
+        text = r"student: first.weight has shape \(4, 1\): must be \(4, 3\)"
     else:
         setattr(module, name, torch.zeros(1, dtype=getattr(module, name).dtype))
         text = rf"student: {name} has shape \(1,\)"
@@ -138,7 +138,7 @@ def test_one_half_parameter_among_others_raises() -> None:
 @pytest.mark.no_hook
 def test_a_student_that_is_no_module_raises() -> None:
     teacher = EMATeacher(student(), 0.5)
-    text = r"student=OrderedDict: must be a torch.nn.Module, .* not its state dict"
+    text = r"student=OrderedDict: must be a torch.nn.Module, not its state dict"
     with pytest.raises(TypeError, match=text):
         teacher.update(student().state_dict())
     assert teacher.step == 0

@@ -35,7 +35,6 @@ def shape_of(state: Mapping[str, Any], name: str, dims: int) -> tuple[int, ...] 
 
 
 def depth_of(state: Mapping[str, Any], blocks: str = "blocks") -> int:
-    """Return the number of blocks, counted by their names."""
     return len({m[1] for name in state if (m := re.match(rf"{blocks}\.(\d+)\.", str(name)))})
 
 
@@ -70,29 +69,18 @@ def backbone_arguments(state: Mapping[str, Any]) -> dict[str, str]:
     return arguments
 
 
-def num_heads(encoder: MaskedViT) -> int | None:
-    """Return the number of attention heads of the backbone's blocks, if a module records it."""
-    found = (getattr(module, "num_heads", None) for module in encoder.backbone.modules())
-    return next((heads for heads in found if isinstance(heads, int)), None)
-
-
 # Computation that names and shapes do not show
 
 
 def check_square_grid(name: str, grid_size: tuple[int, ...]) -> None:
-    """Raise unless a grid is square, with two axes."""
     if len(grid_size) != 2 or grid_size[0] != grid_size[1]:
-        raise ValueError(
-            f"{name} on the grid {grid_size}: must be on a square grid (H, H), the only one in the "
-            "published layout"
-        )
+        raise ValueError(f"{name} on the grid {grid_size}: must be on a square grid (H, H)")
 
 
 def check_arithmetic(name: str, encoder: MaskedViT, eps: float) -> None:
     """Raise if the backbone computes other features than the published one from the same weights.
 
-    Compared are the epsilon of the norms, the activation, the kind of positions and the first
-    block.
+    Compared are the norms' epsilon, the activation, the kind of positions and the first block.
     """
     backbone = unwrap(encoder.backbone)
     probe = torch.linspace(-3.0, 3.0, 25, dtype=torch.float32, device="cpu")
@@ -108,10 +96,8 @@ def check_arithmetic(name: str, encoder: MaskedViT, eps: float) -> None:
                 "the backbone with act_layer=torch.nn.GELU"
             )
     if getattr(backbone, "rope", None) is not None:
-        raise ValueError(
-            f"{name}: its {type(backbone).__name__} has rotary positions, the weights were trained "
-            "without; build a VisionTransformer such as vit_huge_patch14_gap_224"
-        )
+        kind = type(backbone).__name__
+        raise ValueError(f"{name}: its {kind} has rotary positions, the published encoder has none")
     _check_block(name, backbone)
 
 
@@ -131,6 +117,5 @@ def _check_block(name: str, backbone: Any) -> None:
     if not torch.allclose(actual, expected, rtol=1e-3, atol=1e-3):
         raise ValueError(
             f"{name}: its {type(block).__name__} does not compute what the published pre-norm "
-            "block does with the same weights; build a VisionTransformer with timm's default "
-            "block_fn, such as vit_huge_patch14_gap_224"
+            "block does with the same weights; build a backbone such as vit_huge_patch14_gap_224"
         )

@@ -8,7 +8,6 @@ import os
 import pickle
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -30,38 +29,30 @@ def read_checkpoint(checkpoint: Mapping[str, Any] | str | os.PathLike[str]) -> M
         return checkpoint
     if not isinstance(checkpoint, str | os.PathLike):
         raise TypeError(f"checkpoint: must be a mapping or a path, got {type_name(checkpoint)}")
-    path = Path(checkpoint)
-    if not path.is_file():
-        raise FileNotFoundError(f"checkpoint={str(path)!r}: must be a file, and there is none")
+    path = os.fspath(checkpoint)
     try:
         # Most of a published file is the state of the optimiser, which `mmap` leaves unread; it
         # does not work with the older format of torch.save, which is no zip file.
-        loaded = torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-        )
+        mmap = zipfile.is_zipfile(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
         raise ValueError(
-            f"checkpoint={str(path)!r}: must be a file of torch.save with nothing but tensors and "
-            "plain containers in it, since anything else could run code. If you trust it, load it "
-            "with torch.load(..., weights_only=False) and pass the result; for .safetensors pass "
-            "the result of safetensors.torch.load_file"
+            f"checkpoint={path!r}: must be a file of torch.save with nothing but tensors and "
+            "plain containers in it, since anything else could run code"
         ) from error
     if not isinstance(loaded, Mapping):
-        raise TypeError(
-            f"checkpoint={str(path)!r}: must hold a dict of names, got {type_name(loaded)}"
-        )
+        kind = type_name(loaded)
+        raise TypeError(f"checkpoint={path!r}: must hold a dict of names, got {kind}")
     return loaded
 
 
 def state_of(checkpoint: Mapping[str, Any], key: str) -> Any:
     """Return one state dict of a published checkpoint, without the prefix of DDP."""
     if key not in checkpoint:
-        names = sorted(map(str, checkpoint))
-        shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        names = ", ".join(sorted(map(str, checkpoint))[:5])
         raise ValueError(
-            f"checkpoint: must hold {key!r}, but has {shown or 'nothing'}. A plain state dict of a "
-            "timm model is loaded by encoder.backbone.load_state_dict, Hugging Face's by "
-            "load_hf_ijepa"
+            f"checkpoint: must hold {key!r}, but has {names or 'nothing'} ...; a plain state dict "
+            "is loaded by encoder.backbone.load_state_dict"
         )
     state = checkpoint[key]
     if isinstance(state, Mapping) and all(str(name).startswith("module.") for name in state):
@@ -74,12 +65,9 @@ def state_of(checkpoint: Mapping[str, Any], key: str) -> Any:
 
 def unwrapped(name: str, module: nn.Module, kind: type[_Part]) -> _Part:
     """Return the module of a class of jepakit's within wrappers."""
-    inner = unwrap(module) if isinstance(module, nn.Module) else module
+    inner = unwrap(module)
     if not isinstance(inner, kind):
-        raise TypeError(
-            f"{name}={type_name(inner)}: must be the {kind.__name__} that the weights belong to, "
-            "wrapped by DDP or torch.compile or not"
-        )
+        raise TypeError(f"{name}={type_name(inner)}: must be the {kind.__name__}, wrapped or not")
     return inner
 
 
@@ -93,21 +81,14 @@ def tensors_of(name: str, module: nn.Module) -> dict[str, Tensor]:
     tensors: dict[str, Any] = clean_names(module.state_dict().items())
     dtensor = loaded_type("torch.distributed.tensor", "DTensor")
     if fsdp_parts(module) or any(isinstance(tensor, dtensor) for tensor in tensors.values()):
-        raise ValueError(
-            f"{name}: must not be sharded yet; load weights before fully_shard, and save them from "
-            "the whole tensors that get_model_state_dict(..., full_state_dict=True) gives"
-        )
+        raise ValueError(f"{name}: must not be sharded yet; load weights before fully_shard")
     for key, tensor in tensors.items():
         if tensor.is_meta:
-            raise ValueError(
-                f"{name}: {key} is on the meta device and holds nothing; use to_empty(device=...) "
-                "first"
-            )
+            raise ValueError(f"{name}: {key} is on the meta device; use to_empty(device=...) first")
     return tensors
 
 
 def cpu_copy(tensor: Tensor) -> Tensor:
-    """Return a copy on the CPU, which does not change when training continues."""
     return tensor.detach().to("cpu", copy=True).contiguous()
 
 
@@ -130,18 +111,13 @@ def match(
 ) -> dict[str, Assignment]:
     """Match each tensor of a part with its weight; raise unless all names and shapes fit.
 
-    Args:
-        source: Origin of `weights`, for errors.
-        part: Owner of `tensors`, for errors.
-        tensors: The part's tensors by name.
-        weights: The weights by name.
-        arguments_of: Infers from tensors the arguments that build the part for them. An error
-            recommends those that differ.
+    `source` (of the weights) and `part` (the owner of the tensors) are for errors. `arguments_of`
+    infers from tensors the arguments that build the part for them; an error recommends those that
+    differ.
     """
     if not isinstance(weights, Mapping):
-        raise TypeError(
-            f"{source}: must be a mapping from names to tensors, got {type_name(weights)}"
-        )
+        kind = type_name(weights)
+        raise TypeError(f"{source}: must be a mapping from names to tensors, got {kind}")
 
     def advice() -> str:
         have, want = arguments_of(tensors), arguments_of(weights)
@@ -171,6 +147,5 @@ def match(
 
 @torch.no_grad()
 def assign(assignments: Iterable[Assignment]) -> None:
-    """Copy every weight into its tensor."""
     for tensor, weight in assignments:
         tensor.copy_(weight)

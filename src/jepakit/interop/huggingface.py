@@ -3,24 +3,21 @@
 import re
 from collections.abc import Mapping
 from math import isqrt
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from jepakit._checks import type_name
 from jepakit._wrapped import clean_names, unwrap
-from jepakit.interop._encoder_layout import backbone_arguments, check_arithmetic, num_heads
+from jepakit.interop._encoder_layout import backbone_arguments, check_arithmetic
 from jepakit.interop._weights import assign, backbone_tensors, match, unwrapped
 from jepakit.nn import MaskedViT
 
 __all__ = ["load_hf_ijepa"]
 
 # Hugging Face's names and timm's; queries, keys and values are one layer in timm.
-_OUTER_NAMES = {
-    "embeddings.patch_embeddings.projection": "patch_embed.proj",
-    "layernorm": "norm",
-}
+_OUTER_NAMES = {"embeddings.patch_embeddings.projection": "patch_embed.proj", "layernorm": "norm"}
 # Within a block: first the names of transformers 4, then those of its later releases.
 _BLOCK_NAMES = {
     "layernorm_before": "norm1",
@@ -43,8 +40,8 @@ _BLOCK_NAMES = {
 def load_hf_ijepa(model: nn.Module | Mapping[str, Any], encoder: nn.Module) -> None:
     """Load the weights of an `IJepaModel` of transformers into an encoder.
 
-    Queries, keys and values are concatenated as in timm. Everything is compared first: if something
-    does not fit, this raises and the encoder is unchanged. Build the teacher after.
+    Everything is compared first: if something does not fit, this raises and the encoder is
+    unchanged. Build the teacher after.
 
     If `model` is the model itself, its number of heads, the epsilon of its norms (1e-12 in its
     default configuration, 1e-6 in timm and the published models), its activation and its grid are
@@ -57,7 +54,6 @@ def load_hf_ijepa(model: nn.Module | Mapping[str, Any], encoder: nn.Module) -> N
             `vit_huge_patch14_gap_224` with `num_classes=0`; wrapped or not.
 
     Raises:
-        TypeError: If `model` or `encoder` is something else.
         ValueError: If the weights do not fit the encoder, or it is sharded.
 
     Example:
@@ -90,10 +86,7 @@ def load_hf_ijepa(model: nn.Module | Mapping[str, Any], encoder: nn.Module) -> N
     elif not isinstance(model, Mapping):
         raise TypeError(f"model: must be an IJepaModel or its state dict, got {type_name(model)}")
     if any(str(name).startswith("ijepa.") for name in state):
-        raise ValueError(
-            "model: must be the IJepaModel alone, but has names that start with 'ijepa.'; pass "
-            "model.ijepa of a model with a head"
-        )
+        raise ValueError("model: must be the IJepaModel alone; pass model.ijepa of one with a head")
     weights = _timm_names(state)
     matched = match("model", "encoder's backbone", ours, weights, backbone_arguments)
     if isinstance(model, nn.Module):
@@ -135,19 +128,16 @@ def _check_configuration(model: nn.Module, encoder: MaskedViT) -> None:
     if config.hidden_act != "gelu":
         raise ValueError(f"model.config.hidden_act={config.hidden_act!r}: must be 'gelu'")
     check_arithmetic("encoder", encoder, config.layer_norm_eps)
-    heads = num_heads(encoder)
-    if heads is not None and heads != config.num_attention_heads:
-        raise ValueError(
-            f"encoder: has {heads} heads, the model {config.num_attention_heads}; build the "
-            f"backbone with num_heads={config.num_attention_heads}"
-        )
+    heads, backbone = config.num_attention_heads, cast(Any, unwrap(encoder.backbone))
+    own_heads = cast(Any, unwrap(backbone.blocks[0])).attn.num_heads
+    if own_heads != heads:
+        hint = f"build the backbone with num_heads={heads}"
+        raise ValueError(f"encoder: has {own_heads} heads, the model {heads}; {hint}")
     pixels, patch = _both_sides(config.image_size), _both_sides(config.patch_size)
-    grid = (pixels[0] // patch[0], pixels[1] // patch[1])
+    grid = pixels[0] // patch[0], pixels[1] // patch[1]
     if grid != encoder.grid_size:
-        raise ValueError(
-            f"encoder: is on the grid {encoder.grid_size}, the model on {grid}; build the backbone "
-            f"with img_size={pixels}"
-        )
+        grids = f"is on the grid {encoder.grid_size}, the model on {grid}"
+        raise ValueError(f"encoder: {grids}; build the backbone with img_size={pixels}")
 
 
 def _check_grid(encoder: MaskedViT) -> None:
@@ -155,8 +145,7 @@ def _check_grid(encoder: MaskedViT) -> None:
     if height != width and isqrt(height * width) ** 2 == height * width:
         raise ValueError(
             f"encoder: is on the grid {encoder.grid_size}, and a state dict does not show whether "
-            f"its {height * width} positions are on that grid or on a square one; pass the "
-            "IJepaModel itself"
+            "its positions are on that grid or on a square one; pass the IJepaModel itself"
         )
 
 

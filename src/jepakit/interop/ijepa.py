@@ -1,9 +1,12 @@
 """Checkpoints of the published I-JEPA: `load_ijepa` and `ijepa_checkpoint`."""
 
 import os
+import re
 from collections.abc import Mapping
+from math import isqrt
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from jepakit._checks import as_int
@@ -13,15 +16,9 @@ from jepakit.interop._encoder_layout import (
     check_arithmetic,
     check_square_grid,
     depth_of,
+    mlp_ratio,
     published_names,
-)
-from jepakit.interop._predictor_layout import (
-    TABLE,
-    check_table,
-    predictor_arguments,
-    published_table,
-    published_tensors,
-    swap_halves,
+    shape_of,
 )
 from jepakit.interop._weights import (
     Assignment,
@@ -31,14 +28,14 @@ from jepakit.interop._weights import (
     match,
     read_checkpoint,
     state_of,
+    tensors_of,
     unwrapped,
 )
 from jepakit.nn import MaskedPredictor, MaskedViT
+from jepakit.nn.positions import sincos_table
 from jepakit.teacher import EMATeacher
 
 __all__ = ["ijepa_checkpoint", "load_ijepa"]
-
-_EPS = 1e-6  # of every norm in the published models
 
 
 def load_ijepa(
@@ -51,42 +48,33 @@ def load_ijepa(
 ) -> None:
     r"""Load a published I-JEPA checkpoint into an encoder, a predictor and a teacher.
 
-    The checkpoint's `encoder` is loaded into `encoder`, `predictor` into `predictor`, and
-    `target_encoder` into `teacher`. Everything is compared first: if a name, a shape or a grid does
-    not fit, this raises and nothing is changed.
+    The checkpoint's `target_encoder` is loaded into `teacher`. Everything is compared first: if a
+    name, a shape or a grid does not fit, this raises and nothing is changed.
 
     The published predictor adds the position table $[c \Vert r]$ of columns and rows,
-    `MaskedPredictor` adds $[r \Vert c]$. With $S$, which swaps the halves of a vector, every map
-    $W$ into the predictor's residual stream becomes $SW$ and every map out of it $WS$; norms
-    commute with $S$. So the loaded predictor computes the same as the published one, up to the
-    rounding of floats.
+    `MaskedPredictor` adds $[r \Vert c]$: the features of its residual stream are reordered, so that
+    the loaded predictor computes the same as the published one, up to the rounding of floats.
 
     The file does not hold the number of attention heads (the published predictors have as many as
-    the encoder), `joint` and `drop_path`: they stay as you built them, unchecked. The state of the
-    optimiser is not read. The encoder's positions, fixed in the published code, are a parameter of
-    timm's; `encoder.backbone.pos_embed.requires_grad_(False)` keeps them.
-
-    To load the weights of one part into another, rename the key:
-    `load_ijepa({"encoder": checkpoint["target_encoder"]}, encoder=encoder)`.
+    the encoder), `joint` and `drop_path`: they stay as you built them. The encoder's positions,
+    fixed in the published code, are a parameter of timm's;
+    `encoder.backbone.pos_embed.requires_grad_(False)` keeps them.
 
     Args:
-        checkpoint: The path of a file, or the result of `torch.load`. Names may start with
-            `module.` or not.
+        checkpoint: The path of a file, or the result of `torch.load`. To load the weights of one
+            part into another, rename the key: `{"encoder": checkpoint["target_encoder"]}`.
         encoder: A `MaskedViT` around a timm model without class token, such as
-            `vit_huge_patch14_gap_224` with `num_classes=0`; wrapped or not. None leaves it out.
+            `vit_huge_patch14_gap_224` with `num_classes=0`; wrapped or not.
         predictor: A `MaskedPredictor` with position `"sincos"`, or `"learned"` for a checkpoint
-            with another table. None leaves it out.
-        teacher: An `EMATeacher` of such an encoder. None leaves it out.
+            with another table.
+        teacher: An `EMATeacher` of such an encoder.
         steps_per_epoch: Optimiser steps in an epoch of the run that continues. `teacher.step`
             becomes the checkpoint's `epoch` times this, so that the momentum schedule continues;
-            None leaves `teacher.step` as it is.
+            None leaves it as it is.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        TypeError: If a part or something in the checkpoint is of another class.
-        ValueError: If the file holds more than tensors and plain containers, or the checkpoint
-            does not fit a part, or a part is sharded; if no part is given; if `steps_per_epoch` is
-            given without `teacher`.
+        ValueError: If the checkpoint does not fit a part, a part is sharded, or the file holds more
+            than tensors and plain containers.
 
     Example:
         >>> import timm
@@ -107,8 +95,7 @@ def load_ijepa(
         Difference: everything must fit or nothing is loaded; the published loader continues from
         epoch 0 after any error.
     """
-    given = {"encoder": encoder, "predictor": predictor, "teacher": teacher}
-    if all(part is None for part in given.values()):
+    if encoder is None and predictor is None and teacher is None:
         raise ValueError("encoder, predictor, teacher: at least one must be given")
     checkpoint = read_checkpoint(checkpoint)
     step = _teacher_step(checkpoint, teacher, steps_per_epoch)
@@ -133,10 +120,9 @@ def ijepa_checkpoint(
 ) -> dict[str, Any]:
     """Checkpoint in the layout of the published I-JEPA, for `torch.save`.
 
-    It has `encoder`, `predictor` and `target_encoder`, whose names start with `module.`, and
-    `epoch`. Tensors are copies on the CPU. There is no `opt` and no `scaler`: the published code
-    loads the weights, reports that `opt` is missing, and starts at epoch 0. To resume a run of your
-    own, save the `state_dict` of the parts and of the optimiser instead.
+    Tensors are copies on the CPU. There is no `opt` and no `scaler`: the published code loads the
+    weights, reports that `opt` is missing, and starts at epoch 0. To resume a run of your own, save
+    the `state_dict` of the parts and of the optimiser instead.
 
     Args:
         encoder: A `MaskedViT` around a plain timm model without class token; wrapped or not.
@@ -145,10 +131,8 @@ def ijepa_checkpoint(
         epoch: Finished epochs; `load_ijepa` computes the teacher's step from them.
 
     Raises:
-        TypeError: If a part is of another class.
         ValueError: If a part has something that the layout has not, such as a class token, layer
-            scales, rotary positions or a grid that is not square; if norms or activations are not
-            the published ones; if a part is sharded.
+            scales, rotary positions or a grid that is not square.
 
     Example:
         >>> import timm
@@ -188,72 +172,153 @@ def _teacher_step(
         return None
     steps_per_epoch = as_int("steps_per_epoch", steps_per_epoch, minimum=1)
     if teacher is None:
-        raise ValueError(
-            f"steps_per_epoch={steps_per_epoch}: must come with a teacher, whose step it sets"
-        )
+        raise ValueError(f"steps_per_epoch={steps_per_epoch}: must come with a teacher")
     if "epoch" not in checkpoint:
-        raise ValueError(
-            f"steps_per_epoch={steps_per_epoch}: the checkpoint has no 'epoch' to multiply it by; "
-            "leave it out and set teacher.step"
-        )
+        raise ValueError(f"steps_per_epoch={steps_per_epoch}: the checkpoint has no 'epoch'")
     return steps_per_epoch * as_int("checkpoint['epoch']", checkpoint["epoch"], minimum=0)
+
+
+# The encoder
 
 
 def _match_encoder(
     name: str, encoder: MaskedViT, checkpoint: Mapping[str, Any], key: str
 ) -> list[Assignment]:
-    tensors = backbone_tensors(name, encoder)
-    weights = state_of(checkpoint, key)
-    source = f"checkpoint[{key!r}]"
-    matched = match(source, f"{name}'s backbone", tensors, weights, backbone_arguments)
+    tensors, weights = backbone_tensors(name, encoder), state_of(checkpoint, key)
+    part = f"{name}'s backbone"
+    matched = match(f"checkpoint[{key!r}]", part, tensors, weights, backbone_arguments)
     _check_computation(name, encoder)
     return list(matched.values())
-
-
-def _match_predictor(predictor: MaskedPredictor, checkpoint: Mapping[str, Any]) -> list[Assignment]:
-    source = "checkpoint['predictor']"
-    tensors = _with_table(predictor, published_tensors("predictor", predictor))
-    weights = state_of(checkpoint, "predictor")
-    matched = match(source, "predictor", tensors, weights, predictor_arguments)
-    if predictor.position == "sincos":
-        check_table(source, predictor, matched.pop(TABLE).weight)
-    return [
-        Assignment(tensor, swap_halves(predictor, name, weight))
-        for name, (tensor, weight) in matched.items()
-    ]
 
 
 def _published_encoder(name: str, encoder: MaskedViT) -> dict[str, Tensor]:
     tensors = backbone_tensors(name, encoder)
     if difference := name_difference(published_names(depth_of(tensors)), tensors.keys()):
-        raise ValueError(
-            f"{name}: must have the names of the published layout, but {difference}; "
-            "timm_state_dict saves any backbone"
-        )
+        raise ValueError(f"{name}: must have the names of the published layout, but {difference}")
     _check_computation(name, encoder)
     return tensors
 
 
+def _check_computation(name: str, encoder: MaskedViT) -> None:
+    """Raise if an encoder computes something else, though the names and shapes of tensors fit."""
+    check_square_grid(name, encoder.grid_size)
+    check_arithmetic(name, encoder, eps=1e-6)
+    extra = [key for key in clean_names(encoder.state_dict().items()) if "backbone." not in key]
+    if extra:
+        raise ValueError(f"{name}: holds {extra} beside its backbone; use mask_mode='drop'")
+
+
+# The predictor
+
+_TABLE = "predictor_pos_embed"
+
+# The published position table has the sines and cosines of the column in its first half and those
+# of the row in its second; `sincos_table` has the row first. Norms, attention and MLPs work with
+# any order of the features in the residual stream, as long as all of them use the same. So a
+# published predictor becomes one for our table by swapping the halves of every tensor along the
+# axis that runs over that stream. For a stream of width 4, with S = [[0, I], [I, 0]] swapping
+# (x0, x1, x2, x3) to (x2, x3, x0, x1): a map W into the stream becomes S W (its rows are swapped),
+# and a map W out of it W S (its columns are).
+_INTO_STREAM = ("predictor_embed", "attn.proj", "mlp.fc2")
+_ON_STREAM = ("norm1", "norm2", "predictor_norm")
+_OUT_OF_STREAM = ("attn.qkv", "mlp.fc1", "predictor_proj")
+_STREAM_AXIS = {
+    **{f"{layer}.{kind}": 0 for layer in _INTO_STREAM + _ON_STREAM for kind in ("weight", "bias")},
+    **{f"{layer}.weight": 1 for layer in _OUT_OF_STREAM},
+    "mask_token": 2,
+}
+
+
+def _match_predictor(predictor: MaskedPredictor, checkpoint: Mapping[str, Any]) -> list[Assignment]:
+    tensors = _with_table(predictor, _predictor_tensors(predictor))
+    weights, source = state_of(checkpoint, "predictor"), "checkpoint['predictor']"
+    matched = match(source, "predictor", tensors, weights, _predictor_arguments)
+    if predictor.position == "sincos":
+        _check_table(source, predictor, matched.pop(_TABLE).weight)
+    return [
+        Assignment(tensor, _swap_halves(predictor, name, weight))
+        for name, (tensor, weight) in matched.items()
+    ]
+
+
 def _published_predictor(predictor: MaskedPredictor) -> dict[str, Tensor]:
-    tensors = published_tensors("predictor", predictor)
-    swapped = {name: swap_halves(predictor, name, tensor) for name, tensor in tensors.items()}
+    tensors = _predictor_tensors(predictor)
+    swapped = {name: _swap_halves(predictor, name, tensor) for name, tensor in tensors.items()}
     return _with_table(predictor, swapped)
+
+
+def _predictor_tensors(predictor: MaskedPredictor) -> dict[str, Tensor]:
+    """Return a predictor's tensors under the published names and shapes; shares memory.
+
+    Features are in our order, and the fixed table of `position="sincos"` is not included.
+    """
+    levels, width = len(predictor.grid_sizes), predictor.embed.in_features
+    out_width = predictor.proj.out_features
+    if levels > 1 or out_width != width:
+        raise ValueError(
+            f"predictor: has {levels} levels and predictions of width {out_width} from features of "
+            f"width {width}; the published layout has one level and one width"
+        )
+    if predictor.position == "rope":
+        raise ValueError(
+            "predictor: position='rope' has no place in the published layout; build the predictor "
+            "with position='sincos'"
+        )
+    check_square_grid("predictor", predictor.grid_size)
+    tensors = {}
+    for key, tensor in tensors_of("predictor", predictor).items():
+        if key == "mask_token":
+            tensors[key] = tensor[None, None]
+        elif key == "position_table":
+            tensors[_TABLE] = tensor[None]
+        else:
+            key = key.replace(".mlp.0.", ".mlp.fc1.").replace(".mlp.2.", ".mlp.fc2.")
+            tensors[f"predictor_{key}"] = tensor
+    return tensors
+
+
+def _swap_halves(predictor: MaskedPredictor, name: str, tensor: Tensor) -> Tensor:
+    """Convert a tensor between the published order of features and ours; its own inverse."""
+    axis = _STREAM_AXIS.get(re.sub(r"^predictor_blocks\.\d+\.", "", name))
+    if axis is None or predictor.position != "sincos":
+        return tensor
+    return tensor.roll(tensor.shape[axis] // 2, dims=axis)
+
+
+def _published_table(predictor: MaskedPredictor) -> Tensor:
+    """Return the fixed table of the published code for a predictor's grid and width, `[1 N d]`."""
+    width = predictor.embed.out_features
+    return sincos_table(predictor.grid_size, width).roll(width // 2, dims=-1)[None]
+
+
+def _check_table(source: str, predictor: MaskedPredictor, table: Tensor) -> None:
+    """Raise unless `table` is the published one, which our fixed table replaces."""
+    table = table.detach().cpu()
+    tolerance = max(1e-5, torch.finfo(table.dtype).eps)
+    error = (table.float() - _published_table(predictor)).abs().max().item()
+    if not error <= tolerance:  # also for NaN
+        raise ValueError(
+            f"{source}: {_TABLE} differs from the published sine-cosine table by up to "
+            f"{error:.2g}; build the predictor with position='learned', which takes any table"
+        )
+
+
+def _predictor_arguments(state: Mapping[str, Any]) -> dict[str, str]:
+    """Return the arguments, as source code, of the predictor with these tensors."""
+    arguments: dict[str, str] = {}
+    if embed := shape_of(state, "predictor_embed.weight", 2):
+        arguments |= {"encoder_dim": str(embed[1]), "predictor_embed_dim": str(embed[0])}
+    if hidden := shape_of(state, "predictor_blocks.0.mlp.fc1.weight", 2):
+        arguments["mlp_ratio"] = mlp_ratio(*hidden)
+    arguments["depth"] = str(depth_of(state, "predictor_blocks"))
+    table = shape_of(state, _TABLE, 3)
+    if table and isqrt(table[1]) ** 2 == table[1]:
+        arguments["grid_size"] = str((isqrt(table[1]), isqrt(table[1])))
+    return arguments
 
 
 def _with_table(predictor: MaskedPredictor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Add the fixed position table, which the published layout stores and ours computes."""
     if predictor.position != "sincos":
         return tensors
-    return tensors | {TABLE: published_table(predictor)}
-
-
-def _check_computation(name: str, encoder: MaskedViT) -> None:
-    """Raise if an encoder computes something else, though the names and shapes of tensors fit."""
-    check_square_grid(name, encoder.grid_size)
-    check_arithmetic(name, encoder, _EPS)
-    extra = [key for key in clean_names(encoder.state_dict().items()) if "backbone." not in key]
-    if extra:
-        raise ValueError(
-            f"{name}: holds {extra} beside its backbone, which the published layout does not have; "
-            "use mask_mode='drop'"
-        )
+    return tensors | {_TABLE: _published_table(predictor)}

@@ -21,10 +21,6 @@ def timm_state_dict(model: nn.Module) -> dict[str, Shaped[Tensor, "..."]]:
     Args:
         model: A `MaskedViT`, or an `EMATeacher` of one; wrapped by DDP or `torch.compile` or not.
 
-    Raises:
-        TypeError: If `model` is of another class.
-        ValueError: If it is sharded.
-
     Example:
         >>> import timm
         >>> from jepakit import EMATeacher, MaskedViT
@@ -35,9 +31,9 @@ def timm_state_dict(model: nn.Module) -> dict[str, Shaped[Tensor, "..."]]:
         >>> timm.create_model("vit_tiny_patch16_224", **arguments).load_state_dict(state)
         <All keys matched successfully>
     """
-    inner = unwrap(model) if isinstance(model, nn.Module) else model
+    inner = unwrap(model)
     if isinstance(inner, EMATeacher):
         encoder = unwrapped("model.module", inner.module, MaskedViT)
     else:
-        encoder = unwrapped("model", model, MaskedViT)
+        encoder = unwrapped("model", inner, MaskedViT)
     return {name: cpu_copy(tensor) for name, tensor in backbone_tensors("model", encoder).items()}

@@ -9,6 +9,10 @@ from torch.nn import functional as F
 
 from jepakit.nn.positions import rotate
 
+Features = Float[Tensor, "b n d"]
+KeyMask = Bool[Tensor, "b 1 1 n"]
+Rotary = Float[Tensor, "b n head_dim"]
+
 
 class Attention(nn.Module):
     """Multi-head self-attention with optional rotary positions, on torch's fused kernels."""
@@ -19,15 +23,9 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(
-        self,
-        x: Float[Tensor, "b n d"],
-        mask: Bool[Tensor, "b 1 1 n"] | None,
-        rotary: Float[Tensor, "b n head_dim"] | None,
-    ) -> Float[Tensor, "b n d"]:
-        q, k, v = rearrange(
-            self.qkv(x), "b n (qkv h d) -> qkv b h n d", qkv=3, h=self.num_heads
-        ).unbind(0)
+    def forward(self, x: Features, mask: KeyMask | None, rotary: Rotary | None) -> Features:
+        qkv = rearrange(self.qkv(x), "b n (qkv h d) -> qkv b h n d", qkv=3, h=self.num_heads)
+        q, k, v = qkv.unbind(0)
         if rotary is not None:
             q, k = rotate(q, rotary), rotate(k, rotary)
         heads = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
@@ -41,7 +39,7 @@ class DropPath(nn.Module):
         super().__init__()
         self.prob = prob
 
-    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+    def forward(self, x: Features) -> Features:
         if self.prob == 0.0 or not self.training:
             return x
         keep = 1.0 - self.prob
@@ -63,11 +61,6 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
         self.drop_path = DropPath(drop_path)
 
-    def forward(
-        self,
-        x: Float[Tensor, "b n d"],
-        mask: Bool[Tensor, "b 1 1 n"] | None,
-        rotary: Float[Tensor, "b n head_dim"] | None,
-    ) -> Float[Tensor, "b n d"]:
+    def forward(self, x: Features, mask: KeyMask | None, rotary: Rotary | None) -> Features:
         x = x + self.drop_path(self.attn(self.norm1(x), mask, rotary))
         return cast(Tensor, x + self.drop_path(self.mlp(self.norm2(x))))

@@ -39,7 +39,9 @@ def key_mask(valid: Bool[Tensor, "b n"]) -> Bool[Tensor, "b 1 1 n"]:
 
 
 def zero_padding(
-    features: Float[Tensor, "b *m n d"], tokens: TokenSet
+    features: Float[Tensor, "b *m n d"], tokens: TokenSet | None
 ) -> Float[Tensor, "b *m n d"]:
-    """Features with exact zeros at padding, NaN included; unchanged where nothing is padded."""
-    return features.masked_fill(~tokens.valid.unsqueeze(-1), 0) if tokens.padded else features
+    """Features with exact zeros at padding, NaN included; None stands for the whole grid."""
+    if tokens is None or not tokens.padded:
+        return features
+    return features.masked_fill(~tokens.valid.unsqueeze(-1), 0)

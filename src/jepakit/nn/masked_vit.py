@@ -15,6 +15,7 @@ from jepakit._checks import (
     value_checks_on,
 )
 from jepakit.nn._backbones import adapt
+from jepakit.nn._features import zero_padding
 from jepakit.tokens import TokenSet
 from jepakit.tokens._arguments import check_same_device, check_token_set
 
@@ -34,12 +35,11 @@ class MaskedViT(nn.Module):
     backbone's final norm. A timm model that is built to average its features
     (`global_pool="avg"`) has that norm in its head (`fc_norm`), and the features come without it.
 
-    Build the backbone with `num_classes=0`: a head, or a pooling layer of timm's own, gets no
-    gradient from patch features, at which `DistributedDataParallel` stops; freeze what remains.
-    Hybrids compute their convolutional stem on the whole image: hidden pixels then reach visible
-    patches within the stem's receptive field and through its group norms. Models with batch norms
-    (XCiT, TinyViT ...) mix the images of a batch in training, hidden patches included; in eval mode
-    they do not.
+    Build the backbone with `num_classes=0`: a head or a pooling layer of timm's own gets no
+    gradient from patch features, at which `DistributedDataParallel` stops. Hybrids compute their
+    convolutional stem on the whole image: hidden pixels then reach visible patches within the
+    stem's receptive field and through its group norms. Batch norms (XCiT, TinyViT ...) mix the
+    images of a batch in training, hidden patches included.
 
     Every model works with `torch.compile(fullgraph=True)` and with gradient checkpointing, with one
     exception for both together: blocks with a relative-position bias of their own, given a context.
@@ -55,9 +55,7 @@ class MaskedViT(nn.Module):
             of the last stage.
 
     Raises:
-        UnsupportedBackboneError: If the backbone lacks a feature that the mode needs, which the
-            text names.
-        ValueError: If the backbone drops patches itself (`patch_drop_rate` above 0).
+        UnsupportedBackboneError: If the backbone lacks a feature that the mode needs.
 
     Example:
         >>> import timm, torch
@@ -69,10 +67,9 @@ class MaskedViT(nn.Module):
         torch.Size([2, 4, 192])
 
     Source:
-        Dropping as in MAE (arXiv:2111.06377) and I-JEPA (arXiv:2301.08243), with timm's own
-        forward. Difference: contexts may be ragged; padding is no key and comes out as zeros.
-        Replacing as in SimMIM (arXiv:2111.09886). Difference: a cell of the last stage is hidden
-        as a whole.
+        Dropping as in MAE (arXiv:2111.06377) and I-JEPA (arXiv:2301.08243). Difference: contexts
+        may be ragged; padding is no key and comes out as zeros. Replacing as in SimMIM
+        (arXiv:2111.09886). Difference: a cell of the last stage is hidden as a whole.
     """
 
     def __init__(self, backbone: nn.Module, mask_mode: Literal["drop", "replace"] = "drop") -> None:
@@ -102,15 +99,10 @@ class MaskedViT(nn.Module):
     def forward(
         self, images: Float[Tensor, "b c h w"], context: TokenSet | None = None
     ) -> Float[Tensor, "b n d"]:
-        """Patch features after the final norm, of all patches or of the context alone.
-
-        Args:
-            images: Pixels, normalised as the backbone expects.
-            context: Visible patches, `[batch, n]`; None for all. Padding comes out as exact zeros.
-        """
+        """Patch features of `images` after the final norm, of all patches or of the `context`."""
         self._check(images, context)
         features = self._adapter.features(images, context)
-        return _zero_padding(features[:, self.num_prefix_tokens :], context)
+        return zero_padding(features[:, self.num_prefix_tokens :], context)
 
     def forward_intermediates(
         self,
@@ -128,26 +120,19 @@ class MaskedViT(nn.Module):
                 `mask_mode="replace"`, numbers of timm's feature stages.
             context: Visible patches; None for all. With `mask_mode="replace"`, a context allows
                 only stages on `grid_size`.
-            norm: Apply the backbone's final norm to each, so that layer -1 equals `forward` and
-                every parameter of the norm gets a gradient. Not with `mask_mode="replace"`, whose
-                stages differ in width. A backbone that is built to average its features has no
-                final norm outside its head; its features stay as they are, as in `forward`.
+            norm: Apply the backbone's final norm, if `forward` does, to each, so that layer -1
+                equals `forward`. Not with `mask_mode="replace"`, whose stages differ in width.
         """
         if as_bool("norm", norm) and self.mask_mode == "replace":
-            raise ValueError(
-                "norm=True: must be False with mask_mode='replace', where the final norm has the "
-                "width of the last stage only"
-            )
+            raise ValueError("norm=True: must be False with mask_mode='replace'")
         self._check(images, context)
         outputs = self._adapter.intermediates(images, self._layer_numbers(layers), context)
         if norm:
             outputs = [cast(Any, self.backbone).norm(features) for features in outputs]
-        return [_zero_padding(features, context) for features in outputs]
+        return [zero_padding(features, context) for features in outputs]
 
     def extract_features(
-        self,
-        images: Float[Tensor, "b c h w"],
-        pool: Literal["mean", "cls", "map"] | None = "mean",
+        self, images: Float[Tensor, "b c h w"], pool: Literal["mean", "cls", "map"] | None = "mean"
     ) -> Float[Tensor, "b ..."]:
         """Pooled features of whole images, for probes and retrieval, after `fc_norm` if present.
 
@@ -161,10 +146,7 @@ class MaskedViT(nn.Module):
         if pool == "cls" and not self._adapter.has_class_token:
             raise ValueError("pool='cls': this backbone has no class token; use pool='mean'")
         if pool == "map" and getattr(model, "attn_pool", None) is None:
-            raise ValueError(
-                "pool='map': this backbone has no attention pooling; build it with "
-                "global_pool='map' or use pool='mean'"
-            )
+            raise ValueError("pool='map': this backbone has no attention pooling; use pool='mean'")
         self._check(images, None)
         features = self._adapter.features(images, None)
         patches = features[:, self.num_prefix_tokens :]
@@ -181,35 +163,29 @@ class MaskedViT(nn.Module):
         layers = as_ints("layers", layers)
         depth = self._adapter.num_layers
         numbers = [layer + depth if layer < 0 else layer for layer in layers]
-        ascending = numbers == sorted(set(numbers))
-        if not numbers or not ascending or not 0 <= numbers[0] <= numbers[-1] < depth:
+        if not numbers or numbers != sorted(set(numbers) & set(range(depth))):
             raise ValueError(
-                f"layers={list(layers)}: must be distinct numbers of the {depth} blocks, ascending"
+                f"layers={layers}: must be distinct numbers of {depth} blocks, ascending"
             )
         return numbers
 
     def _check(self, images: Tensor, context: TokenSet | None) -> None:
         if self._adapter.model is not self.backbone:
             raise RuntimeError(
-                "encoder.backbone: must be the one that was wrapped, since it was prepared to take "
-                "a context; build MaskedViT(new_backbone) (DataParallel replicates the backbone: "
-                "use DistributedDataParallel)"
+                "encoder.backbone: must be the one that was wrapped; build MaskedViT(new_backbone) "
+                "(DataParallel replicates the backbone: use DistributedDataParallel)"
             )
         check_floating("images", images)
+        shape = tuple(images.shape)
         if images.dim() != 4:
-            raise ValueError(
-                f"images {tuple(images.shape)}: must be [batch, channels, height, width]"
-            )
+            raise ValueError(f"images {shape}: must be [batch, channels, height, width]")
         if len(images) == 0:
-            raise ValueError(f"images {tuple(images.shape)}: the batch must not be empty")
+            raise ValueError(f"images {shape}: the batch must not be empty")
         channels = self._adapter.in_channels
-        if images.shape[1] != channels:
-            hint = "; are they [batch, height, width, channels]?"
-            raise ValueError(
-                f"images {tuple(images.shape)}: must have the {channels} channels of the backbone"
-                + hint * (images.shape[-1] == channels)
-            )
-        grid = self._adapter.grid_of((images.shape[2], images.shape[3]))
+        if shape[1] != channels:
+            hint = "; are they [batch, height, width, channels]?" * (shape[3] == channels)
+            raise ValueError(f"images {shape}: must have the backbone's {channels} channels{hint}")
+        grid = self._adapter.grid_of((shape[2], shape[3]))
         if context is not None:
             check_token_set("context", context, like="masks.context")
             if context.grid_size != grid:
@@ -217,11 +193,9 @@ class MaskedViT(nn.Module):
                     f"context is on the grid {context.grid_size}: must be on the images' grid "
                     f"{grid}"
                 )
-            if context.idx.dim() != 2 or len(context.idx) != len(images):
-                raise ValueError(
-                    f"context {tuple(context.shape)}: must be [batch, n] with the images' batch "
-                    f"size {len(images)}"
-                )
+            if context.idx.dim() != 2 or len(context.idx) != shape[0]:
+                size = tuple(context.shape)
+                raise ValueError(f"context {size}: must be [batch, n] of the batch size {shape[0]}")
             check_same_device("context", context, "images", images)
         if value_checks_on(images):
             check_images_finite("images", images)
@@ -229,9 +203,3 @@ class MaskedViT(nn.Module):
     def extra_repr(self) -> str:
         """Arguments that the submodules do not show."""
         return f"mask_mode={self.mask_mode!r}"
-
-
-def _zero_padding(features: Tensor, context: TokenSet | None) -> Tensor:
-    if context is None or not context.padded:
-        return features
-    return features.masked_fill(~context.valid.unsqueeze(-1), 0)

@@ -32,10 +32,8 @@ def sincos_table(grid_size: tuple[int, ...], dim: int, level: int = 0) -> Float[
     """
     axes = len(grid_size)
     if dim % (2 * axes):
-        raise ValueError(
-            f"predictor_embed_dim={dim}: must be a multiple of {2 * axes} for sine-cosine "
-            f"positions on the grid {grid_size} ({axes} axes, a sine and a cosine each)"
-        )
+        rule = f"must be a multiple of {2 * axes} for sine-cosine positions on the grid {grid_size}"
+        raise ValueError(f"predictor_embed_dim={dim}: {rule}")
     pairs = dim // (2 * axes)
     frequency = 10000.0 ** (-torch.arange(pairs, dtype=torch.float64) / pairs)
     angles = grid_coordinates(grid_size, level)[:, :, None] * frequency
@@ -86,19 +84,18 @@ def init_sincos_positions(encoder: MaskedViT) -> None:
 
     and zeros for class and register tokens. timm draws the embeddings with a std of 0.02, which is
     small against the output of a patch embedding: a student first has to learn where each patch
-    is, and a short run ends before it has. The embeddings stay trainable; freeze them with
-    `encoder.backbone.pos_embed.requires_grad_(False)`.
+    is, and a short run ends before it has. The embeddings stay trainable.
 
     For training from scratch: the positions of a pretrained backbone are overwritten. Call this
     before the teacher is copied and before `torch.compile`.
 
     Args:
-        encoder: Its backbone has a learned position embedding, `pos_embed`, of the whole grid.
+        encoder: Its backbone has a learned position embedding, `pos_embed`, of the whole grid, with
+            a width that is a multiple of 4.
 
     Raises:
         UnsupportedBackboneError: If the backbone has no such embedding (rotary and relative
-            positions, NaFlexViT), or one that is not of the grid's patches.
-        ValueError: If its width is not a multiple of 4.
+            positions, NaFlexViT).
 
     Example:
         >>> import timm
@@ -119,15 +116,11 @@ def init_sincos_positions(encoder: MaskedViT) -> None:
     rows, columns = encoder.grid_size
     name = type(encoder.backbone).__name__
     if not isinstance(embedding, nn.Parameter) or embedding.dim() != 3:
-        raise UnsupportedBackboneError(
-            f"{name} has no position embedding `pos_embed` of shape [1, tokens, width] to set"
-        )
+        raise UnsupportedBackboneError(f"{name} has no `pos_embed` of shape [1, tokens, width]")
     prefix = embedding.shape[1] - rows * columns
     if prefix not in (0, encoder.num_prefix_tokens):
-        raise UnsupportedBackboneError(
-            f"{name}.pos_embed {tuple(embedding.shape)}: must have one row for each of the "
-            f"{rows} x {columns} patches, and none or {encoder.num_prefix_tokens} in front"
-        )
+        rule = f"must have a row for each of {rows} x {columns} patches"
+        raise UnsupportedBackboneError(f"{name}.pos_embed {tuple(embedding.shape)}: {rule}")
     width = embedding.shape[2]
     if width % 4:
         raise ValueError(f"{name}.pos_embed is {width} wide: must be a multiple of 4")

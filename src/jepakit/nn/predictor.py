@@ -50,8 +50,7 @@ class MaskedPredictor(nn.Module):
         num_heads: Attention heads; must divide `predictor_embed_dim`.
         mlp_ratio: Hidden width of a block's MLP as a multiple of `predictor_embed_dim`.
         drop_path: Probability, below 1, that a residual branch of the last block is dropped in
-            training. It rises linearly from 0 at the first block, so it needs `depth` of at least
-            2.
+            training. It rises linearly from 0 at the first block.
         position: `"sincos"` adds a fixed table, `"learned"` a learned one, `"rope"` rotates queries
             and keys.
         joint: Predict all target blocks of a sample in one sequence, where they attend to each
@@ -62,8 +61,7 @@ class MaskedPredictor(nn.Module):
             layers, concatenated.
 
     Raises:
-        ValueError: If `num_heads` does not divide `predictor_embed_dim`, `position` does not fit
-            the width and the number of axes, or the grid is a single cell before the last level.
+        ValueError: If `position` does not fit the width and the number of axes.
 
     Example:
         >>> import torch
@@ -114,15 +112,9 @@ class MaskedPredictor(nn.Module):
         if dim % num_heads:
             raise ValueError(f"num_heads={num_heads}: must divide predictor_embed_dim={dim}")
         if int(dim * mlp_ratio) < 1:
-            raise ValueError(
-                f"mlp_ratio={mlp_ratio}: must leave the MLP at least one hidden unit, so be at "
-                f"least 1 / predictor_embed_dim = 1/{dim}"
-            )
+            raise ValueError(f"mlp_ratio={mlp_ratio}: must leave the MLP at least one hidden unit")
         if drop_path > 0 and depth == 1:
-            raise ValueError(
-                f"drop_path={drop_path}: must be 0 with depth=1, since it rises from 0 at the "
-                "first block"
-            )
+            raise ValueError(f"drop_path={drop_path}: must be 0 with depth=1")
 
         self.embed = nn.Linear(encoder_dim, dim)
         self.mask_token = nn.Parameter(torch.zeros(dim))
@@ -144,13 +136,10 @@ class MaskedPredictor(nn.Module):
         self._initialise()
 
     def _fixed_table(self) -> Tensor:
-        levels = range(len(self.grid_sizes))
-        if self.position == "rope":
-            tables = [rotary_table(self.grid_size, self._head_dim, level) for level in levels]
-        else:
-            width = self.mask_token.numel()
-            tables = [sincos_table(self.grid_size, width, level) for level in levels]
-        return torch.cat(tables)
+        is_rope, grid = self.position == "rope", self.grid_size
+        width = self._head_dim if is_rope else self.mask_token.numel()
+        table = rotary_table if is_rope else sincos_table
+        return torch.cat([table(grid, width, level) for level in range(len(self.grid_sizes))])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MaskedPredictor":
         # `to`, `half`, `to_empty` and the like end here. A fixed table is in no checkpoint, so it
@@ -184,18 +173,9 @@ class MaskedPredictor(nn.Module):
                 cast(nn.Linear, block.mlp[-1]).weight.div_(math.sqrt(2 * layer))
 
     def forward(
-        self,
-        features: Float[Tensor, "b n d"],
-        context: TokenSet,
-        targets: TokenSet,
+        self, features: Float[Tensor, "b n d"], context: TokenSet, targets: TokenSet
     ) -> Float[Tensor, "b m k out"]:
-        """Predictions at every target; exact zeros at padding.
-
-        Args:
-            features: The encoder's features of the context.
-            context: Their positions, `[batch, n]`.
-            targets: Positions to predict, `[batch, num_targets, k]`.
-        """
+        """Predictions at the `targets` `[b, m, k]` from the `features` of a `context` `[b, n]`."""
         self._check(features, context, targets)
         context_level = self._level("context", context)
         target_level = self._level("targets", targets)
@@ -205,32 +185,30 @@ class MaskedPredictor(nn.Module):
         # has 5 + 6 entries; else there are two of 5 + 3.
         sequences, copies = ("b (m k)", 1) if self.joint else ("(b m) k", num_targets)
 
-        seen = self.embed(zero_padding(features, context))
-        target_idx = rearrange(targets.idx, f"b m k -> {sequences}")
-        masked = self.mask_token.expand(*target_idx.shape, -1)
-        if len(self.grid_sizes) > 1:
-            seen = seen + self.level_embedding[context_level]
-            masked = masked + self.level_embedding[target_level]
-        x = torch.cat([repeat(seen, "b n d -> (b copies) n d", copies=copies), masked], dim=1)
+        def join(context_part: Tensor, target_part: Tensor) -> Tensor:
+            repeated = repeat(context_part, "b n ... -> (b copies) n ...", copies=copies)
+            return torch.cat(
+                [repeated, rearrange(target_part, f"b m k ... -> {sequences} ...")], dim=1
+            )
 
-        context_idx = repeat(context.idx, "b n -> (b copies) n", copies=copies)
-        rows = torch.cat(
-            [
-                context_idx + self._first_row(context_level),
-                target_idx + self._first_row(target_level),
-            ],
-            dim=1,
+        visible = self.embed(zero_padding(features, context))
+        mask_token: Tensor = self.mask_token
+        if len(self.grid_sizes) > 1:
+            visible = visible + self.level_embedding[context_level]
+            mask_token = mask_token + self.level_embedding[target_level]
+        x = join(visible, mask_token.expand(*targets.shape, -1))
+
+        rows = join(
+            context.idx + self._first_row(context_level),
+            targets.idx + self._first_row(target_level),
         )
         positions = F.embedding(rows, self.position_table)
         rotary = positions if self.position == "rope" else None
         if rotary is None:
             x = x + positions
 
-        mask = None
-        if context.padded or targets.padded:
-            context_valid = repeat(context.valid, "b n -> (b copies) n", copies=copies)
-            target_valid = rearrange(targets.valid, f"b m k -> {sequences}")
-            mask = key_mask(torch.cat([context_valid, target_valid], dim=1))
+        padded = context.padded or targets.padded
+        mask = key_mask(join(context.valid, targets.valid)) if padded else None
         for block in self.blocks:
             x = block(x, mask, rotary)
         out = self.proj(self.norm(x[:, context.shape[-1] :]))
@@ -241,12 +219,7 @@ class MaskedPredictor(nn.Module):
     def predict_grid(
         self, features: Float[Tensor, "b n d"], context: TokenSet
     ) -> Float[Tensor, "b N out"]:
-        """Predictions at every position of the context's grid, visible ones included.
-
-        Args:
-            features: The encoder's features of the context.
-            context: Their positions, `[batch, n]`.
-        """
+        """Predictions at every position of the grid, from `features` of the `context`."""
         check_floating("features", features)
         check_token_set("context", context, like="masks.context")
         whole = TokenSet.full(context.grid_size, (len(features), 1), device=features.device)
@@ -258,13 +231,10 @@ class MaskedPredictor(nn.Module):
         for level, grid in enumerate(self.grid_sizes):
             if tokens.grid_size == grid:
                 return level
-        allowed = f"the predictor's grid {self.grid_size}"
-        if len(self.grid_sizes) > 1:
-            allowed = f"one of the predictor's grids {self.grid_sizes}"
-        raise ValueError(f"{name} is on the grid {tokens.grid_size}: must be on {allowed}")
+        grids = self.grid_sizes
+        raise ValueError(f"{name} is on the grid {tokens.grid_size}: must be on one of {grids}")
 
     def _first_row(self, level: int) -> int:
-        """First row of a level in the position table."""
         return sum(math.prod(grid) for grid in self.grid_sizes[:level])
 
     def _check(self, features: Tensor, context: TokenSet, targets: TokenSet) -> None:
@@ -282,7 +252,6 @@ class MaskedPredictor(nn.Module):
 
     def extra_repr(self) -> str:
         """Arguments that the submodules do not show."""
-        return (
-            f"grid_size={self.grid_size}, position={self.position!r}, joint={self.joint}, "
-            f"num_levels={len(self.grid_sizes)}"
-        )
+        levels = len(self.grid_sizes)
+        choices = f"position={self.position!r}, joint={self.joint}, num_levels={levels}"
+        return f"grid_size={self.grid_size}, {choices}"

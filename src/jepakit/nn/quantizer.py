@@ -16,10 +16,10 @@ from jepakit._checks import (
     as_int,
     as_number,
     check_floating,
+    check_generator,
     check_tensor,
-    type_name,
 )
-from jepakit._distributed import sum_over_ranks
+from jepakit._distributed import broadcast_from_first, gather_scalars, sum_over_ranks
 from jepakit._precision import full_precision
 from jepakit._rows import check_rows, to_rows
 
@@ -29,15 +29,13 @@ __all__ = ["Quantized", "VectorQuantizer"]
 class Quantized(NamedTuple):
     r"""Result of a `VectorQuantizer`.
 
-    With $p_k$ the fraction of the valid vectors of the batch (of all ranks) that have code $k$,
-    `perplexity` is $\exp(-\sum_k p_k \log p_k)$, the effective number of codes in use.
-
     Args:
         quantized: The code of each vector, of the features' shape and dtype; 0 at padding.
         indices: Index of that code in the codebook, also where it was sampled; -1 at padding, which
             `cross_entropy(..., ignore_index=-1)` leaves out.
         loss: The weighted commitment loss, to be added to the others.
-        perplexity: From 1 to the number of codes; 1 if nothing is valid.
+        perplexity: Effective number of codes in use, $\exp(-\sum_k p_k \log p_k)$, where $p_k$ is
+            the fraction of the valid vectors of all ranks that have code $k$; 1 if none is valid.
         usage: Fraction of the codes that the batch uses. A batch of few vectors cannot use many.
     """
 
@@ -66,10 +64,9 @@ class VectorQuantizer(nn.Module):
     quantized, every code whose count is below `refresh_ratio` of the mean count is replaced by a
     vector of the batch and gets the mean count.
 
-    There are no parameters, so nothing for an optimiser or weight decay. Padding gets no code,
-    comes out as zeros and enters no average. A valid vector that is not finite makes its own code
-    and the loss NaN, but never enters the codebook. Statistics are float32, whatever the features
-    are. In eval mode nothing changes and nothing is random.
+    There are no parameters. Padding gets no code, comes out as zeros and enters no average. A valid
+    vector that is not finite makes its own code and the loss NaN, but never enters the codebook.
+    Statistics are float32. In eval mode nothing changes and nothing is random.
 
     Args:
         num_codes: $K$, at least 2.
@@ -86,11 +83,10 @@ class VectorQuantizer(nn.Module):
         refresh_ratio: Fraction of the mean count, below 1, under which a code is replaced. Codes
             that are rarer than that in the data are replaced repeatedly. 0 never replaces: the
             count of an unused code then decays to 0.
-        smoothing: $\epsilon$ of the Laplace smoothing, in vectors; above 0. It has no effect with
-            `cosine`, where any value but the default raises.
+        smoothing: $\epsilon$ of the Laplace smoothing, in vectors; above 0. Not with `cosine`.
 
     Raises:
-        ValueError: If `smoothing` is set with `cosine`, or an argument is out of its range.
+        ValueError: If `smoothing` is set with `cosine`.
 
     Example:
         >>> import torch
@@ -106,13 +102,12 @@ class VectorQuantizer(nn.Module):
 
     Source:
         VQ-VAE (arXiv:1711.00937), its appendix A.1 for the averages. Differences: counts start at 1
-        (in published code at 0, beside sums that start at the codes: the first update then
-        multiplies every code that was not used), the loss is a mean over elements as in published
-        code, not a sum over the width, and $\beta$ weighs the only term, since the averages replace
-        the other. First codes and refresh: Jukebox (arXiv:2005.00341) and SoundStream
-        (arXiv:2107.03312). `cosine`: ViT-VQGAN (arXiv:2110.04627). `temperature`: Gumbel-softmax
-        (arXiv:1611.01144), straight-through; difference: logits are distances to codes that are not
-        learned by gradient, so the temperature divides them alone and not the noise, and annealing
+        (at 0, as in published code, the first update multiplies every code that was not used), the
+        loss is a mean over elements as in published code, not a sum over the width, and $\beta$
+        weighs the only term, since the averages replace the other. First codes and refresh: Jukebox
+        (arXiv:2005.00341) and SoundStream (arXiv:2107.03312). `cosine`: ViT-VQGAN
+        (arXiv:2110.04627). `temperature`: Gumbel-softmax (arXiv:1611.01144), straight-through;
+        difference: the temperature divides the logits alone and not the noise, so that annealing
         leads to the nearest code.
     """
 
@@ -161,16 +156,11 @@ class VectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def start_from(self, codes: Float[Tensor, "k d"]) -> None:
-        """Set the codebook, for example from k-means, instead of drawing it from the first batch.
-
-        Args:
-            codes: The codebook, `[num_codes, dim]`.
-        """
+        """Set the codebook to `codes`, for example from k-means, instead of drawing them."""
         check_floating("codes", codes)
         if codes.shape != self.sums.shape:
-            raise ValueError(
-                f"codes {tuple(codes.shape)}: must have the shape {tuple(self.sums.shape)}"
-            )
+            shape = tuple(self.sums.shape)
+            raise ValueError(f"codes {tuple(codes.shape)}: must have the shape {shape}")
         self.counts.fill_(1)
         self.sums.copy_(unit_length(codes) if self.cosine else codes)
         self.started.fill_(True)
@@ -195,7 +185,7 @@ class VectorQuantizer(nn.Module):
         Args:
             features: Vectors, such as `[b n d]`.
             valid: False at padding. None if all are valid.
-            step: Training step, for a `temperature` that is a schedule; ignored otherwise.
+            step: Training step, needed in training by a `temperature` that is a schedule.
             generator: Randomness of the refresh and of `temperature`; the global one if None. Over
                 ranks the first rank's draws refresh the codes of all, and each draws its own noise.
             process_group: Quantize the joined batch of all ranks of this group: the codebook stays
@@ -204,10 +194,10 @@ class VectorQuantizer(nn.Module):
 
         Raises:
             TypeError: If the module was cast to half precision and is in training.
-            ValueError: If the batch is empty and there is no other rank, or `temperature` is a
-                schedule and `step` is missing.
         """
-        self._check(features, valid, generator, process_group)
+        check_rows("features", features, valid, process_group)
+        check_generator(generator)
+        self._check(features)
         temperature = self._temperature(step) if self.training else None
         with full_precision(features):
             vectors, present = to_rows(features, valid)
@@ -230,7 +220,8 @@ class VectorQuantizer(nn.Module):
 
             weights = usable.to(vectors.dtype).unsqueeze(1)
             columns = torch.cat([detached, weights], dim=1) if self.training else weights
-            totals = sum_by_code(columns, indices, self.num_codes, process_group)
+            totals = columns.new_zeros(self.num_codes, columns.shape[1])
+            totals = sum_over_ranks(totals.index_add_(0, indices, columns), process_group)
             counts = totals[:, -1]
             if self.training:
                 self._update_averages(totals[:, :-1], counts)
@@ -273,7 +264,9 @@ class VectorQuantizer(nn.Module):
         weight = (1 - self.momentum) * (counts.sum() > 0).to(self.sums.dtype)
         self.sums.lerp_(sums.to(self.sums.dtype), weight)
         if self.cosine:
-            self.sums.copy_(with_minimum_length(self.sums))
+            # A code that gets no vectors decays, but keeps its direction.
+            length = torch.linalg.vector_norm(self.sums, dim=-1, keepdim=True).clamp(min=1e-30)
+            self.sums.mul_((_MIN_SUM_NORM / length).clamp(min=1))
         self.counts.lerp_(counts.to(self.counts.dtype), weight)
 
     def _temperature(self, step: int | None) -> float | None:
@@ -284,24 +277,9 @@ class VectorQuantizer(nn.Module):
         value = as_number(f"temperature({step})", self.temperature(step), minimum=0)
         return value or None  # the nearest code is the limit at 0
 
-    def _check(
-        self,
-        features: Tensor,
-        valid: Tensor | None,
-        generator: object,
-        process_group: ProcessGroup | None,
-    ) -> None:
-        check_rows("features", features, valid, process_group)
+    def _check(self, features: Tensor) -> None:
         if features.shape[-1] != self.dim:
-            raise ValueError(
-                f"features {tuple(features.shape)}: must be [*batch, {self.dim}], the dim that the "
-                "quantizer was built with"
-            )
-        if generator is not None and not isinstance(generator, torch.Generator):
-            raise TypeError(
-                f"generator={generator!r}: must be a torch.Generator or None, "
-                f"got {type_name(generator)}"
-            )
+            raise ValueError(f"features {tuple(features.shape)}: must be [*batch, {self.dim}]")
         if self.training and self.sums.dtype in (torch.float16, torch.bfloat16):
             raise TypeError(
                 f"the codebook is {self.sums.dtype}: a moving average in half precision does not "
@@ -328,13 +306,6 @@ _TABLE_SIZE = 2**26  # distances that are in memory at once
 def unit_length(vectors: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
     """Vectors scaled to length 1."""
     return F.normalize(vectors, dim=-1, eps=_MIN_NORM)
-
-
-def with_minimum_length(sums: Float[Tensor, "k d"]) -> Float[Tensor, "k d"]:
-    """Sums of directions, lengthened where they have decayed, so that they keep a direction."""
-    length = torch.linalg.vector_norm(sums, dim=-1, keepdim=True)
-    lengthened: Tensor = sums * (_MIN_SUM_NORM / length.clamp(min=1e-30)).clamp(min=1)
-    return lengthened
 
 
 def code_scores(vectors: Float[Tensor, "n d"], codes: Float[Tensor, "k d"]) -> Float[Tensor, "n k"]:
@@ -372,24 +343,8 @@ def gumbel_like(
     """Gumbel noise, drawn on the generator's device."""
     device = logits.device if generator is None else generator.device
     noise = torch.empty(logits.shape, dtype=torch.float32, device=device)
-    noise.exponential_(generator=generator)
-    return -noise.clamp(min=torch.finfo(noise.dtype).tiny).log().to(logits)
-
-
-# Sums and draws over all ranks, with equal results on each
-
-
-def sum_by_code(
-    columns: Float[Tensor, "n c"],
-    indices: Int[Tensor, " n"],
-    num_codes: int,
-    process_group: ProcessGroup | None,
-) -> Float[Tensor, "k c"]:
-    """For each code, the sum of the rows that have its index, over all ranks."""
-    sums = columns.new_zeros(num_codes, columns.shape[1]).index_add_(0, indices, columns)
-    if process_group is not None:
-        dist.all_reduce(sums, group=process_group)
-    return sums
+    noise.exponential_(generator=generator).clamp_(min=torch.finfo(noise.dtype).tiny)
+    return -noise.log().to(logits)
 
 
 def draw_vectors(
@@ -399,7 +354,7 @@ def draw_vectors(
     generator: torch.Generator | None,
     process_group: ProcessGroup | None,
 ) -> tuple[Float[Tensor, "k d"], Int[Tensor, ""]]:
-    """One usable vector for each True slot, and the number of usable vectors on all ranks.
+    """One usable vector for each True slot, and the number of usable ones, equal on all ranks.
 
     The usable vectors, ordered by rank and row, are cut into as many stretches as there are slots,
     and each slot gets a random vector of its stretch: 10 vectors for 3 slots are the stretches 0-2,
@@ -409,29 +364,20 @@ def draw_vectors(
     """
     device = vectors.device if generator is None else generator.device
     uniform = torch.rand(len(slots), generator=generator, dtype=torch.float32, device=device)
-    uniform = uniform.to(vectors.device)
-    cumulative = usable.cumsum(dim=0)
-    own_count = total = usable.sum()
-    before = torch.zeros_like(own_count)  # usable vectors on lower ranks
-    if process_group is not None:
-        # Generators of ranks may differ, and the default ones do.
-        dist.broadcast(uniform, dist.get_global_rank(process_group, 0), group=process_group)
-        parts = [torch.empty_like(own_count) for _ in range(dist.get_world_size(process_group))]
-        dist.all_gather(parts, own_count, group=process_group)
-        counts = torch.stack(parts)
-        before, total = counts[: dist.get_rank(process_group)].sum(), counts.sum()
+    uniform = broadcast_from_first(uniform.to(vectors.device), process_group)
+    counts = gather_scalars(usable.sum(), process_group)  # usable vectors of each rank
+    rank = 0 if process_group is None else dist.get_rank(process_group)
+    before, total = counts[:rank].sum(), counts.sum()
 
     slot, num_slots = slots.cumsum(dim=0) - 1, slots.sum().clamp(min=1)
     low, high = slot * total // num_slots, (slot + 1) * total // num_slots
     length = (high - low).clamp(min=1)
     # Number of the drawn vector among the usable ones of this rank.
     number = low + torch.minimum((uniform * length).long(), length - 1) - before
-    is_local = slots & (number >= 0) & (number < own_count)
+    is_local = slots & (number >= 0) & (number < counts[rank])
     drawn = vectors.new_zeros(len(slots), vectors.shape[1])
     if len(vectors):
         # Vector number 2 is in the first row at which the cumulative count reaches 3.
-        row = torch.searchsorted(cumulative, number + 1).clamp(max=len(vectors) - 1)
+        row = torch.searchsorted(usable.cumsum(dim=0), number + 1).clamp(max=len(vectors) - 1)
         drawn = torch.where(is_local.unsqueeze(1), vectors[row], drawn)
-    if process_group is not None:
-        dist.all_reduce(drawn, group=process_group)  # other ranks contribute zeros
-    return drawn, total
+    return sum_over_ranks(drawn, process_group), total  # other ranks contribute zeros

@@ -143,19 +143,19 @@ def test_grids_halve_upwards() -> None:
             ((4, 4), 8),
             {"num_levels": 1, "pool": "max"},
             ValueError,
-            "pool='max': takes effect only with num_levels of at least 2",
+            "pool='max': takes effect only with num_levels above 1",
         ),
         (
             ((4, 4), 8),
             {"num_levels": 1, "valid_if": "all"},
             ValueError,
-            "valid_if='all': takes effect only with num_levels of at least 2",
+            "valid_if='all': takes effect only with num_levels above 1",
         ),
         (
             ((4, 4), 8),
             {"num_levels": 1, "fusion": "fpn-add"},
             ValueError,
-            "fusion='fpn-add': takes effect only with num_levels of at least 2",
+            "fusion='fpn-add': takes effect only with num_levels above 1",
         ),
         (
             ((4, 4), 1),

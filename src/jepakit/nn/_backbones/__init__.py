@@ -13,10 +13,10 @@ __all__ = ["Backbone", "UnsupportedBackboneError", "adapt"]
 def adapt(model: Any, mask_mode: str) -> Backbone:
     """Return the adapter for a model; raise with the missing feature if there is none."""
     if not isinstance(model, nn.Module):
-        hint = (
-            f"timm.create_model({model!r}, num_classes=0)" if isinstance(model, str) else "timm's"
+        raise TypeError(
+            "backbone: must be a model, such as timm.create_model('vit_small_patch16_224', "
+            f"num_classes=0), got {type_name(model)}"
         )
-        raise TypeError(f"backbone: must be a model, such as {hint}, got {type_name(model)}")
     # timm takes seconds to import; who has a timm model has imported it already.
     from jepakit.nn._backbones.layout import Layout, layout_of
     from jepakit.nn._backbones.naflex import NaFlexBackbone
@@ -34,6 +34,7 @@ def adapt(model: Any, mask_mode: str) -> Backbone:
 
     if mask_mode == "replace":
         problem = f"hidden patches cannot be replaced in it, it lacks {layout}"
+        other, other_works, example = "drop", dropping is not None, "swin_tiny_patch4_window7_224"
     else:
         # The most useful reason is that of the family which the model resembles.
         nearest: type[DroppingBackbone] = PatchDropBackbone
@@ -42,16 +43,10 @@ def adapt(model: Any, mask_mode: str) -> Backbone:
         elif hasattr(model, "rel_pos_bias") or hasattr(model, "shared_rel_pos"):
             nearest = RelativeBackbone
         problem = f"patches cannot be dropped from it, it lacks {nearest.missing_feature(model)}"
+        other, other_works, example = "replace", isinstance(layout, Layout), "vit_small_patch16_224"
+    hint = f"mask_mode={other!r} takes it" if other_works else f"{example} is a model that works"
     if hasattr(model, "mask_mode"):
         hint = "it is wrapped already"
     elif not hasattr(model, "forward_features"):
         hint = "give it a model of timm's own, without features_only"
-    elif mask_mode == "drop" and isinstance(layout, Layout):
-        hint = "mask_mode='replace' takes it"
-    elif mask_mode == "replace" and dropping is not None:
-        hint = "mask_mode='drop' takes it"
-    elif mask_mode == "replace":
-        hint = "swin_tiny_patch4_window7_224 is a model that works"
-    else:
-        hint = "vit_small_patch16_224 is a model that works"
     raise UnsupportedBackboneError(f"backbone={type(model).__name__}: {problem}; {hint}")

@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -12,19 +11,16 @@ from torch import Tensor, nn
 from jepakit.nn._features import key_mask
 from jepakit.tokens import TokenSet, take_tokens
 
+Images = Float[Tensor, "b c h w"]
+Features = Float[Tensor, "b n d"]
+
 
 class UnsupportedBackboneError(TypeError):
     """A model that `MaskedViT` cannot run on a context; the text names the missing feature."""
 
 
-@dataclass(frozen=True)
-class Missing:
-    """A feature that a model would need for an adapter, as a noun phrase for an error message."""
-
-    feature: str
-
-    def __str__(self) -> str:
-        return self.feature
+class Missing(str):
+    """A feature that a model lacks, as a noun phrase for an error message."""
 
 
 def missing_attribute(model: Any, *names: str) -> Missing | None:
@@ -57,40 +53,33 @@ class Backbone(ABC):
         """Grid of the output for images of `size` pixels; raise if the model refuses them."""
 
     @abstractmethod
-    def features(
-        self, images: Float[Tensor, "b c h w"], context: TokenSet | None
-    ) -> Float[Tensor, "b n d"]:
+    def features(self, images: Images, context: TokenSet | None) -> Features:
         """Features after the final norm: class and register tokens, then patches of the context."""
 
     @abstractmethod
     def intermediates(
-        self, images: Float[Tensor, "b c h w"], layers: Sequence[int], context: TokenSet | None
-    ) -> list[Float[Tensor, "b n d"]]:
+        self, images: Images, layers: Sequence[int], context: TokenSet | None
+    ) -> list[Features]:
         """Patch features after the given layers, without the final norm."""
 
     @property
     @abstractmethod
-    def num_layers(self) -> int:
-        """Number of layers that `intermediates` can return."""
+    def num_layers(self) -> int: ...
 
     @property
     def embed_dim(self) -> int:
-        """Width of the output features."""
         return int(self.model.num_features)
 
     @property
     def in_channels(self) -> int:
-        """Channels of an image."""
         return int(getattr(self.model, "in_chans", 3))
 
     @property
     def num_prefix_tokens(self) -> int:
-        """Number of class and register tokens in front of the patches."""
         return int(getattr(self.model, "num_prefix_tokens", 0))
 
     @property
     def has_class_token(self) -> bool:
-        """True if the first prefix token is a class token."""
         return getattr(self.model, "cls_token", None) is not None
 
     def attention_pooled(self, features: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
@@ -106,12 +95,16 @@ class DroppingBackbone(Backbone):
     def missing_feature(cls, model: Any) -> Missing | None:
         """Return what a model lacks to be of this family; None if it has everything."""
 
-    @abstractmethod
+    keep: "KeepContext"
+
     def set_context(self, context: TokenSet | None) -> dict[str, Tensor]:
         """Make the model keep the context's patches (all with None); return forward arguments.
 
         Not a context manager, which breaks the graph in older versions of torch.
         """
+        self.keep.context = context
+        mask = context_key_mask(context, self.num_prefix_tokens)
+        return {} if mask is None else {"attn_mask": mask}
 
     @property
     def num_layers(self) -> int:
@@ -119,54 +112,39 @@ class DroppingBackbone(Backbone):
 
     @property
     def grid_size(self) -> tuple[int, int]:
-        rows, columns = self.model.patch_embed.grid_size
-        return rows, columns
+        return cast(tuple[int, int], self.model.patch_embed.grid_size)
 
     def grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
         embed = self.model.patch_embed
         if not getattr(self.model, "dynamic_img_size", False):
-            if size != tuple(embed.img_size):
-                raise ValueError(
-                    f"images of {size[0]} x {size[1]} pixels: must be {embed.img_size[0]} x "
-                    f"{embed.img_size[1]}, as the backbone was built; build it with "
-                    f"img_size={size} or dynamic_img_size=True"
-                )
+            check_built_size(size, embed.img_size)
             return self.grid_size
         if not embed.dynamic_img_pad:
-            check_multiples(size, embed.feat_ratio(as_scalar=False))
-        rows, columns = embed.dynamic_feat_size(size)
-        return rows, columns
+            check_multiples(size, embed.feat_ratio(as_scalar=False), "patch size")
+        return cast(tuple[int, int], embed.dynamic_feat_size(size))
 
-    def features(
-        self, images: Float[Tensor, "b c h w"], context: TokenSet | None
-    ) -> Float[Tensor, "b n d"]:
+    def features(self, images: Images, context: TokenSet | None) -> Features:
         try:
             return cast(Tensor, self.model.forward_features(images, **self.set_context(context)))
         finally:
             self.set_context(None)
 
     def intermediates(
-        self, images: Float[Tensor, "b c h w"], layers: Sequence[int], context: TokenSet | None
-    ) -> list[Float[Tensor, "b n d"]]:
+        self, images: Images, layers: Sequence[int], context: TokenSet | None
+    ) -> list[Features]:
         try:
             # "NCHW" would scramble the features of a context onto a full grid.
-            outputs = self.model.forward_intermediates(
-                images,
-                indices=list(layers),
-                intermediates_only=True,
-                stop_early=True,
-                output_fmt="NLC",
-                **self.set_context(context),
-            )
+            options = {"intermediates_only": True, "stop_early": True, "output_fmt": "NLC"}
+            options |= self.set_context(context)
+            return list(self.model.forward_intermediates(images, indices=list(layers), **options))
         finally:
             self.set_context(None)
-        return list(outputs)
 
 
 class KeepContext(nn.Module):
     """Keeps the prefix and the context's patches of a sequence; everything without a context.
 
-    It has no parameters, so the backbone's state dict does not change.
+    It takes the place of a module without parameters, or is hooked to a module.
     """
 
     def __init__(self, num_prefix_tokens: int) -> None:
@@ -177,38 +155,27 @@ class KeepContext(nn.Module):
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b k d"]:
         return keep_context(x, self.context, self.num_prefix_tokens)
 
-
-class KeepContextHook:
-    """`KeepContext` as a forward hook, for models without a module that it could replace."""
-
-    def __init__(self, num_prefix_tokens: int) -> None:
-        self.num_prefix_tokens = num_prefix_tokens
-        self.context: TokenSet | None = None
-
-    def __call__(
-        self, _module: nn.Module, _arguments: tuple[Any, ...], output: Float[Tensor, "b n d"]
-    ) -> Float[Tensor, "b k d"]:
+    def hook(self, _module: nn.Module, _arguments: tuple[Any, ...], output: Tensor) -> Tensor:
         return keep_context(output, self.context, self.num_prefix_tokens)
 
 
-def keep_context(
-    x: Float[Tensor, "b n d"], context: TokenSet | None, num_prefix_tokens: int
-) -> Float[Tensor, "b k d"]:
-    """Return the prefix and the context's patches of a sequence; all of it without a context."""
+def keep_context(x: Features, context: TokenSet | None, num_prefix_tokens: int) -> Tensor:
     if context is None:
         return x
     prefix, patches = x[:, :num_prefix_tokens], x[:, num_prefix_tokens:]
     return torch.cat([prefix, take_tokens(patches, context)], dim=1)
 
 
+def check_drops_nothing(present: nn.Module | None) -> None:
+    """Raise unless a backbone's `patch_drop` keeps all patches."""
+    if not (present is None or isinstance(present, nn.Identity | KeepContext)):
+        raise ValueError(f"backbone.patch_drop={present}: must be None; set patch_drop_rate=0")
+
+
 def context_key_mask(
     context: TokenSet | None, num_prefix_tokens: int
 ) -> Bool[Tensor, "b 1 1 n"] | None:
-    """Return the attention mask that excludes padding; None where the context promises none.
-
-    `padded` is a static flag: an all-true mask would cost time, and looking for padding among the
-    values would be a host synchronisation.
-    """
+    """Return the attention mask that excludes padding; None where the context promises none."""
     if context is None or not context.padded:
         return None
     prefix = context.valid.new_ones(len(context.valid), num_prefix_tokens)
@@ -226,10 +193,17 @@ def sequence_positions(context: TokenSet, num_prefix_tokens: int) -> Int[Tensor,
     return torch.cat([prefix, context.idx + num_prefix_tokens], dim=1)
 
 
-def check_multiples(size: tuple[int, int], patch_size: Sequence[int]) -> None:
-    """Raise unless both sides of an image, in pixels, are multiples of the patch's."""
-    if any(side % patch for side, patch in zip(size, patch_size, strict=True)):
+def check_built_size(size: tuple[int, int], built: Sequence[int]) -> None:
+    if size != tuple(built):
         raise ValueError(
-            f"images of {size[0]} x {size[1]} pixels: sides must be multiples of the patch size "
-            f"{tuple(patch_size)}, or build the backbone with dynamic_img_pad=True"
+            f"images of {size[0]} x {size[1]} pixels: must be {built[0]} x {built[1]}, as the "
+            f"backbone was built; build it with img_size={size}"
+        )
+
+
+def check_multiples(size: tuple[int, int], steps: Sequence[int], name: str) -> None:
+    if any(side % step for side, step in zip(size, steps, strict=True)):
+        raise ValueError(
+            f"images of {size[0]} x {size[1]} pixels: sides must be multiples of the {name} "
+            f"{tuple(steps)}"
         )

@@ -41,10 +41,8 @@ class Layout:
 
 
 def layout_of(model: Any) -> Layout | Missing:
-    """Return the layout, or what a model lacks to have one."""
-    attribute = missing_attribute(model, "patch_embed", "forward_features", "num_features")
-    if attribute is not None:
-        return attribute
+    if missing := missing_attribute(model, "patch_embed", "forward_features", "num_features"):
+        return missing
     if not isinstance(model.patch_embed, nn.Module):
         return Missing("a patch_embed that is a module")
     size = image_size_of(model)
@@ -62,8 +60,7 @@ def layout_of(model: Any) -> Layout | Missing:
     finally:
         hook.remove()
     patches = outputs[0] if len(outputs) == 1 else None
-    if isinstance(patches, tuple):  # (patches, grid)
-        patches = patches[0]
+    patches = patches[0] if isinstance(patches, tuple) else patches  # (patches, grid)
     if not isinstance(patches, Tensor):
         return Missing("a patch_embed that returns one tensor of patches")
     if not isinstance(features, Tensor):
@@ -109,10 +106,7 @@ def _infer(
         feature_grid = _sides(features, order)
     sides = zip(size, patch_grid, feature_grid, strict=True)
     if any(p % f or s % f for s, p, f in sides):
-        return Missing(
-            f"a last stage whose grid {feature_grid} divides that of the patches {patch_grid} "
-            f"and the image {size}"
-        )
+        return Missing(f"a last stage whose grid {feature_grid} divides {patch_grid} and {size}")
     patch_dim = patches.shape[1 if patch_order == "NCHW" else -1]
     return Layout(size, patch_grid, patch_dim, patch_order, feature_grid, order, prefix)
 

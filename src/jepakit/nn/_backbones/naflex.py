@@ -7,13 +7,12 @@ from torch import Tensor
 
 from jepakit.nn._backbones.backbone import (
     DroppingBackbone,
-    KeepContextHook,
+    KeepContext,
     Missing,
+    check_drops_nothing,
     check_multiples,
-    context_key_mask,
     missing_attribute,
 )
-from jepakit.tokens import TokenSet
 
 
 class NaFlexBackbone(DroppingBackbone):
@@ -26,22 +25,16 @@ class NaFlexBackbone(DroppingBackbone):
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
-        if model.patch_drop is not None:
-            raise ValueError(
-                f"backbone.patch_drop={model.patch_drop}: must not drop patches itself; build the "
-                "backbone with patch_drop_rate=0"
-            )
+        check_drops_nothing(model.patch_drop)
         self.default_size = cast(tuple[int, int], _default_size(model))
-        self.keep = KeepContextHook(model.num_prefix_tokens)
-        model.embeds.pos_drop.register_forward_hook(self.keep)
+        self.keep = KeepContext(model.num_prefix_tokens)
+        model.embeds.pos_drop.register_forward_hook(self.keep.hook)
 
     @classmethod
     def missing_feature(cls, model: Any) -> Missing | None:
-        attribute = missing_attribute(
-            model, "embeds.pos_drop", "embeds.dynamic_feat_size", "blocks", "norm", "patch_drop"
-        )
-        if attribute is not None:
-            return attribute
+        needed = ("embeds.pos_drop", "embeds.dynamic_feat_size", "blocks", "norm", "patch_drop")
+        if missing := missing_attribute(model, *needed):
+            return missing
         if model.rope is not None:
             return Missing("positions that are added (rope=None)")
         if _default_size(model) is None:
@@ -55,9 +48,8 @@ class NaFlexBackbone(DroppingBackbone):
     def grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
         embeds = self.model.embeds
         if not embeds.dynamic_img_pad:
-            check_multiples(size, embeds.patch_size)
-        rows, columns = embeds.dynamic_feat_size(size)
-        return rows, columns
+            check_multiples(size, embeds.patch_size, "patch size")
+        return cast(tuple[int, int], embeds.dynamic_feat_size(size))
 
     @property
     def has_class_token(self) -> bool:
@@ -66,14 +58,8 @@ class NaFlexBackbone(DroppingBackbone):
     def attention_pooled(self, features: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
         return cast(Tensor, self.model._pool(features))
 
-    def set_context(self, context: TokenSet | None) -> dict[str, Tensor]:
-        self.keep.context = context
-        mask = context_key_mask(context, self.model.num_prefix_tokens)
-        return {} if mask is None else {"attn_mask": mask}
-
 
 def _default_size(model: Any) -> tuple[int, int] | None:
-    """Return the image size in pixels that a model was built for, if it records one."""
     embeds = model.embeds
     if embeds.default_img_size is not None:
         return cast(tuple[int, int], tuple(embeds.default_img_size))

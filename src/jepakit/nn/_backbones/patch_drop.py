@@ -11,7 +11,7 @@ from jepakit.nn._backbones.backbone import (
     DroppingBackbone,
     KeepContext,
     Missing,
-    context_key_mask,
+    check_drops_nothing,
     missing_attribute,
 )
 from jepakit.tokens import TokenSet
@@ -31,41 +31,33 @@ class PatchDropBackbone(DroppingBackbone):
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
-        present = model.patch_drop
-        if not (present is None or isinstance(present, nn.Identity | KeepContext)):
-            raise ValueError(
-                f"backbone.patch_drop={present}: must not drop patches itself; build the backbone "
-                "with patch_drop_rate=0"
-            )
+        check_drops_nothing(model.patch_drop)
         self.rotary = hasattr(model, "rope")
         # The model's own blocks, while checkpointed ones take their place during a forward.
         self.own_blocks: Any = None
-        if not isinstance(present, KeepContext):
-            keep = KeepContextAndIndices if self.rotary else KeepContext
-            model.patch_drop = keep(model.num_prefix_tokens)
+        if not isinstance(model.patch_drop, KeepContext):
+            kind = KeepContextAndIndices if self.rotary else KeepContext
+            model.patch_drop = kind(model.num_prefix_tokens)
+        self.keep = model.patch_drop
 
     @classmethod
     def missing_feature(cls, model: Any) -> Missing | None:
-        attribute = missing_attribute(
-            model, "patch_embed.grid_size", "patch_drop", "blocks", "norm", "num_prefix_tokens"
-        )
-        if attribute is not None:
-            return attribute
+        needed = ("patch_embed.grid_size", "patch_drop", "blocks", "norm", "num_prefix_tokens")
+        if missing := missing_attribute(model, *needed):
+            return missing
         if "attn_mask" not in inspect.signature(model.forward_features).parameters:
             return Missing("attn_mask in forward_features")
         return None
 
     def set_context(self, context: TokenSet | None) -> dict[str, Tensor]:
-        model = self.model
-        model.patch_drop.context = context
-        mask = context_key_mask(context, model.num_prefix_tokens)
+        model, arguments = self.model, super().set_context(context)
         if self.own_blocks is not None:
             model.blocks, self.own_blocks = self.own_blocks, None
-        if mask is not None and model.grad_checkpointing and not self.rotary:
+        if arguments and model.grad_checkpointing and not self.rotary:
             # timm's `VisionTransformer` ignores `grad_checkpointing` where it is given a mask.
             self.own_blocks = model.blocks
             model.blocks = nn.Sequential(*(_Checkpointed(block) for block in self.own_blocks))
-        return {} if mask is None else {"attn_mask": mask}
+        return arguments
 
 
 class _Checkpointed(nn.Module):

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from jepakit.nn._backbones.backbone import (
     DroppingBackbone,
-    KeepContextHook,
+    Features,
+    KeepContext,
     Missing,
     context_key_mask,
     missing_attribute,
@@ -59,18 +60,13 @@ class _GathersBias:
 
 
 class BeitAttention(_GathersBias, beit.Attention):
-    """BEiT's attention with its own bias gathered."""
-
     def _get_rel_pos_bias(self) -> Tensor:
         return self.gathered(super()._get_rel_pos_bias())
 
-    def forward(
-        self, x: Float[Tensor, "b n d"], shared_rel_pos_bias: Any = None
-    ) -> Float[Tensor, "b n d"]:
-        kept: KeptPositions | None = shared_rel_pos_bias
+    def forward(self, x: Features, shared_rel_pos_bias: Any = None) -> Features:
+        self.kept = shared_rel_pos_bias
         has_own_bias = self.relative_position_bias_table is not None
-        padding = None if kept is None or has_own_bias else kept.padding_bias(x)
-        self.kept = kept
+        padding = None if self.kept is None or has_own_bias else self.kept.padding_bias(x)
         try:
             return super().forward(x, padding)
         finally:
@@ -85,15 +81,11 @@ class BeitSharedBias(_GathersBias, beit.RelativePositionBias):
 
 
 class GatheredRelPosBias(_GathersBias, RelPosBias):
-    """timm's table of biases, gathered."""
-
     def get_bias(self) -> Tensor:
         return self.gathered(super().get_bias())
 
 
 class GatheredRelPosMlp(_GathersBias, RelPosMlp):
-    """timm's biases from an MLP on coordinates, gathered."""
-
     def get_bias(self) -> Tensor:
         return self.gathered(super().get_bias())
 
@@ -101,9 +93,7 @@ class GatheredRelPosMlp(_GathersBias, RelPosMlp):
 class GatheredRelPosAttention(RelPosAttention):
     """timm's attention, with the kept positions passed on to its bias module."""
 
-    def forward(
-        self, x: Float[Tensor, "b n d"], shared_rel_pos: Any = None
-    ) -> Float[Tensor, "b n d"]:
+    def forward(self, x: Features, shared_rel_pos: Any = None) -> Features:
         bias = cast(_GathersBias, self.rel_pos)
         bias.kept = shared_rel_pos
         try:
@@ -118,12 +108,10 @@ class NoSharedBias(_GathersBias, nn.Module):
     Without a context it returns None, as the model had it.
     """
 
-    def forward(self) -> KeptPositions | None:
-        """Called by timm's `Beit`."""
+    def forward(self) -> KeptPositions | None:  # called by timm's `Beit`
         return self.kept
 
-    def get_bias(self) -> KeptPositions | None:
-        """Called by timm's `VisionTransformerRelPos`."""
+    def get_bias(self) -> KeptPositions | None:  # called by timm's `VisionTransformerRelPos`
         return self.kept
 
     def set_window_size(self, _window_size: tuple[int, int]) -> None:
@@ -162,9 +150,9 @@ class RelativeBackbone(DroppingBackbone):
         _make_gathering(self.shared)
         # BEiT puts its class token in front before it adds positions, so the output of `pos_drop`
         # has it; RelPos models, which add no positions, put it in front after `patch_embed`.
-        self.keep = KeepContextHook(model.num_prefix_tokens if is_beit else 0)
+        self.keep = KeepContext(model.num_prefix_tokens if is_beit else 0)
         hooked = model.pos_drop if is_beit else model.patch_embed
-        hooked.register_forward_hook(self.keep)
+        hooked.register_forward_hook(self.keep.hook)
 
     @classmethod
     def missing_feature(cls, model: Any) -> Missing | None:
@@ -172,15 +160,12 @@ class RelativeBackbone(DroppingBackbone):
         own = "relative_position_bias_table" if is_beit else "rel_pos"
         names = ["patch_embed.grid_size", "blocks.0.attn", "norm", "num_prefix_tokens"]
         names += [] if is_beit else ["shared_rel_pos"]
-        attribute = missing_attribute(model, *names, f"blocks.0.attn.{own}")
-        if attribute is not None:
-            return attribute
+        if missing := missing_attribute(model, *names, f"blocks.0.attn.{own}"):
+            return missing
         shared = model.rel_pos_bias if is_beit else model.shared_rel_pos
         first = getattr(model.blocks[0].attn, own)
         if first is not None and not (shared is None or isinstance(shared, NoSharedBias)):
-            return Missing(
-                "a relative-position bias that is either shared by all blocks or each one's own"
-            )
+            return Missing("a relative-position bias that is either shared or each block's own")
         modules = [shared] if isinstance(shared, nn.Module) else [b.attn for b in model.blocks]
         known = (*_GATHERING, *_GATHERING.values(), NoSharedBias)
         other = next((type(module) for module in modules if type(module) not in known), None)
@@ -190,11 +175,9 @@ class RelativeBackbone(DroppingBackbone):
 
     def set_context(self, context: TokenSet | None) -> dict[str, Tensor]:
         self.keep.context = context
-        if context is None:
-            self.shared.kept = None
-        else:
+        self.shared.kept = None
+        if context is not None:
             prefix = self.model.num_prefix_tokens
-            self.shared.kept = KeptPositions(
-                sequence_positions(context, prefix), context_key_mask(context, prefix)
-            )
+            positions = sequence_positions(context, prefix)
+            self.shared.kept = KeptPositions(positions, context_key_mask(context, prefix))
         return {}

@@ -8,7 +8,14 @@ from einops import rearrange, repeat
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from jepakit.nn._backbones.backbone import Backbone, keep_context
+from jepakit.nn._backbones.backbone import (
+    Backbone,
+    Features,
+    Images,
+    check_built_size,
+    check_multiples,
+    keep_context,
+)
 from jepakit.nn._backbones.layout import Layout, flat_features, image_size_of
 from jepakit.tokens import TokenSet, take_tokens
 
@@ -27,9 +34,7 @@ class MaskToken(nn.Module):
         """Forward hook of a `patch_embed`, which may return `(patches, grid)`."""
         if self.hidden is None:
             return output
-        if isinstance(output, tuple):
-            return (self(output[0]), *output[1:])
-        return self(output)
+        return (self(output[0]), *output[1:]) if isinstance(output, tuple) else self(output)
 
     def forward(self, x: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
         """Replace in `[b n d]`, `[b h w d]` or `[b d h w]`."""
@@ -70,21 +75,12 @@ class ReplacingBackbone(Backbone):
     def grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
         embed, stride = self.model.patch_embed, self.layout.stride
         built = getattr(embed, "img_size", None)
-        if built is not None and getattr(embed, "strict_img_size", False) and size != tuple(built):
-            raise ValueError(
-                f"images of {size[0]} x {size[1]} pixels: must be {built[0]} x {built[1]}, as the "
-                f"backbone was built; build it with img_size={size}"
-            )
-        if any(side % step for side, step in zip(size, stride, strict=True)):
-            raise ValueError(
-                f"images of {size[0]} x {size[1]} pixels: sides must be multiples of the "
-                f"backbone's stride {stride}"
-            )
+        if built is not None and getattr(embed, "strict_img_size", False):
+            check_built_size(size, built)
+        check_multiples(size, stride, "backbone's stride")
         return size[0] // stride[0], size[1] // stride[1]
 
-    def features(
-        self, images: Float[Tensor, "b c h w"], context: TokenSet | None
-    ) -> Float[Tensor, "b n d"]:
+    def features(self, images: Images, context: TokenSet | None) -> Features:
         self.replacing.hidden = self._hidden_patches(context)
         try:
             output = self.model.forward_features(images)
@@ -94,8 +90,8 @@ class ReplacingBackbone(Backbone):
         return keep_context(features, context, self.num_prefix_tokens)
 
     def intermediates(
-        self, images: Float[Tensor, "b c h w"], layers: Sequence[int], context: TokenSet | None
-    ) -> list[Float[Tensor, "b n d"]]:
+        self, images: Images, layers: Sequence[int], context: TokenSet | None
+    ) -> list[Features]:
         self.replacing.hidden = self._hidden_patches(context)
         try:
             maps = self.model.forward_intermediates(
@@ -109,9 +105,8 @@ class ReplacingBackbone(Backbone):
         for layer, features in zip(layers, maps, strict=True):
             if tuple(features.shape[2:]) != context.grid_size:
                 raise ValueError(
-                    f"layers={list(layers)}: with a context they must be on its grid "
-                    f"{context.grid_size}, layer {layer} is on {tuple(features.shape[2:])}; "
-                    "leave the context out to get whole maps"
+                    f"layers={list(layers)}: must be on the context's grid {context.grid_size}, "
+                    f"but layer {layer} is on {tuple(features.shape[2:])}; leave the context out"
                 )
         return [take_tokens(features, context) for features in outputs]
 

@@ -1,6 +1,6 @@
 """Top-down fusion of pyramid levels, as in a feature pyramid network."""
 
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -32,8 +32,7 @@ class TopDown(nn.Module):
             nn.Linear(dim if level == num_levels - 1 else in_dim, dim)
             for level in range(num_levels)
         )
-        for lateral in self.laterals:
-            initialise(lateral)
+        initialise(self.laterals)
 
     def forward(
         self, features: list[Float[Tensor, "b _ d"]], cells: list[TokenSet]
@@ -86,8 +85,9 @@ def interpolate(y: Float[Tensor, "b M d"], grid_size: tuple[int, ...]) -> Float[
     return cells.flatten(1, -2)
 
 
-def initialise(linear: nn.Module) -> None:
-    """Initial weights that keep the variance of the input, and no bias."""
-    if isinstance(linear, nn.Linear):
+def initialise(layers: nn.ModuleList) -> None:
+    """Give linear layers weights that keep the variance of their input, and no bias."""
+    for layer in layers:
+        linear = cast(nn.Linear, layer)
         nn.init.xavier_uniform_(linear.weight)
         nn.init.zeros_(linear.bias)

@@ -136,13 +136,11 @@ def window_cells(x: Float[Tensor, "b N d"], grid_size: tuple[int, ...]) -> Float
     """The `k = 2**axes` cells of every window, row-major; zeros beyond the border."""
     cells = split_axis(x, 1, grid_size)
     axes = len(grid_size)
-    for axis in range(axes):
-        cells = _in_pairs(cells, 1 + 2 * axis, 0.0)
+    windows, places = range(1, 2 * axes, 2), range(2, 2 * axes + 1, 2)
+    for axis in windows:
+        cells = _in_pairs(cells, axis, 0.0)
     # For two axes [b, H, 2, W, 2, d]: windows are the odd axes, places within them the even ones.
-    windows = range(1, 2 * axes, 2)
-    places = range(2, 2 * axes + 1, 2)
-    cells = cells.permute(0, *windows, *places, 2 * axes + 1)
-    return cells.flatten(1, axes).flatten(2, -2)
+    return cells.permute(0, *windows, *places, 2 * axes + 1).flatten(1, axes).flatten(2, -2)
 
 
 def spread(y: Float[Tensor, "b M d"], grid_size: tuple[int, ...]) -> Float[Tensor, "b N d"]:
@@ -167,11 +165,9 @@ def split_axis(x: Tensor, axis: int, sides: tuple[int, ...]) -> Tensor:
 
 def _in_pairs(cells: Tensor, axis: int, fill: float) -> Tensor:
     """Split an axis into windows of two, the last one filled up where the side is odd."""
-    side = cells.shape[axis]
-    if side % 2:
-        axes_after = cells.dim() - axis - 1
-        cells = F.pad(cells, [0, 0] * axes_after + [0, 1], value=fill)
-    return split_axis(cells, axis, (-(-side // 2), 2))
+    if cells.shape[axis] % 2:
+        cells = F.pad(cells, [0, 0] * (cells.dim() - axis - 1) + [0, 1], value=fill)
+    return split_axis(cells, axis, (cells.shape[axis] // 2, 2))
 
 
 # Between the features of token sets and fields

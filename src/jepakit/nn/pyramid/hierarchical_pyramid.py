@@ -29,13 +29,10 @@ __all__ = ["HierarchicalPyramid", "Level"]
 
 
 class Level(NamedTuple):
-    r"""One level of a pyramid: features and the cells that they belong to.
-
-    `features[b, k]` belongs to the cell `tokens.idx[b, k]` of the grid `tokens.grid_size`, and is
-    zero where `tokens.valid[b, k]` is False.
+    """One level of a pyramid: features and the cells that they belong to.
 
     Args:
-        features: One feature vector for every entry of `tokens`, `[b n d]`.
+        features: One feature vector for every entry of `tokens`, zeros at padding.
         tokens: The cells, `[b n]`, on the grid of the level.
     """
 
@@ -45,10 +42,9 @@ class Level(NamedTuple):
     def trimmed(self) -> "Level":
         """The level without the entries that are padding in every sample.
 
-        The number of cells of a coarse level is bounded by shapes: a context of 32 patches may have
-        16 cells of the next level, but has 8 with blocks that are whole on every level. Trimmed, a
-        predictor does not compute the rest. Needs a host synchronisation, so it is not for
-        `torch.compile`.
+        A context of 32 patches may have 16 cells of the next level, but has 8 with blocks that are
+        whole on every level. Trimmed, a predictor does not compute the rest. Needs a host
+        synchronisation, so it is not for `torch.compile`.
 
         Example:
             >>> import torch
@@ -77,14 +73,10 @@ class HierarchicalPyramid(nn.Module):
     $x^l_c = \frac{1}{|S_c|} \sum_{p \in S_c} x^0_p$, one mean and not a mean of means.
     `fusion`, `projection` and `norm` follow if given, with parameters of their own on each level.
     The cells of a level depend on the token set only, never on learned values; padding enters
-    nothing.
+    nothing. No pool changes a constant field, whatever its parameters.
 
-    No pool changes a constant field, whatever its parameters: without fusion, projection and norm
-    every level holds the same constant.
-
-    In a student, put encoder and pyramid into one module and build the teacher from that, so that
-    the teacher's pyramid is an average too. With the same trained projection on both sides of a
-    loss, a constant projection would bring the loss to zero.
+    In a student, put encoder and pyramid into one module and build the teacher from that: with the
+    same trained projection on both sides of a loss, a constant one would bring the loss to zero.
 
     Args:
         grid_size: `(L,)`, `(H, W)` or `(T, H, W)` in patches, of level 0.
@@ -99,13 +91,13 @@ class HierarchicalPyramid(nn.Module):
             size 1: upsampled levels are added to the finer ones (`"fpn-add"`) or concatenated with
             them before the lateral map (`"fpn-concat"`).
         upsample: `"nearest"` copies a coarse cell to the finer cells in it, `"bilinear"` (linear
-            along each axis) interpolates with its valid neighbours. Only with `fusion`.
+            along each axis) interpolates with its valid neighbours.
         projection: `"linear"` for a linear map on each level.
         norm: `"layer"` for a layer norm on each level, at the end.
 
     Raises:
-        ValueError: If the grid is a single cell before the last level, or an argument cannot take
-            effect (`upsample` without `fusion`; `pool`, `valid_if` or `fusion` on a single level).
+        ValueError: If an argument cannot take effect (`upsample` without `fusion`; `pool`,
+            `valid_if` or `fusion` on a single level).
 
     Example:
         >>> import torch
@@ -121,9 +113,8 @@ class HierarchicalPyramid(nn.Module):
         [(2, 39), (2, 39), (2, 16)]
 
     Source:
-        Fusion after feature pyramid networks (arXiv:1612.03144). Differences: lateral maps and
-        `projection` have kernel size 1, where they convolve the result with 3, and `projection` is
-        optional; absent cells have no weight.
+        Fusion after feature pyramid networks (arXiv:1612.03144). Differences: `projection` is
+        optional, with kernel size 1 where they convolve with 3; absent cells have no weight.
     """
 
     def __init__(
@@ -152,17 +143,10 @@ class HierarchicalPyramid(nn.Module):
         check_choice("norm", norm, ("layer", None))
         if fusion is None and upsample != "nearest":
             raise ValueError(f"upsample={upsample!r}: takes effect only with a fusion")
-        if self.num_levels == 1:
-            defaults = [
-                ("pool", pool, "avg"),
-                ("valid_if", valid_if, "any"),
-                ("fusion", fusion, None),
-            ]
-            for name, value, default in defaults:
-                if value != default:
-                    raise ValueError(
-                        f"{name}={value!r}: takes effect only with num_levels of at least 2"
-                    )
+        options = [("pool", pool, "avg"), ("valid_if", valid_if, "any"), ("fusion", fusion, None)]
+        for name, value, default in options if self.num_levels == 1 else []:
+            if value != default:
+                raise ValueError(f"{name}={value!r}: takes effect only with num_levels above 1")
         if norm == "layer" and dim < 2:
             raise ValueError("norm='layer' with dim=1: must have at least 2 entries to normalise")
         self.pool = pool
@@ -184,8 +168,7 @@ class HierarchicalPyramid(nn.Module):
             self.top_down = TopDown(dim, self.num_levels, fusion, upsample)
         if projection is not None:
             self.projections = nn.ModuleList(nn.Linear(dim, dim) for _ in self.grid_sizes)
-            for linear in self.projections:
-                initialise(linear)
+            initialise(self.projections)
         if norm is not None:
             self.norms = nn.ModuleList(nn.LayerNorm(dim, eps=1e-6) for _ in self.grid_sizes)
 
@@ -196,7 +179,7 @@ class HierarchicalPyramid(nn.Module):
 
         From features of the whole grid, every level has all of its cells. From a set of `n` tokens,
         a level with `M` cells has `min(n, M)` entries, the most that can be valid: lengths follow
-        from shapes without a host synchronisation. The valid cells are `tokens.coarsen(level)`.
+        from shapes without a host synchronisation.
 
         Args:
             features: The encoder's features.
@@ -266,8 +249,6 @@ class HierarchicalPyramid(nn.Module):
 
     def extra_repr(self) -> str:
         """The arguments."""
-        return (
-            f"{self.grid_size}, {self.dim}, num_levels={self.num_levels}, pool={self.pool!r}, "
-            f"valid_if={self.valid_if!r}, fusion={self.fusion!r}, upsample={self.upsample!r}, "
-            f"projection={self.projection!r}, norm={self.norm!r}"
-        )
+        names = ["num_levels", "pool", "valid_if", "fusion", "upsample", "projection", "norm"]
+        options = [f"{name}={getattr(self, name)!r}" for name in names]
+        return ", ".join([str(self.grid_size), str(self.dim), *options])
