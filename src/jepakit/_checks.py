@@ -72,9 +72,9 @@ def as_number(
     if not math.isfinite(number):
         raise ValueError(f"{name}={number}: must be finite")
     if positive and number <= 0:
-        raise ValueError(f"{name}={number:g}: must be above 0")
+        raise ValueError(f"{name}={_short(number)}: must be above 0")
     if minimum is not None and number < minimum:
-        raise ValueError(f"{name}={number:g}: must be at least {minimum:g}")
+        raise ValueError(f"{name}={_short(number)}: must be at least {minimum:g}")
     return number
 
 
@@ -93,7 +93,7 @@ def as_fraction(
     below = number < high if open_high else number <= high
     if not (above and below):  # also for NaN
         left, right = "(" if open_low else "[", ")" if open_high else "]"
-        raise ValueError(f"{name}={number:g}: must lie in {left}{low:g}, {high:g}{right}")
+        raise ValueError(f"{name}={_short(number)}: must lie in {left}{low:g}, {high:g}{right}")
     return number
 
 
@@ -101,6 +101,11 @@ def _as_float(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{_name_and_value(name, value)}: must be a number, got {type_name(value)}")
     return float(value)
+
+
+def _short(number: float) -> str:
+    """`0` for 0.0, but 1.0000001 in full: "1 must lie in [0, 1]" explains nothing."""
+    return f"{number:g}" if float(f"{number:g}") == number else repr(number)
 
 
 def as_range(
@@ -154,7 +159,8 @@ def as_grid_size(
 
 
 def _entries(name: str, value: object, rule: str, *, length: int | None = None) -> list[Any]:
-    unordered = isinstance(value, str | bytes | Mapping | Set | Tensor)
+    # Tuples of types: torch 2.6 and 2.7 cannot trace `A | B`.
+    unordered = isinstance(value, (str, bytes, Mapping, Set, Tensor))
     if unordered or not (isinstance(value, Iterable) and isinstance(value, Sized)):
         raise TypeError(f"{_name_and_value(name, value)}: {rule}, got {type_name(value)}")
     try:
@@ -205,7 +211,7 @@ def check_floating(name: str, value: object) -> None:
 
 def check_device(name: str, value: object) -> None:
     """Raise unless `value` names a device for positions: `Tensor.to` would take a dtype too."""
-    if isinstance(value, bool) or not isinstance(value, torch.device | str | int):
+    if isinstance(value, bool) or not isinstance(value, (torch.device, str, int)):
         shown = type_name(value) if isinstance(value, Tensor) else repr(value)
         raise TypeError(f"{name}={shown}: must be a device; positions have no other dtype")
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from jepakit import MaskedViT, TokenSet, put_tokens, take_tokens
-from jepakit.nn._features import key_mask
+from jepakit.nn._padding import key_mask
 
 
 def test_everything_visible_is_the_backbone(any_kind, build, images_for, assert_close) -> None:

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from jepakit._checks import as_bool, as_number, check_same_shape
-from jepakit.diagnostics._rows import valid_rows
+from jepakit.diagnostics._valid_rows import valid_rows
 
 __all__ = ["alignment", "teacher_student_cosine", "uniformity"]
 

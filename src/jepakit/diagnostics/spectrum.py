@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from jepakit._checks import as_int, as_number, check_floating
-from jepakit.diagnostics._rows import valid_rows
+from jepakit.diagnostics._valid_rows import valid_rows
 
 __all__ = ["alpha_req", "effective_rank", "isotropy", "lidar", "rankme"]
 

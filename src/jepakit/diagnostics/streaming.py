@@ -12,7 +12,7 @@ from torch.distributed import ProcessGroup
 from jepakit._checks import as_int, as_number, check_process_group
 from jepakit._rows import check_rows
 from jepakit.diagnostics._moments import Moments
-from jepakit.diagnostics._rows import masked_rows
+from jepakit.diagnostics._valid_rows import masked_rows
 from jepakit.diagnostics.similarity import mean_kernel
 from jepakit.diagnostics.spectrum import (
     check_views,

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from jepakit._checks import check_same_shape
-from jepakit.diagnostics._rows import float64, valid_rows
+from jepakit.diagnostics._valid_rows import float64, valid_rows
 
 __all__ = ["explained_variance", "feature_std", "mean_predictor_loss", "norm_drift"]
 

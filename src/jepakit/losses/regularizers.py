@@ -333,7 +333,7 @@ def invariance_loss(
         The prediction term of LeJEPA (arXiv:2511.08544). With two views and both in the centre it
         is a quarter of the mean squared difference that `vicreg` takes.
     """
-    if isinstance(views, list | tuple):
+    if isinstance(views, (list, tuple)):
         raise TypeError("views: must be a torch.Tensor; torch.stack makes one of a list")
     check_rows("views", views, valid, process_group)
     num_views = len(views)

@@ -15,7 +15,7 @@ from jepakit._checks import (
     value_checks_on,
 )
 from jepakit.nn._backbones import adapt
-from jepakit.nn._features import zero_padding
+from jepakit.nn._padding import zero_padding
 from jepakit.tokens import TokenSet
 from jepakit.tokens._arguments import check_same_device, check_token_set
 

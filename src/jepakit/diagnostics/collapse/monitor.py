@@ -10,9 +10,7 @@ from torch.distributed import ProcessGroup
 
 from jepakit._checks import as_fraction, as_int, check_choice, check_process_group
 from jepakit._rows import check_rows
-from jepakit.diagnostics.collapse.observation import DeadDimensions, Observation, Reference, measure
-from jepakit.diagnostics.collapse.report import Collapse, CollapseError, CollapseWarning
-from jepakit.diagnostics.collapse.signs import (
+from jepakit.diagnostics.collapse.criteria import (
     MIN_ROWS,
     REFERENCE_LENGTH,
     SignName,
@@ -20,6 +18,8 @@ from jepakit.diagnostics.collapse.signs import (
     find_signs,
     update_reference,
 )
+from jepakit.diagnostics.collapse.observation import DeadDimensions, Observation, Reference, measure
+from jepakit.diagnostics.collapse.report import Collapse, CollapseError, CollapseWarning
 
 __all__ = ["CollapseMonitor"]
 

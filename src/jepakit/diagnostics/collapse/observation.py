@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from jepakit.diagnostics._moments import Moments
-from jepakit.diagnostics._rows import masked_rows
+from jepakit.diagnostics._valid_rows import masked_rows
 from jepakit.diagnostics.spectrum import entropy_rank, scatter_spectrum
 
 __all__ = ["BatchStatistics", "DeadDimensions", "Observation", "Reference", "measure"]

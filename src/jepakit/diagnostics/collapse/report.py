@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from jepakit.diagnostics.collapse.criteria import SIGNS, CollapseKind, SignName
 from jepakit.diagnostics.collapse.observation import Observation, Reference
-from jepakit.diagnostics.collapse.signs import SIGNS, CollapseKind, SignName
 
 __all__ = ["Collapse", "CollapseError", "CollapseWarning"]
 

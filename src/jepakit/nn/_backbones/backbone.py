@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from jepakit.nn._features import key_mask
+from jepakit.nn._padding import key_mask
 from jepakit.tokens import TokenSet, take_tokens
 
 Images = Float[Tensor, "b c h w"]

@@ -30,7 +30,7 @@ Pool = Callable[[Tensor, Sequence[Tensor], Grids], list[Tensor]]
 def average(x: Field, counts: Counts, grids: Grids) -> Fields:
     """Mean over the valid finest cells of a window, not a mean of means."""
     fields = []
-    for grid, count in zip(grids, counts[1:], strict=False):
+    for grid, count in zip(grids[: len(counts) - 1], counts[1:], strict=True):
         x = window_sum(x, grid)
         fields.append(x / count.clamp(min=1))
     return fields
@@ -41,7 +41,7 @@ def maximum(x: Field, counts: Counts, grids: Grids) -> Fields:
     fields = []
     if len(counts[0]) == len(x):  # else all cells are valid, and one sample's counts stand for all
         x = x.masked_fill(counts[0] == 0, -math.inf)
-    for grid, count in zip(grids, counts[1:], strict=False):
+    for grid, count in zip(grids[: len(counts) - 1], counts[1:], strict=True):
         x = window_max(x, grid)
         fields.append(x.masked_fill(count == 0, 0))
     return fields

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from jepakit._checks import as_grid_size, as_int, check_choice
-from jepakit.nn._features import check_features, check_positions, zero_padding
+from jepakit.nn._padding import check_features, check_positions, zero_padding
 from jepakit.nn.pyramid._fusion import TopDown, initialise
 from jepakit.nn.pyramid._pools import (
     Pool,

@@ -1,4 +1,4 @@
-"""Features `[b n d]` and the token sets that they belong to: checks, key masks, zeroed padding."""
+"""Padding as exact zeros and as a key mask; checks that features fit their positions."""
 
 from jaxtyping import Bool, Float
 from torch import Tensor
