@@ -99,7 +99,7 @@ def test_exports(arguments, build_pyramid, ragged) -> None:
     pyramid = build_pyramid((5, 7), **arguments)
     tokens = ragged((5, 7), 3, at_least=1)
     features = torch.randn(*tokens.shape, 6)
-    program = torch.export.export(pyramid, (features, tokens))
+    program = torch.export.export(pyramid, (features, tokens), strict=False)
     for ours, theirs in zip(
         program.module()(features, tokens), pyramid(features, tokens), strict=True
     ):
