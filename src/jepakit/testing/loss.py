@@ -59,7 +59,6 @@ def assert_loss_contract(
 
     Raises:
         AssertionError: Names the violated law, what was found, and where.
-        ValueError: If `reductions` lacks `"mean"` or has an unknown name.
 
     Example:
         >>> from jepakit import masked_mse

@@ -72,7 +72,6 @@ def assert_predictor_contract(
 
     Raises:
         AssertionError: Names the violated law, what was found, and where.
-        ValueError: If the grid has fewer than 3 positions, or `batch_size` is below 2.
 
     Example:
         >>> from jepakit import MaskedPredictor
@@ -167,12 +166,9 @@ def _check_batch_mates(case: _Case, features: Tensor) -> None:
 def _check_padding(case: _Case, features: Tensor) -> None:
     incoming = case.random_incoming_gradient(case.targets)
     # The filler is large enough to show in any output that it reaches.
-    (expected, clean), (out, poisoned) = (
-        case.predict_and_differentiate(
-            features, case.context, case.targets, incoming, filler=filler
-        )
-        for filler in (0.0, 1e4)
-    )
+    sets = case.context, case.targets
+    expected, clean = case.predict_and_differentiate(features, *sets, incoming)
+    out, poisoned = case.predict_and_differentiate(features, *sets, incoming, filler=1e4)
     what = "features at padded context changed the output"
     case.require_close(Law.PADDING, what, out, expected)
     for name, gradient in clean.items():
@@ -218,18 +214,11 @@ def _check_positions(case: _Case) -> None:
     predictions = case.predict(features, first, everything)[0, 0]
     largest = float(predictions.abs().max())
     gap, one, other = _closest_pair(predictions)
-    case.require_positions(
-        f"the predictions at positions {one} and {other}",
-        gap,
-        largest,
-        "mask tokens need the position of their index",
-    )
-    case.require_positions(
-        "predictions from a context, and from the same context moved by one position,",
-        float((case.predict(features, moved, everything)[0, 0] - predictions).abs().max()),
-        largest,
-        "context tokens need the position of their index",
-    )
+    what = f"the predictions at positions {one} and {other}"
+    case.require_positions(what, gap, largest, "mask tokens need the position of their index")
+    gap = float((case.predict(features, moved, everything)[0, 0] - predictions).abs().max())
+    what = "predictions from a context, and from the same context moved by one position,"
+    case.require_positions(what, gap, largest, "context tokens need the position of their index")
 
 
 @torch.no_grad()
