@@ -17,10 +17,10 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class ModuleCase:
-    """A module under test, the generator of its inputs, and the allowed relative difference."""
+class Case:
+    """A module or function under test, the generator of its inputs, and the tolerance."""
 
-    module: Callable[..., Tensor]
+    part: Callable[..., Tensor]
     generator: torch.Generator
     tolerance: float
 
@@ -28,9 +28,9 @@ class ModuleCase:
         return torch.randn(tuple(shape), generator=self.generator).to(like)
 
     def trainable_parameters(self) -> dict[str, Tensor]:
-        if not isinstance(self.module, nn.Module):
+        if not isinstance(self.part, nn.Module):
             return {}
-        named = self.module.named_parameters()
+        named = self.part.named_parameters()
         return {name: parameter for name, parameter in named if parameter.requires_grad}
 
     def gradients(self, out: Tensor, incoming: Tensor, **inputs: Tensor) -> dict[str, Tensor]:

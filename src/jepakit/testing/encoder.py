@@ -1,19 +1,19 @@
 """`assert_encoder_contract`: the laws of an encoder that takes a context."""
 
-import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from jepakit._checks import as_bool, as_grid_size, as_int, as_number
 from jepakit.testing._probe import (
-    ModuleCase,
+    Case,
     emptied,
     perturbed_copy,
     ragged_token_sets,
@@ -119,7 +119,7 @@ def _read_interface(encoder: Any, images: Tensor) -> tuple[tuple[int, ...], int]
 
 
 @dataclass(frozen=True)
-class _Case(ModuleCase):
+class _Case(Case):
     images: Tensor
     tokens: TokenSet
     dim: int
@@ -128,17 +128,27 @@ class _Case(ModuleCase):
     def grid_size(self) -> tuple[int, ...]:
         return self.tokens.grid_size
 
-    @property
-    def patch_size(self) -> tuple[int, ...]:
-        sides = self.images.shape[2:]
-        return tuple(side // cells for side, cells in zip(sides, self.grid_size, strict=True))
-
     def everything(self) -> TokenSet:
         return TokenSet.full(self.grid_size, (len(self.images),), device=self.images.device)
 
+    def to_patches(self, images: Tensor) -> Tensor:
+        """`[b N c *patch]` from `[b c *sides]`."""
+        return self._rearrange(images, "b c {pixels} -> b ({grid}) c {patch}")
+
+    def to_images(self, patches: Tensor) -> Tensor:
+        return self._rearrange(patches, "b ({grid}) c {patch} -> b c {pixels}")
+
+    def _rearrange(self, tensor: Tensor, pattern: str) -> Tensor:
+        # On a grid of two axes, {pixels} is "(g0 p0) (g1 p1)", {grid} "g0 g1", {patch} "p0 p1".
+        grid = {f"g{axis}": cells for axis, cells in enumerate(self.grid_size)}
+        patch = [f"p{axis}" for axis in range(len(grid))]
+        pixels = " ".join(map("({} {})".format, grid, patch))
+        text = pattern.format(pixels=pixels, grid=" ".join(grid), patch=" ".join(patch))
+        return rearrange(tensor, text, **grid)
+
     def encode(self, images: Tensor, *context: TokenSet) -> Tensor:
         """Features of the right shape, with a context or without."""
-        out = self.module(images, *context)
+        out = self.part(images, *context)
         num_tokens = context[0].shape[1] if context else math.prod(self.grid_size)
         require_shape("the output must be [b n d] =", out, (len(images), num_tokens, self.dim))
         return out
@@ -154,15 +164,13 @@ def _check_full_context(case: _Case) -> None:
 
 @torch.no_grad()
 def _check_hidden_pixels(case: _Case) -> None:
-    # Flat masks over the patches as masks over the pixels, [b, 1, *sides].
-    hidden = (~case.tokens.to_mask()).view(len(case.images), 1, *case.grid_size)
-    for axis, side in enumerate(case.patch_size, start=2):
-        hidden = hidden.repeat_interleave(side, dim=axis)
-    noise = 10 * case.noise(case.images.shape, case.images)
+    patches = case.to_patches(case.images)
+    noise = 10 * case.noise(patches.shape, patches)
+    hidden = ~case.tokens.to_mask().view(*patches.shape[:2], *[1] * (patches.dim() - 2))
     case.require_close(
         Law.LEAK,
         "other pixels in hidden patches changed the output",
-        case.encode(torch.where(hidden, noise, case.images), case.tokens),
+        case.encode(case.to_images(torch.where(hidden, noise, patches)), case.tokens),
         case.encode(case.images, case.tokens),
     )
 
@@ -178,7 +186,8 @@ def _check_gradients(case: _Case) -> None:
         for value in (0.0, 1e4)
     )
     at_images = clean.get("the images", torch.zeros_like(images))
-    reached, visible = _largest_per_patch(case, at_images) != 0, tokens.to_mask()
+    reached = (case.to_patches(at_images) != 0).flatten(2).any(dim=2)
+    visible = tokens.to_mask()
     axes, hint = "sample position", "are indices shifted by a class token?"
     found = "the output has a gradient at a hidden patch"
     require_nowhere(Law.LEAK, reached & ~visible, found, axes=axes)
@@ -187,14 +196,6 @@ def _check_gradients(case: _Case) -> None:
     for name, expected in clean.items():
         what = f"a gradient that arrives at padding reached {name}"
         case.require_close(Law.PADDING, what, poisoned[name], expected)
-
-
-def _largest_per_patch(case: _Case, values: Tensor) -> Tensor:
-    """Largest magnitude in each patch, `[b, N]`."""
-    # On a grid (H, W): [b, H h, W w] -> [b, H, h, W, w], and the maximum over h and w.
-    sides = zip(case.grid_size, case.patch_size, strict=True)
-    split = values.abs().amax(dim=1).reshape(len(values), *itertools.chain(*sides))
-    return split.amax(dim=tuple(range(2, split.dim(), 2))).flatten(1)
 
 
 @torch.no_grad()
@@ -238,12 +239,13 @@ def _check_positions(case: _Case) -> None:
     size = math.prod(case.grid_size)
     if size < 3:
         return  # there is no second distance
-    patches = case.noise((2, case.images.shape[1], *case.patch_size), case.images)
+    nothing = torch.zeros_like(case.to_patches(case.images[:1]))
+    patches = case.noise((2, *nothing.shape[2:]), nothing)
     outputs = []
-    for places in ((0, 1), (0, size - 1)):
-        image = torch.zeros_like(case.images[:1])
-        for patch, place in zip(patches, places, strict=True):
-            _patch_view(case, image[0], place).copy_(patch)
+    for places in ([0, 1], [0, size - 1]):
+        image = nothing.clone()
+        image[0, places] = patches
+        image = case.to_images(image)
         idx = torch.tensor([places], device=image.device)
         valid = torch.ones_like(idx, dtype=torch.bool)
         outputs.append(case.encode(image, TokenSet(idx, valid, case.grid_size, padded=False)))
@@ -255,14 +257,6 @@ def _check_positions(case: _Case) -> None:
         "a patch needs the position of its index, not of its place in the list of visible "
         "patches; positions=False for an encoder without positions",
     )
-
-
-def _patch_view(case: _Case, image: Tensor, place: int) -> Tensor:
-    """The pixels of one patch of `[c, *sides]`, as a view."""
-    for axis in reversed(range(len(case.grid_size))):
-        place, cell = divmod(place, case.grid_size[axis])
-        image = image.narrow(axis + 1, cell * case.patch_size[axis], case.patch_size[axis])
-    return image
 
 
 @torch.no_grad()

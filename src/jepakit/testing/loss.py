@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from jepakit._checks import as_bool, as_int, as_number, check_choice
+from jepakit.testing._probe import Case
 from jepakit.testing._violation import (
     Law,
     fail,
     require,
-    require_close,
     require_nowhere,
     require_shape,
 )
@@ -79,7 +79,7 @@ def assert_loss_contract(
     )
     counts = torch.tensor([[5, 1], [0, 2], [1, 4]])
     valid = torch.arange(5) < counts.unsqueeze(-1)
-    case = _Case(loss, pred, target, valid, tolerance)
+    case = _Case(loss, generator, tolerance, pred, target, valid)
 
     _check_mean(case)
     _check_padding(case)
@@ -94,16 +94,14 @@ def assert_loss_contract(
 
 
 @dataclass(frozen=True)
-class _Case:
-    loss: Callable[..., Tensor]
+class _Case(Case):
     pred: Tensor
     target: Tensor
     valid: Tensor
-    tolerance: float
 
     def mean(self, pred: Tensor, target: Tensor, valid: Tensor) -> Tensor:
         """The loss, a tensor of shape () with a graph."""
-        value = self.loss(pred, target, valid)
+        value = self.part(pred, target, valid)
         require_shape("the mean must be a tensor of shape", value, ())
         require(Law.INTERFACE, value.requires_grad, "the mean carries no gradient")
         return value
@@ -111,9 +109,6 @@ class _Case:
     def mean_and_gradients(self, pred: Tensor, target: Tensor, valid: Tensor) -> dict[str, Tensor]:
         pred, target = _leaf(pred), _leaf(target)
         return _with_gradients(self.mean(pred, target, valid), pred, target)
-
-    def require_close(self, law: Law, what: str, actual: Tensor, expected: Tensor) -> None:
-        require_close(law, what, actual, expected, self.tolerance)
 
 
 def _leaf(tensor: Tensor) -> Tensor:
@@ -187,7 +182,7 @@ def _check_shapes(case: _Case) -> None:
         "valid (no batch)": (pred, target, valid[0]),
     }.items():
         try:
-            value = case.loss(*arguments)
+            value = case.part(*arguments)
         except Exception:  # any error is a refusal
             continue
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in arguments)
@@ -200,9 +195,9 @@ def _check_shapes(case: _Case) -> None:
 
 def _check_reductions(case: _Case, reductions: Sequence[str]) -> None:
     pred, target, valid = case.pred, case.target, case.valid
-    values = {name: case.loss(pred, target, valid, reduction=name) for name in reductions}
+    values = {name: case.part(pred, target, valid, reduction=name) for name in reductions}
     mean, count, dim = values["mean"], int(valid.sum()), pred.shape[-1]
-    default = case.loss(pred, target, valid)
+    default = case.part(pred, target, valid)
     case.require_close(Law.MEAN, "the default reduction must be the mean", default, mean)
     if "sum" in values:
         # One value is added for each token, or one for each of its `dim` elements.
@@ -230,7 +225,7 @@ def _check_reductions(case: _Case, reductions: Sequence[str]) -> None:
             case.require_close(Law.MEAN, what, elements.sum(), values["sum"])
     if "sample" in values:
         samples = [
-            case.loss(*(tensor[i : i + 1] for tensor in (pred, target, valid)))
+            case.part(*(tensor[i : i + 1] for tensor in (pred, target, valid)))
             for i in range(len(pred))
         ]
         what = "reduction='sample' must equal the loss of each sample alone"

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from jepakit._checks import as_grid_size, as_int, as_number
 from jepakit.testing._probe import (
-    ModuleCase,
+    Case,
     emptied,
     perturbed_copy,
     ragged_token_sets,
@@ -107,7 +107,7 @@ def assert_predictor_contract(
 
 
 @dataclass(frozen=True)
-class _Case(ModuleCase):
+class _Case(Case):
     context: TokenSet
     targets: TokenSet
     dim: int
@@ -124,7 +124,7 @@ class _Case(ModuleCase):
 
     def predict(self, features: Tensor, context: TokenSet, targets: TokenSet) -> Tensor:
         """Predictions of the right shape."""
-        out = self.module(features, context, targets)
+        out = self.part(features, context, targets)
         require_shape("the output must be [b m n d] =", out, (*targets.shape, self.out_dim))
         return out
 

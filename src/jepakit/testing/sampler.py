@@ -134,10 +134,10 @@ def _check_attributes(sampler: Any, masks: Masks, batch_size: int) -> None:
         grid = tuple(getattr(sampler, "grid_size", tokens.grid_size))
         found = f"grid_size is {grid}, {name} is on the grid {tokens.grid_size}"
         require(Law.INTERFACE, tokens.grid_size == grid, found)
-    expected, found = getattr(sampler, "num_targets", None), masks.targets.shape[1]
-    if found == 0 or (isinstance(expected, int) and expected != found):
+    expected, count = getattr(sampler, "num_targets", None), masks.targets.shape[1]
+    if count == 0 or (isinstance(expected, int) and expected != count):
         rule = f"num_targets={expected}" if isinstance(expected, int) else "at least one"
-        fail(Law.GUARANTEE, f"{found} targets for each sample, must be {rule}")
+        fail(Law.GUARANTEE, f"{count} targets for each sample, must be {rule}")
 
 
 def _check_sets(sampler: Any, masks: Masks, minimum: int) -> None:
