@@ -105,15 +105,12 @@ def _read_interface(encoder: Any, images: Tensor) -> tuple[tuple[int, ...], int]
     require_attributes("an encoder", encoder, ("grid_size", "embed_dim"))
     grid_size = as_grid_size("encoder.grid_size", encoder.grid_size)
     dim = as_int("encoder.embed_dim", encoder.embed_dim, minimum=1)
-    if len(images) < 2:
-        raise ValueError(f"images {tuple(images.shape)}: must be at least 2, to have batch-mates")
-    sides = images.shape[2:]
-    if len(sides) != len(grid_size) or any(
-        side % cells for side, cells in zip(sides, grid_size, strict=True)
-    ):
+    sides = zip(images.shape[2:], grid_size, strict=False)
+    divides = images.dim() == 2 + len(grid_size) and not any(side % cells for side, cells in sides)
+    if len(images) < 2 or not divides:
         raise ValueError(
-            f"images {tuple(images.shape)}: must be [b, c, *sides] with sides that are multiples "
-            f"of the encoder's grid {grid_size}"
+            f"images {tuple(images.shape)}: must be at least 2, [b, c, *sides] with sides that are "
+            f"multiples of the encoder's grid {grid_size}"
         )
     return grid_size, dim
 

@@ -113,11 +113,9 @@ def _check_start(teacher: Any, student: nn.Module) -> None:
     _require(not odd, f"teacher.module and student do not have the same names: {odd[:5]}")
     memory = {tensor.data_ptr(): name for name, tensor in theirs.items() if tensor.numel()}
     for name, tensor in ours.items():
-        _require(
-            tensor.dtype not in (torch.float16, torch.bfloat16),
-            f"{name} is {tensor.dtype}, must be float32",
-            hint="in half precision an average at momentum 0.999 does not change",
-        )
+        hint = "in half precision an average at momentum 0.999 does not change"
+        half = tensor.dtype in (torch.float16, torch.bfloat16)
+        _require(not half, f"{name} is {tensor.dtype}, must be float32", hint=hint)
         what = f"{name} differs from the student's"
         _require_equal(what, tensor, theirs[name].to(tensor.dtype), where="step 0")
         owner = memory.get(tensor.data_ptr()) if tensor.numel() else None
@@ -172,15 +170,13 @@ def _check_update(teacher: Any, student: nn.Module) -> None:
 
 def _check_copied(name: str, tensor: Tensor, before: Tensor, student: Tensor) -> None:
     """A buffer is copied; one of floats may be averaged instead."""
-    copied = torch.equal(tensor, student.to(tensor.dtype))
-    _require(
-        copied or tensor.is_floating_point(),
-        f"{name} ({tensor.dtype}) is {tensor.flatten()[:4].tolist()} after an update, the "
-        f"student's is {student.flatten()[:4].tolist()}",
-        hint="integers and booleans are copied, never averaged",
-    )
-    changed = not torch.equal(tensor, before)
-    _require(copied or changed, f"update left the buffer {name} unchanged")
+    if torch.equal(tensor, student.to(tensor.dtype)):
+        return
+    ours, theirs = tensor.flatten()[:4].tolist(), student.flatten()[:4].tolist()
+    found = f"{name} ({tensor.dtype}) is {ours} after an update, the student's is {theirs}"
+    hint = "integers and booleans are copied, never averaged"
+    _require(tensor.is_floating_point(), found, hint=hint)
+    _require(not torch.equal(tensor, before), f"update left the buffer {name} unchanged")
 
 
 def _check_averaged(
