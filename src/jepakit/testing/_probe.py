@@ -1,4 +1,4 @@
-"""What the contracts for modules share: a perturbed copy, its outputs, and ragged token sets."""
+"""Cases for the contracts: a perturbed copy of a module, its gradients, and ragged token sets."""
 
 import copy
 import math
