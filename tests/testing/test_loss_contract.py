@@ -71,9 +71,9 @@ def elements_over_positions(pred, target, valid):
 @pytest.mark.parametrize(
     ("loss", "text"),
     [
-        (averaged_twice, "the value must equal that of a loop over the valid tokens"),
-        (over_the_padding_too, "the value must equal that of a loop over the valid tokens"),
-        (ignores_validity, "the value must equal that of a loop over the valid tokens"),
+        (averaged_twice, "the loss must equal that of a loop over the valid tokens"),
+        (over_the_padding_too, "the loss must equal that of a loop over the valid tokens"),
+        (ignores_validity, "the loss must equal that of a loop over the valid tokens"),
         (elements_over_positions, "features repeated twice, of width 16"),
     ],
 )

@@ -68,15 +68,13 @@ def test_several_masks_for_an_image_pass():
 
 def test_members_are_held_to_their_own_minimum():
     class Broken(RandomMask):
-        min_context_tokens = 7
-
-    @dataclass(frozen=True)
-    class Both(MultiContextMask):
         pass
 
     assert_sampler_contract(MultiContextMask((RandomMask((4, 4)), RandomMask((4, 4)))))
+    both = MultiContextMask((RandomMask((4, 4), target_ratio=0.5), Broken((4, 4))))
+    Broken.min_context_tokens = 7  # not before: `RandomMask` refuses a promise it cannot keep
     with violates(Law.GUARANTEE, "the context has 4 tokens, must have at least 7, at sample 0"):
-        assert_sampler_contract(Both((RandomMask((4, 4), target_ratio=0.5), Broken((4, 4)))))
+        assert_sampler_contract(both)
 
 
 # Law 1
@@ -124,8 +122,8 @@ class Unsorted(Own):
 
 
 LAW_1 = [
-    (LeakyContext, r"overlap \(number of positions: 1\), at sample 0, target 0, position \d+"),
-    (AllPatchesAsContext, r"context and targets overlap \(number of positions: 4\)"),
+    (LeakyContext, r"overlap, at sample 0, target 0, position \d+"),
+    (AllPatchesAsContext, r"context and targets overlap"),
     (EmptyTarget, r"a target is empty, at sample \d+, target 1"),
     (EmptyContext, r"the context has 0 tokens, must have at least 1, at sample \d+"),
     (

@@ -241,7 +241,7 @@ BROKEN = [
     (FollowsItsParentsMode, r"teacher.train\(\) left 6 of the teacher's modules in train mode"),
     (
         OnlyTheTopIsEval,
-        r"teacher.train\(\) left 5 of the teacher's modules in train mode, .* module;",
+        r"teacher.train\(\) left 5 of the teacher's modules in train mode: .*module",
     ),
     (AlwaysDropsOut, "two calls with the same input differ"),
     (NeverMoves, r"update left first.weight unchanged at momentum 0\.99"),

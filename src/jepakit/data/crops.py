@@ -33,11 +33,11 @@ def random_crops(
         images: Images, of any range of values.
         scale: Lowest and highest area of a crop, as a fraction of the image; `(1, 1)`: no crop.
         flip: Mirror each image horizontally with probability 1/2.
-        generator: A CPU generator; random numbers are drawn on the CPU, so that crops are the same
-            on every device. torch's global one if None.
+        generator: A CPU generator, so that crops are the same on every device; torch's global one
+            if None.
 
     Raises:
-        ValueError: If `images` is not `[b, c, h, w]`, or `scale` not ascending in (0, 1].
+        ValueError: If `images` is not `[b, c, h, w]`.
 
     Example:
         >>> import torch
@@ -47,8 +47,7 @@ def random_crops(
 
     Source:
         The crop of the Inception network (arXiv:1409.4842), as in I-JEPA (arXiv:2301.08243).
-        Difference: the crop has the image's own aspect ratio, where I-JEPA varies it from 3/4 to
-        4/3.
+        Difference: the crop has the image's own aspect ratio, where I-JEPA draws one in [3/4, 4/3].
     """
     check_floating("images", images)
     if images.dim() != 4:
@@ -66,11 +65,9 @@ def random_crops(
     # +-(1 - side) keep the crop inside the image.
     affine = torch.zeros(count, 2, 3, dtype=torch.float32, device="cpu")
     affine[:, 0, 0] = affine[:, 1, 1] = side
-    centre = 2 * draw(count, 2) - 1
-    affine[:, :, 2] = centre * (1 - side[:, None])
+    affine[:, :, 2] = (2 * draw(count, 2) - 1) * (1 - side[:, None])
     if flip:
-        mirrored = draw(count) < 0.5
-        affine[:, 0] *= torch.where(mirrored, -1.0, 1.0)[:, None]
+        affine[:, 0] *= torch.where(draw(count) < 0.5, -1.0, 1.0)[:, None]
     pixels = float32_or_wider(images)
     with full_precision(pixels):  # coordinates in half precision would be off by parts of a pixel
         grid = F.affine_grid(affine.to(pixels), list(images.shape), align_corners=False)

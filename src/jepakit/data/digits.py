@@ -17,12 +17,12 @@ _DIGIT_SIDES = range(14, 17)
 def digit_canvases(
     num_train: int = 6000, num_test: int = 1500
 ) -> tuple[TensorDataset, TensorDataset]:
-    """32 x 32 canvases, each with four of scikit-learn's digits of one class, which is the label.
+    """Training and test canvases, each with four of scikit-learn's digits of one class, its label.
 
-    Each canvas is rolled at random, so that no single pixel is informative, and has its own
-    contrast, brightness and noise, which dominate the features of an untrained encoder and say
-    nothing about the class. Training and test canvases show different handwritten digits. The same
-    arguments give the same canvases.
+    Canvases are uint8 `[1, 32, 32]`. Each is rolled at random, so that no single pixel is
+    informative, and has its own contrast, brightness and noise, which dominate the features of an
+    untrained encoder and say nothing about the class. Training and test canvases show different
+    handwritten digits. The same arguments give the same canvases.
 
     Args:
         num_train: Number of training canvases.
@@ -31,9 +31,6 @@ def digit_canvases(
     Raises:
         ImportError: If scikit-learn is missing.
 
-    Returns:
-        Training and test set of `(uint8 image [1, 32, 32], label)`.
-
     Example:
         >>> from jepakit.data import digit_canvases
         >>> train, test = digit_canvases(num_train=20, num_test=5)
@@ -41,8 +38,7 @@ def digit_canvases(
         (torch.Size([1, 32, 32]), 5)
 
     Source:
-        The digits are scikit-learn's copy of the UCI set "Optical Recognition of Handwritten
-        Digits" (1998).
+        scikit-learn's copy of the UCI set "Optical Recognition of Handwritten Digits" (1998).
     """
     num_train = as_int("num_train", num_train, minimum=1)
     num_test = as_int("num_test", num_test, minimum=1)

@@ -23,9 +23,6 @@ class EpochIndex(int):
         index: Position of the sample in the dataset.
         epoch: Number of the pass over the data, from 0.
 
-    Raises:
-        ValueError: If one of them is negative.
-
     Example:
         >>> from jepakit.data import EpochIndex
         >>> index = EpochIndex(3, epoch=1)

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from jepakit._checks import as_int, type_name
@@ -32,24 +31,22 @@ def load_images(
 ) -> tuple[Dataset[Any], Dataset[Any]]:
     """Load training and test images from a named set, an `.npz` file or a folder.
 
+    Both are datasets of `(image [c h w] in uint8, label)`.
+
     Args:
         source: One of:
 
             - `"digits"`: `digit_canvases`.
             - `"cifar10"`, `"fashion_mnist"`: downloaded by torchvision into the folder `data`.
-            - An `.npz` file with the arrays `x_train, y_train, x_test, y_test`, images as uint8
-              `[n h w]` or `[n h w c]`. Encoded images are possible too, concatenated as
-              `bytes_train` instead of `x_train`, with the `n + 1` offsets at which each begins and
-              the last ends as `off_train`; likewise for test. Arrays keep their order: shuffle
-              them first if they are sorted by class.
+            - An `.npz` file with `x_train, y_train, x_test, y_test`, images as uint8 `[n h w]` or
+              `[n h w c]`, shuffled already. Encoded images, concatenated, go into `bytes_train`
+              instead of `x_train`, with the `n + 1` offsets at which each begins and the last
+              ends in `off_train`; likewise for test.
             - A folder with a subfolder for each class, within `train` and one of `val`,
-              `validation` and `test` if there are such. Without them a fifth of the images is held
-              out for test. The images of a folder are in a fixed random order.
+              `validation` and `test` if there are such; else a fifth of the images is held out
+              for test. The images are in a fixed random order.
         image_size: Resize to a square of this many pixels. None keeps the size of a named set or
             file; a folder needs a number.
-
-    Returns:
-        Training and test set of `(image [c h w] in uint8, label)`.
 
     Raises:
         ValueError: If there is no such source, a file lacks an array, the parts of a folder have
@@ -87,10 +84,9 @@ def _download(name: str, image_size: int | None) -> _Split:
 
 def _load_folder(root: Path, image_size: int | None) -> _Split:
     if not root.is_dir():
-        raise ValueError(
-            f"source={str(root)!r}: must be 'digits', {', '.join(map(repr, _TORCHVISION))}, an "
-            ".npz file or a folder that exists"
-        )
+        named = ", ".join(map(repr, _TORCHVISION))
+        rule = f"must be 'digits', {named}, an .npz file or a folder that exists"
+        raise ValueError(f"source={str(root)!r}: {rule}")
     if image_size is None:
         raise ValueError("image_size=None: images of a folder differ in size, must be a number")
     from torchvision.datasets import ImageFolder
@@ -103,9 +99,8 @@ def _load_folder(root: Path, image_size: int | None) -> _Split:
         return _Split(Subset(images, range(num_test, len(images))), Subset(images, range(num_test)))
     test_root = next((root / name for name in _TEST_FOLDERS if (root / name).is_dir()), None)
     if test_root is None:
-        raise ValueError(
-            f"source={str(root)!r}: has a folder train, must have one of {_TEST_FOLDERS} too"
-        )
+        rule = f"has a folder train, must have one of {_TEST_FOLDERS} too"
+        raise ValueError(f"source={str(root)!r}: {rule}")
     train, test = ImageFolder(root / "train", transform), ImageFolder(test_root, transform)
     if train.classes != test.classes:
         raise ValueError(
@@ -134,9 +129,8 @@ def _load_part(path: str, arrays: Any, part: str, image_size: int | None) -> Ten
     needed = [f"bytes_{part}", f"off_{part}"] if encoded else [f"x_{part}"]
     for name in (*needed, f"y_{part}"):
         if name not in arrays:
-            raise ValueError(
-                f"source={path!r}: must hold the array {name!r}, it holds {sorted(arrays.files)}"
-            )
+            held = sorted(arrays.files)
+            raise ValueError(f"source={path!r}: must hold the array {name!r}, it holds {held}")
     images = _decode(*(arrays[name] for name in needed)) if encoded else arrays[needed[0]]
     if images.dtype != np.uint8 or images.ndim not in (3, 4):
         raise ValueError(
@@ -159,14 +153,8 @@ def _to_dataset(images: Any, labels: Any, image_size: int | None) -> TensorDatas
     tensor = torch.from_numpy(np.asarray(images))
     tensor = tensor[:, None] if tensor.dim() == 3 else tensor.permute(0, 3, 1, 2)
     if image_size is not None and tensor.shape[-2:] != (image_size, image_size):
-        tensor = _resize(tensor, image_size)
+        size = (image_size, image_size)
+        # In chunks: as floats all images at once would take four times the memory of the set.
+        chunks = [F.interpolate(c.float(), size, mode="area") for c in torch.split(tensor, 512)]
+        tensor = torch.cat(chunks).round().to(torch.uint8)
     return TensorDataset(tensor, torch.from_numpy(np.asarray(labels)).long())
-
-
-def _resize(images: Tensor, size: int) -> Tensor:
-    # In chunks: as floats all images at once would take four times the memory of the set.
-    chunks = [
-        F.interpolate(chunk.float(), (size, size), mode="area")
-        for chunk in torch.split(images, 512)
-    ]
-    return torch.cat(chunks).round().to(torch.uint8)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from jepakit.masking import MaskAudit
-from jepakit.plots._figures import TARGET_COLOURS, hide_ticks, import_matplotlib
+from jepakit.plots._figures import TARGET_COLOURS, hide_ticks, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,7 +40,6 @@ def plot_mask_audit(audit: MaskAudit | Mapping[str, MaskAudit]) -> "Figure":
         >>> figure.axes[0].get_title()
         'MultiBlockMask'
     """
-    plt, _ = import_matplotlib()
     audits = audit if isinstance(audit, Mapping) else {"": audit}
     if not audits:
         raise ValueError("audit={}: must hold at least one audit")
@@ -48,34 +47,31 @@ def plot_mask_audit(audit: MaskAudit | Mapping[str, MaskAudit]) -> "Figure":
     down, across = (max(sides) for sides in zip(*sizes, strict=True))
     width = 3.0 if across < 2 * down else 5.6
     height = max(1.1, 0.9 * width * down / across)
-    figure: Figure
-    figure, axes = plt.subplots(
-        2,
-        len(audits),
-        figsize=(width * len(audits) + 1.0, 2 * height + 1.3),
-        squeeze=False,
-        layout="constrained",
-    )
-    colours = plt.get_cmap("cividis").with_extremes(under=_NEVER)
+    figure, axes = new_figure(2, len(audits), width * len(audits) + 1.0, 2 * height + 1.3)
     never = False
     for row, role, unit in zip(axes, ("context", "target"), ("samples", "targets"), strict=True):
         maps = {
             ax: _as_picture(getattr(one, f"{role}_frequency"), one.grid_size)
             for ax, one in zip(row, audits.values(), strict=True)
         }
-        never |= _plot_maps(figure, maps, colours, label=f"fraction of {unit}")
+        never |= _plot_maps(figure, maps, label=f"fraction of {unit}")
         row[0].set_ylabel(role)
     for name, top, bottom, one in zip(audits, *axes, audits.values(), strict=True):
         top.set_title(name)
         bottom.set_xlabel(_summary(one), fontsize="small")
     if never:
-        patch = plt.Rectangle((0, 0), 1, 1, color=_NEVER)
+        from matplotlib.patches import Rectangle
+
+        patch = Rectangle((0, 0), 1, 1, color=_NEVER)
         figure.legend([patch], ["never"], loc="outside lower right", frameon=False)
     return figure
 
 
-def _plot_maps(figure: "Figure", maps: Mapping[Any, Tensor], colours: Any, *, label: str) -> bool:
+def _plot_maps(figure: "Figure", maps: Mapping[Any, Tensor], *, label: str) -> bool:
     """Plot a map into each of some axes, with one colour bar; return whether a value is 0."""
+    from matplotlib import colormaps
+
+    colours = colormaps["cividis"].with_extremes(under=_NEVER)
     # NaN, between frames, is neither the largest value nor 0.
     highest = max(float(values.nan_to_num().max()) for values in maps.values()) or 1.0
     never = any(bool((values == 0).any()) for values in maps.values())
@@ -101,9 +97,8 @@ def _plot_maps(figure: "Figure", maps: Mapping[Any, Tensor], colours: Any, *, la
 
 def _summary(audit: MaskAudit) -> str:
     low, mean, high = audit.context_coverage
-    trimmed = ""
-    if audit.trimmed_tokens is not None:
-        trimmed = f", {audit.trimmed_tokens:.0f} tokens trimmed"
+    tokens = audit.trimmed_tokens
+    trimmed = "" if tokens is None else f", {tokens:.0f} tokens trimmed"
     return (
         f"context {mean:.0%} ({low:.0%} to {high:.0%}){trimmed}\n"
         f"leaks {audit.leak_rate:.1%}, {len(audit.target_sizes)} target sizes"

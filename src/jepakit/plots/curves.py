@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from jepakit.plots._figures import import_matplotlib
+from jepakit.plots._figures import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,13 +29,9 @@ def plot_curves(
         >>> len(figure.axes)
         2
     """
-    plt, _ = import_matplotlib()
     if not curves:
         raise ValueError("curves={}: must hold at least one curve")
-    figure: Figure
-    figure, axes = plt.subplots(
-        1, len(curves), figsize=(4.2 * len(curves), 3.0), squeeze=False, layout="constrained"
-    )
+    figure, axes = new_figure(1, len(curves), 4.2 * len(curves), 3.0)
     for ax, (title, points) in zip(axes.flat, curves.items(), strict=True):
         ax.plot([x for x, _ in points], [value for _, value in points], color="#0072B2", lw=1.2)
         ax.set_title(title)

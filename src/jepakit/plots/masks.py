@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from jepakit._checks import as_int
-from jepakit.plots._figures import TARGET_COLOURS, hide_ticks, import_matplotlib, to_rgb
+from jepakit.plots._figures import TARGET_COLOURS, hide_ticks, new_figure, to_rgb
 from jepakit.tokens import Masks, TokenSet
 
 if TYPE_CHECKING:
@@ -19,10 +19,7 @@ __all__ = ["plot_masks"]
 
 
 def plot_masks(images: Float[Tensor, "b c h w"], masks: Masks, *, columns: int = 6) -> "Figure":
-    """Plot images with their contexts and targets.
-
-    Each column is one image: unmasked, with everything but the context greyed out, and with its
-    target blocks in colours.
+    """Plot images as they are, below them their contexts, and their target blocks in colours.
 
     Args:
         images: Values in [0, 1], one or three channels.
@@ -43,7 +40,6 @@ def plot_masks(images: Float[Tensor, "b c h w"], masks: Masks, *, columns: int =
     Source:
         After figure 4 of I-JEPA (arXiv:2301.08243).
     """
-    plt, colors = import_matplotlib()
     columns = as_int("columns", columns, minimum=1)
     if len(masks.grid_size) != 2 or len(images) != len(masks):
         raise ValueError(
@@ -53,10 +49,9 @@ def plot_masks(images: Float[Tensor, "b c h w"], masks: Masks, *, columns: int =
     count, image_size = min(columns, len(images)), images.shape[-2:]
     contexts = _pixel_masks(masks.context[:count], image_size)
     targets = _pixel_masks(masks.targets[:count], image_size)
-    figure: Figure
-    figure, axes = plt.subplots(
-        3, count, figsize=(1.5 * count + 0.6, 4.8), squeeze=False, layout="constrained"
-    )
+    figure, axes = new_figure(3, count, 1.5 * count + 0.6, 4.8)
+    from matplotlib.colors import to_rgba
+
     for column in range(count):
         pixels = to_rgb(images[column])
         grey = 0.35 + 0.15 * pixels
@@ -64,9 +59,9 @@ def plot_masks(images: Float[Tensor, "b c h w"], masks: Masks, *, columns: int =
         axes[1, column].imshow(torch.where(contexts[column, :, :, None], pixels, grey).numpy())
         axes[2, column].imshow(grey.numpy())
         for number, block in enumerate(targets[column]):
-            red, green, blue = colors.to_rgb(TARGET_COLOURS[number % len(TARGET_COLOURS)])
             # Overlapping blocks shine through; outside of a block alpha is 0.
-            rgba = torch.tensor([red, green, blue, 0.75], device="cpu") * block[:, :, None]
+            colour = to_rgba(TARGET_COLOURS[number % len(TARGET_COLOURS)], alpha=0.75)
+            rgba = torch.tensor(colour, device="cpu") * block[:, :, None]
             axes[2, column].imshow(rgba.numpy())
     for row, label in enumerate(("image", "context", "targets")):
         axes[row, 0].set_ylabel(label)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from jepakit._checks import as_grid_size, as_int
-from jepakit.plots._figures import hide_ticks, import_matplotlib, to_rgb
+from jepakit.plots._figures import hide_ticks, new_figure, to_rgb
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,16 +61,8 @@ def plot_patch_pca(
                 f"features[{label!r}] {tuple(values.shape)}: must hold the patch features of "
                 f"{len(images)} images on the grid {(height, width)}"
             )
-    plt, _ = import_matplotlib()
     count, rows = min(columns, len(images)), 1 + len(features)
-    figure: Figure
-    figure, axes = plt.subplots(
-        rows,
-        count,
-        figsize=(1.5 * count + 0.6, 1.6 * rows),
-        squeeze=False,
-        layout="constrained",
-    )
+    figure, axes = new_figure(rows, count, 1.5 * count + 0.6, 1.6 * rows)
     axes[0, 0].set_ylabel("image")
     for ax, image in zip(axes[0], images, strict=False):
         ax.imshow(to_rgb(image).numpy())

@@ -6,19 +6,28 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from jepakit._checks import as_bool, as_grid_size, as_int, as_number
 from jepakit.testing._probe import (
+    Case,
     emptied,
     perturbed_copy,
     ragged_token_sets,
+    require_padding_is_zero,
     single_sample,
-    trainable_parameters,
 )
-from jepakit.testing._violation import Law, fail, first_index, require_close, require_finite
+from jepakit.testing._violation import (
+    Law,
+    require,
+    require_attributes,
+    require_finite,
+    require_nowhere,
+    require_shape,
+)
 from jepakit.tokens import TokenSet
 
 __all__ = ["assert_encoder_contract"]
@@ -45,9 +54,8 @@ def assert_encoder_contract(
     - Positions: the same patches at another distance on the grid give another output.
 
     The test runs on a copy with perturbed parameters (normal noise, std 0.02), because zero biases
-    or a layer scale of 1e-5 would hide what a block does. The encoder itself is not changed.
-    Patches are assumed not to overlap: a stem whose receptive field is larger than its patch
-    violates law 4.
+    or a layer scale of 1e-5 would hide what a block does. Patches are assumed not to overlap: a
+    stem whose receptive field is larger than its patch violates law 4.
 
     Args:
         encoder: Called `(images, context=None) -> [b n d]`, with `grid_size` and `embed_dim`.
@@ -61,7 +69,6 @@ def assert_encoder_contract(
 
     Raises:
         AssertionError: Names the violated law, what was found, and where.
-        ValueError: If there are fewer than 2 images, or they do not divide into the grid's patches.
 
     Example:
         >>> import timm, torch
@@ -79,11 +86,10 @@ def assert_encoder_contract(
     grid_size, dim = _read_interface(encoder, images)
     images = images.detach()
     tokens = ragged_token_sets(grid_size, (len(images),), generator, images.device, extra_padding=2)
-    case = _Case(encoder, images, tokens, dim, generator, tolerance)
+    case = _Case(encoder, generator, tolerance, images, tokens, dim)
 
     _check_full_context(case)
-    _check_shape(encoder(images, tokens), (*tokens.shape, dim))
-    _check_padding_is_zero(encoder(images, tokens), tokens)
+    require_padding_is_zero(case.encode(images, tokens), tokens)
     _check_hidden_pixels(case)
     _check_gradients(case)
     _check_batch_mates(case)
@@ -94,14 +100,26 @@ def assert_encoder_contract(
         _check_cost(case)
 
 
+def _read_interface(encoder: Any, images: Tensor) -> tuple[tuple[int, ...], int]:
+    """Grid and width of the encoder; raise unless the images fit the grid."""
+    require_attributes("an encoder", encoder, ("grid_size", "embed_dim"))
+    grid_size = as_grid_size("encoder.grid_size", encoder.grid_size)
+    dim = as_int("encoder.embed_dim", encoder.embed_dim, minimum=1)
+    sides = zip(images.shape[2:], grid_size, strict=False)
+    divides = images.dim() == 2 + len(grid_size) and not any(side % cells for side, cells in sides)
+    if len(images) < 2 or not divides:
+        raise ValueError(
+            f"images {tuple(images.shape)}: must be at least 2, [b, c, *sides] with sides that are "
+            f"multiples of the encoder's grid {grid_size}"
+        )
+    return grid_size, dim
+
+
 @dataclass(frozen=True)
-class _Case:
-    encoder: Any
+class _Case(Case):
     images: Tensor
     tokens: TokenSet
     dim: int
-    generator: torch.Generator
-    tolerance: float
 
     @property
     def grid_size(self) -> tuple[int, ...]:
@@ -110,140 +128,77 @@ class _Case:
     def everything(self) -> TokenSet:
         return TokenSet.full(self.grid_size, (len(self.images),), device=self.images.device)
 
-    def noise_like(self, tensor: Tensor) -> Tensor:
-        return torch.randn(tensor.shape, generator=self.generator).to(tensor)
+    def to_patches(self, images: Tensor) -> Tensor:
+        """`[b N c *patch]` from `[b c *sides]`."""
+        return self._rearrange(images, "b c {pixels} -> b ({grid}) c {patch}")
 
-    def require_close(
-        self, law: Law, what: str, actual: Tensor, expected: Tensor, scale: float | None = None
-    ) -> None:
-        require_close(law, what, actual, expected, self.tolerance, scale=scale)
+    def to_images(self, patches: Tensor) -> Tensor:
+        return self._rearrange(patches, "b ({grid}) c {patch} -> b c {pixels}")
 
+    def _rearrange(self, tensor: Tensor, pattern: str) -> Tensor:
+        # On a grid of two axes, {pixels} is "(g0 p0) (g1 p1)", {grid} "g0 g1", {patch} "p0 p1".
+        grid = {f"g{axis}": cells for axis, cells in enumerate(self.grid_size)}
+        patch = [f"p{axis}" for axis in range(len(grid))]
+        pixels = " ".join(map("({} {})".format, grid, patch))
+        text = pattern.format(pixels=pixels, grid=" ".join(grid), patch=" ".join(patch))
+        return rearrange(tensor, text, **grid)
 
-def _read_interface(encoder: Any, images: Tensor) -> tuple[tuple[int, ...], int]:
-    """Grid and width of the encoder; raise unless the images fit the grid."""
-    for name in ("grid_size", "embed_dim"):
-        if not hasattr(encoder, name):
-            fail(Law.INTERFACE, f"an encoder must have {name}; {type(encoder).__name__} has none")
-    grid_size = as_grid_size("encoder.grid_size", encoder.grid_size)
-    dim = as_int("encoder.embed_dim", encoder.embed_dim, minimum=1)
-    if len(images) < 2:
-        raise ValueError(f"images {tuple(images.shape)}: must be at least 2, to have batch-mates")
-    sides = images.shape[2:]
-    if len(sides) != len(grid_size) or any(
-        side % cells for side, cells in zip(sides, grid_size, strict=True)
-    ):
-        raise ValueError(
-            f"images {tuple(images.shape)}: must be [b, c, *sides] with sides that are multiples "
-            f"of the encoder's grid {grid_size}"
-        )
-    return grid_size, dim
-
-
-def _check_shape(out: Any, expected: tuple[int, ...]) -> None:
-    if not isinstance(out, Tensor) or tuple(out.shape) != expected:
-        found = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-        fail(Law.INTERFACE, f"the output must be [b n d] = {expected}, got {found}")
-
-
-def _check_padding_is_zero(out: Tensor, tokens: TokenSet) -> None:
-    wrong = (out != 0).any(dim=-1) & ~tokens.valid
-    if wrong.any():
-        sample, entry = first_index(wrong)
-        largest = out[sample, entry].abs().max().item()
-        fail(
-            Law.PADDING,
-            f"the output of padding must be exactly zero, got values up to {largest:.3g}",
-            where=f"sample {sample}, entry {entry}",
-        )
+    def encode(self, images: Tensor, *context: TokenSet) -> Tensor:
+        """Features of the right shape, with a context or without."""
+        out = self.part(images, *context)
+        num_tokens = context[0].shape[1] if context else math.prod(self.grid_size)
+        require_shape("the output must be [b n d] =", out, (len(images), num_tokens, self.dim))
+        return out
 
 
 @torch.no_grad()
 def _check_full_context(case: _Case) -> None:
-    everything = case.everything()
-    plain = case.encoder(case.images)
-    _check_shape(plain, (*everything.shape, case.dim))
-    case.require_close(
-        Law.FULL, "two calls in eval mode must agree", case.encoder(case.images), plain
-    )
-    full = case.encoder(case.images, everything)
+    plain, again = case.encode(case.images), case.encode(case.images)
+    case.require_close(Law.FULL, "two calls in eval mode must agree", again, plain)
+    full = case.encode(case.images, case.everything())
     case.require_close(Law.FULL, "the full context must equal no context", full, plain)
 
 
 @torch.no_grad()
 def _check_hidden_pixels(case: _Case) -> None:
-    hidden = _pixel_mask(~case.tokens.to_mask(), case.images, case.grid_size)
-    noise = 10 * case.noise_like(case.images)
+    patches = case.to_patches(case.images)
+    noise = 10 * case.noise(patches.shape, patches)
+    hidden = ~case.tokens.to_mask().view(*patches.shape[:2], *[1] * (patches.dim() - 2))
     case.require_close(
         Law.LEAK,
         "other pixels in hidden patches changed the output",
-        case.encoder(torch.where(hidden, noise, case.images), case.tokens),
-        case.encoder(case.images, case.tokens),
+        case.encode(case.to_images(torch.where(hidden, noise, patches)), case.tokens),
+        case.encode(case.images, case.tokens),
     )
-
-
-def _pixel_mask(mask: Tensor, images: Tensor, grid_size: tuple[int, ...]) -> Tensor:
-    """Flat masks over the patches as masks over the pixels, `[b, 1, *sides]`."""
-    field = mask.view(len(mask), 1, *grid_size)
-    for axis, cells in enumerate(grid_size, start=2):
-        field = field.repeat_interleave(images.shape[axis] // cells, dim=axis)
-    return field
 
 
 def _check_gradients(case: _Case) -> None:
     """Gradients reach the visible patches, no hidden one, and nothing through padding."""
     images, tokens = case.images.clone().requires_grad_(), case.tokens
-    out = case.encoder(images, tokens)
-    if not out.requires_grad:
-        fail(Law.INTERFACE, "the output carries no gradient")
-    incoming = case.noise_like(out)
-    inputs = {"the images": images, **trainable_parameters(case.encoder)}
+    out = case.encode(images, tokens)
+    incoming = case.noise(out.shape, out)
     # Padding is cut off from the graph if it makes no difference which gradient arrives there.
     clean, poisoned = (
-        torch.autograd.grad(
-            out,
-            list(inputs.values()),
-            incoming.masked_fill(~tokens.valid.unsqueeze(-1), value),
-            retain_graph=True,
-            materialize_grads=True,
-        )
+        case.gradients(out, incoming.masked_fill(~tokens.valid.unsqueeze(-1), value), images=images)
         for value in (0.0, 1e4)
     )
-    reached = _largest_per_patch(clean[0], tokens.grid_size) != 0
+    at_images = clean.get("the images", torch.zeros_like(images))
+    reached = (case.to_patches(at_images) != 0).flatten(2).any(dim=2)
     visible = tokens.to_mask()
-    if (reached & ~visible).any():
-        sample, position = first_index(reached & ~visible)
-        fail(
-            Law.LEAK,
-            "the output has a gradient at a hidden patch",
-            where=f"sample {sample}, position {position}",
-        )
-    if (~reached & visible).any():
-        sample, position = first_index(~reached & visible)
-        fail(
-            Law.FULL,
-            "the output has no gradient at a visible patch",
-            where=f"sample {sample}, position {position}",
-            hint="are indices shifted by a class token?",
-        )
-    for name, gradient, expected in zip(inputs, poisoned, clean, strict=True):
+    axes, hint = "sample position", "are indices shifted by a class token?"
+    found = "the output has a gradient at a hidden patch"
+    require_nowhere(Law.LEAK, reached & ~visible, found, axes=axes)
+    found = "the output has no gradient at a visible patch"
+    require_nowhere(Law.FULL, ~reached & visible, found, axes=axes, hint=hint)
+    for name, expected in clean.items():
         what = f"a gradient that arrives at padding reached {name}"
-        case.require_close(Law.PADDING, what, gradient, expected)
-
-
-def _largest_per_patch(values: Tensor, grid_size: tuple[int, ...]) -> Tensor:
-    """Largest magnitude in each patch, `[b, N]`."""
-    # On a grid (H, W): [b, H h, W w] -> [b, H, h, W, w], and the maximum over h and w.
-    shape = [len(values)]
-    for cells, side in zip(grid_size, values.shape[2:], strict=True):
-        shape += [cells, side // cells]
-    pixel_axes = tuple(range(2, len(shape), 2))
-    return values.abs().amax(dim=1).reshape(shape).amax(dim=pixel_axes).flatten(1)
+        case.require_close(Law.PADDING, what, poisoned[name], expected)
 
 
 @torch.no_grad()
 def _check_batch_mates(case: _Case) -> None:
     images, tokens = case.images, case.tokens
-    together = case.encoder(images, tokens)
+    together = case.encode(images, tokens)
     largest = float(together.abs().max())
     for sample in range(len(images)):
         context = single_sample(tokens, sample)
@@ -251,30 +206,24 @@ def _check_batch_mates(case: _Case) -> None:
             Law.BATCH,
             f"sample {sample} in a padded batch must equal the sample alone",
             together[sample, : context.shape[1]],
-            case.encoder(images[sample : sample + 1], context)[0],
+            case.encode(images[sample : sample + 1], context)[0],
             largest,
         )
     order = torch.arange(len(images)).roll(1)
-    shuffled = case.encoder(images[order], tokens[order])
+    shuffled = case.encode(images[order], tokens[order])
     case.require_close(Law.BATCH, "the batch in another order", shuffled, together[order], largest)
 
 
 def _check_nothing_visible(case: _Case) -> None:
     for whose, samples in (("one sample", slice(0, 1)), ("every sample", slice(None))):
         context = emptied(case.tokens, samples)
-        inputs = {
-            "the images": case.images.clone().requires_grad_(),
-            **trainable_parameters(case.encoder),
-        }
-        out = case.encoder(inputs["the images"], context)
-        require_finite(Law.PADDING, f"with {whose} without a visible patch, the output", out)
-        _check_padding_is_zero(out, context)
-        gradients = torch.autograd.grad(
-            out.square().sum(), list(inputs.values()), materialize_grads=True
-        )
-        for name, gradient in zip(inputs, gradients, strict=True):
-            what = f"with {whose} without a visible patch, the gradient of {name}"
-            require_finite(Law.PADDING, what, gradient)
+        images = case.images.clone().requires_grad_()
+        out = case.encode(images, context)
+        cause = f"with {whose} without a visible patch"
+        require_finite(Law.PADDING, f"{cause}, the output", out)
+        require_padding_is_zero(out, context)
+        for name, gradient in case.gradients(out, 2 * out, images=images).items():
+            require_finite(Law.PADDING, f"{cause}, the gradient of {name}", gradient)
 
 
 @torch.no_grad()
@@ -287,38 +236,24 @@ def _check_positions(case: _Case) -> None:
     size = math.prod(case.grid_size)
     if size < 3:
         return  # there is no second distance
-    sides = [
-        side // cells for side, cells in zip(case.images.shape[2:], case.grid_size, strict=True)
-    ]
-    patches = torch.randn(2, case.images.shape[1], *sides, generator=case.generator)
+    nothing = torch.zeros_like(case.to_patches(case.images[:1]))
+    patches = case.noise((2, *nothing.shape[2:]), nothing)
     outputs = []
-    for places in ((0, 1), (0, size - 1)):
-        image = torch.zeros_like(case.images[:1])
-        for patch, place in zip(patches.to(image), places, strict=True):
-            _patch_view(image[0], place, case.grid_size).copy_(patch)
+    for places in ([0, 1], [0, size - 1]):
+        image = nothing.clone()
+        image[0, places] = patches
+        image = case.to_images(image)
         idx = torch.tensor([places], device=image.device)
         valid = torch.ones_like(idx, dtype=torch.bool)
-        outputs.append(case.encoder(image, TokenSet(idx, valid, case.grid_size, padded=False)))
+        outputs.append(case.encode(image, TokenSet(idx, valid, case.grid_size, padded=False)))
     near, far = outputs
-    gap, largest = float((near - far).abs().max()), float(near.abs().max())
-    if gap <= case.tolerance * largest:
-        fail(
-            Law.POSITIONS,
-            f"two patches at positions 0 and 1, and the same two at 0 and {size - 1}, give outputs "
-            f"that differ by at most {gap:.3g} (largest value {largest:.3g})",
-            hint="a patch needs the position of its index, not of its place in the list of visible "
-            "patches; positions=False for an encoder without positions",
-        )
-
-
-def _patch_view(image: Tensor, place: int, grid_size: tuple[int, ...]) -> Tensor:
-    """The pixels of one patch of `[c, *sides]`, as a view."""
-    for axis in range(len(grid_size), 0, -1):
-        cells = grid_size[axis - 1]
-        side = image.shape[axis] // cells
-        image = image.narrow(axis, place % cells * side, side)
-        place //= cells
-    return image
+    case.require_positions(
+        f"outputs of two patches at positions 0 and 1, and of the same two at 0 and {size - 1},",
+        float((near - far).abs().max()),
+        float(near.abs().max()),
+        "a patch needs the position of its index, not of its place in the list of visible "
+        "patches; positions=False for an encoder without positions",
+    )
 
 
 @torch.no_grad()
@@ -328,14 +263,13 @@ def _check_cost(case: _Case) -> None:
     operations = []
     for tokens in (one, everything):
         with FlopCounterMode(display=False) as counter:
-            case.encoder(case.images, tokens)
+            case.encode(case.images, tokens)
         operations.append(counter.get_total_flops())
-    if everything.num_positions > 1 and operations[0] >= operations[1]:
-        fail(
-            Law.LEAK,
-            f"one visible patch takes as many operations as all {everything.num_positions} "
-            f"({operations[0]:,} and {operations[1]:,})",
-            hint="hidden patches are computed: drop them before the first block, since those that "
-            "stay in attention leak bias and position; drops_hidden=False if they are masked as "
-            "keys",
-        )
+    require(
+        Law.LEAK,
+        everything.num_positions == 1 or operations[0] < operations[1],
+        f"one visible patch takes as many operations as all {everything.num_positions} "
+        f"({operations[0]:,} and {operations[1]:,})",
+        hint="hidden patches are computed: drop them before the first block, since those that stay "
+        "in attention leak bias and position; drops_hidden=False if they are masked as keys",
+    )

@@ -1,5 +1,6 @@
 """`assert_loss_contract`: the laws of a masked regression loss."""
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from jepakit._checks import as_bool, as_int, as_number, check_choice
-from jepakit.testing._violation import Law, fail, first_index, require_close
+from jepakit.testing._probe import Case
+from jepakit.testing._violation import (
+    Law,
+    fail,
+    require,
+    require_nowhere,
+    require_shape,
+)
 
 __all__ = ["assert_loss_contract"]
 
@@ -51,7 +59,6 @@ def assert_loss_contract(
 
     Raises:
         AssertionError: Names the violated law, what was found, and where.
-        ValueError: If `reductions` lacks `"mean"` or has an unknown name.
 
     Example:
         >>> from jepakit import masked_mse
@@ -61,9 +68,7 @@ def assert_loss_contract(
     for reduction in reductions:
         check_choice("reductions", reduction, _REDUCTIONS)
     if "mean" not in reductions:
-        raise ValueError(
-            f"reductions={tuple(reductions)}: must hold 'mean', which the law is about"
-        )
+        raise ValueError(f"reductions={tuple(reductions)}: must hold 'mean'")
     dim = as_int("dim", dim, minimum=2)
     tolerance = as_number("tolerance", tolerance, positive=True)
     as_bool("grows_with_dim", grows_with_dim)
@@ -74,7 +79,7 @@ def assert_loss_contract(
     )
     counts = torch.tensor([[5, 1], [0, 2], [1, 4]])
     valid = torch.arange(5) < counts.unsqueeze(-1)
-    case = _Case(loss, pred, target, valid, tolerance)
+    case = _Case(loss, generator, tolerance, pred, target, valid)
 
     _check_mean(case)
     _check_padding(case)
@@ -89,103 +94,80 @@ def assert_loss_contract(
 
 
 @dataclass(frozen=True)
-class _Case:
-    loss: Callable[..., Tensor]
+class _Case(Case):
     pred: Tensor
     target: Tensor
     valid: Tensor
-    tolerance: float
-
-    def leaves(self) -> tuple[Tensor, Tensor]:
-        """Copies of pred and target that collect gradients."""
-        return _leaf(self.pred), _leaf(self.target)
 
     def mean(self, pred: Tensor, target: Tensor, valid: Tensor) -> Tensor:
         """The loss, a tensor of shape () with a graph."""
-        value = self.loss(pred, target, valid)
-        if not isinstance(value, Tensor) or value.shape != ():
-            found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            fail(Law.INTERFACE, f"the mean must be a tensor of shape (), got {found}")
-        if not value.requires_grad:
-            fail(Law.INTERFACE, "the mean carries no gradient")
+        value = self.part(pred, target, valid)
+        require_shape("the mean must be a tensor of shape", value, ())
+        require(Law.INTERFACE, value.requires_grad, "the mean carries no gradient")
         return value
 
-    def require_close(self, law: Law, what: str, actual: Tensor, expected: Tensor) -> None:
-        require_close(law, what, actual, expected, self.tolerance)
+    def mean_and_gradients(self, pred: Tensor, target: Tensor, valid: Tensor) -> dict[str, Tensor]:
+        pred, target = _leaf(pred), _leaf(target)
+        return _with_gradients(self.mean(pred, target, valid), pred, target)
 
 
 def _leaf(tensor: Tensor) -> Tensor:
     return tensor.detach().clone().requires_grad_()
 
 
-def _gradients(value: Tensor, pred: Tensor, target: Tensor) -> tuple[Tensor, ...]:
-    """Gradients of both inputs; zeros for a target that the loss detaches."""
-    return torch.autograd.grad(value, [pred, target], materialize_grads=True)
+def _with_gradients(loss: Tensor, pred: Tensor, target: Tensor) -> dict[str, Tensor]:
+    """The loss and its gradients by name; zeros for a target that the loss detaches."""
+    of_pred, of_target = torch.autograd.grad(loss, [pred, target], materialize_grads=True)
+    return {"loss": loss, "gradient of pred": of_pred, "gradient of target": of_target}
 
 
 def _check_mean(case: _Case) -> None:
-    pred, target = case.leaves()
-    value = case.mean(pred, target, case.valid)
+    pred, target = _leaf(case.pred), _leaf(case.target)
     single = torch.ones(1, 1, 1, dtype=torch.bool)
     losses = [
         case.mean(p.view(1, 1, 1, -1), t.view(1, 1, 1, -1), single)
         for p, t in zip(pred[case.valid], target[case.valid], strict=True)
     ]
-    naive = torch.stack(losses).mean()
+    naive = _with_gradients(torch.stack(losses).mean(), pred, target)
+    found = case.mean_and_gradients(pred, target, case.valid)
     counts = case.valid.sum(dim=-1).tolist()
-    what = f"must equal that of a loop over the valid tokens ({counts} of 5 in each set)"
-    case.require_close(Law.MEAN, f"the value {what}", value, naive)
-    expected = _gradients(naive, pred, target)
-    gradients = _gradients(value, pred, target)
-    for name, ours, theirs in zip(("pred", "target"), gradients, expected, strict=True):
-        case.require_close(Law.MEAN, f"the gradient of {name} {what}", ours, theirs)
-    if value.item() == 0:
-        fail(Law.COMPARES, "the loss of random pred and target is 0")
-    if not gradients[0].any():
-        fail(Law.COMPARES, "the gradient of pred is zero everywhere")
-    if case.mean(pred, target / 2 + 1, case.valid).item() == value.item():
-        fail(Law.COMPARES, "another target gives the same loss")
+    rule = f"must equal that of a loop over the valid tokens ({counts} of 5 in each set)"
+    for name, value in found.items():
+        case.require_close(Law.MEAN, f"the {name} {rule}", value, naive[name])
+    loss, of_pred = found["loss"].item(), found["gradient of pred"]
+    require(Law.COMPARES, loss != 0, "the loss of random pred and target is 0")
+    require(Law.COMPARES, of_pred.any(), "the gradient of pred is zero everywhere")
+    other = case.mean(pred, target / 2 + 1, case.valid).item()
+    require(Law.COMPARES, other != loss, "another target gives the same loss")
 
 
 def _check_padding(case: _Case) -> None:
-    pred, target = case.leaves()
-    value = case.mean(pred, target, case.valid)
-    expected = _gradients(value, pred, target)
+    clean = case.mean_and_gradients(case.pred, case.target, case.valid)
     padding = ~case.valid.unsqueeze(-1)
-    for filler in (1e6, math.inf, math.nan):
-        for name in ("pred", "target"):
-            inputs = {"pred": pred, "target": target}
-            inputs[name] = inputs[name].masked_fill(padding, filler)
-            poisoned = _leaf(inputs["pred"]), _leaf(inputs["target"])
-            ours = case.mean(*poisoned, case.valid)
-            cause = f"with {filler} at padding of {name}"
-            case.require_close(Law.PADDING, f"the value {cause}", ours, value)
-            for of, gradient, clean in zip(
-                ("pred", "target"), _gradients(ours, *poisoned), expected, strict=True
-            ):
-                what = f"the gradient of {of} {cause}"
-                case.require_close(Law.PADDING, what, gradient, clean)
-                if (gradient * padding).any():
-                    index = first_index((gradient * padding) != 0)
-                    found = f"{what} is {float(gradient[index]):.3g} where it must be 0"
-                    fail(Law.PADDING, found, where=f"index {index}")
+    for filler, poisoned in itertools.product((1e6, math.inf, math.nan), ("pred", "target")):
+        inputs = {"pred": case.pred, "target": case.target}
+        inputs[poisoned] = inputs[poisoned].masked_fill(padding, filler)
+        for name, value in case.mean_and_gradients(**inputs, valid=case.valid).items():
+            what = f"the {name} with {filler} at padding of {poisoned}"
+            case.require_close(Law.PADDING, what, value, clean[name])
+            if name != "loss":
+                found = f"{what} is not 0 at padding"
+                require_nowhere(Law.PADDING, (value != 0) & padding, found)
     longer = case.mean(
-        F.pad(pred, (0, 0, 0, 3)),
-        F.pad(target, (0, 0, 0, 3)),
+        F.pad(_leaf(case.pred), (0, 0, 0, 3)),
+        F.pad(case.target, (0, 0, 0, 3)),
         F.pad(case.valid, (0, 3), value=False),
     )
-    case.require_close(Law.PADDING, "the value with 3 more entries of padding", longer, value)
+    what = "the loss with 3 more entries of padding"
+    case.require_close(Law.PADDING, what, longer, clean["loss"])
 
 
 def _check_nothing_valid(case: _Case) -> None:
-    pred, target = case.leaves()
-    value = case.mean(pred, target, torch.zeros_like(case.valid))
-    if value.item() != 0:
-        fail(Law.PADDING, f"the loss without valid tokens must be 0, got {value.item()}")
-    for name, gradient in zip(("pred", "target"), _gradients(value, pred, target), strict=True):
-        if not torch.equal(gradient, torch.zeros_like(gradient)):
-            found = float(gradient[first_index(gradient != 0)])
-            fail(Law.PADDING, f"the gradient of {name} without valid tokens must be 0, got {found}")
+    found = case.mean_and_gradients(case.pred, case.target, torch.zeros_like(case.valid))
+    for name, value in found.items():
+        largest = value.abs().max().item()
+        what = f"the {name} without valid tokens must be 0, got {largest}"
+        require(Law.PADDING, largest == 0, what)
 
 
 def _check_shapes(case: _Case) -> None:
@@ -200,50 +182,50 @@ def _check_shapes(case: _Case) -> None:
         "valid (no batch)": (pred, target, valid[0]),
     }.items():
         try:
-            value = case.loss(*arguments)
+            value = case.part(*arguments)
         except Exception:  # any error is a refusal
             continue
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in arguments)
-        found = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
         fail(
             Law.INTERFACE,
             f"a wrong {name} in (pred, target, valid) of shapes {shapes} must raise, not "
-            f"broadcast; got {found}",
+            f"broadcast; got {value}",
         )
 
 
 def _check_reductions(case: _Case, reductions: Sequence[str]) -> None:
     pred, target, valid = case.pred, case.target, case.valid
-    values = {name: case.loss(pred, target, valid, reduction=name) for name in reductions}
+    values = {name: case.part(pred, target, valid, reduction=name) for name in reductions}
     mean, count, dim = values["mean"], int(valid.sum()), pred.shape[-1]
-    default = case.loss(pred, target, valid)
+    default = case.part(pred, target, valid)
     case.require_close(Law.MEAN, "the default reduction must be the mean", default, mean)
-    total = values.get("sum")
-    if total is not None:
-        # `sum` adds one value for each token, or one for each of its `dim` elements.
-        per_token = total.item() / (mean.item() * count)
-        if not any(math.isclose(per_token, k, rel_tol=case.tolerance) for k in (1, dim)):
-            fail(
-                Law.MEAN,
-                f"reduction='sum' is {per_token:.6g} times the mean times {count} valid tokens",
-                hint=f"must be 1 (a value for each token) or {dim} (one for each element)",
-            )
+    if "sum" in values:
+        # One value is added for each token, or one for each of its `dim` elements.
+        per_token = values["sum"].item() / (mean.item() * count)
+        require(
+            Law.MEAN,
+            any(math.isclose(per_token, k, rel_tol=case.tolerance) for k in (1, dim)),
+            f"reduction='sum' is {per_token:.6g} times the mean times {count} valid tokens",
+            hint=f"must be 1 (a value for each token) or {dim} (one for each element)",
+        )
     if "none" in values:
         elements = values["none"]
         if elements.shape not in (pred.shape, valid.shape):
             found = f"reduction='none' has shape {tuple(elements.shape)}"
             fail(Law.INTERFACE, f"{found}, must be that of pred or of valid")
-        if elements[~valid].any():
-            padding = ~valid.view(*valid.shape, *[1] * (elements.dim() - valid.dim()))
-            index = first_index((elements != 0) & padding)
-            found = f"reduction='none' is {float(elements[index]):.3g} at padding"
-            fail(Law.PADDING, found, where=f"index {index}")
+        padding = ~valid.view(*valid.shape, *[1] * (elements.dim() - valid.dim()))
+        require_nowhere(
+            Law.PADDING,
+            (elements != 0) & padding,
+            lambda *at: f"reduction='none' is {float(elements[at]):.3g} at padding",
+        )
         case.require_close(Law.MEAN, "the mean of reduction='none'", elements[valid].mean(), mean)
-        if total is not None:
-            case.require_close(Law.MEAN, "the sum of reduction='none'", elements.sum(), total)
+        if "sum" in values:
+            what = "the sum of reduction='none'"
+            case.require_close(Law.MEAN, what, elements.sum(), values["sum"])
     if "sample" in values:
         samples = [
-            case.loss(pred[i : i + 1], target[i : i + 1], valid[i : i + 1])
+            case.part(*(tensor[i : i + 1] for tensor in (pred, target, valid)))
             for i in range(len(pred))
         ]
         what = "reduction='sample' must equal the loss of each sample alone"

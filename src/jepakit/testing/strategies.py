@@ -97,7 +97,11 @@ def flat_masks(
         ...     assert mask.dim() == 2
         >>> check()
     """
-    return _flat_masks(*_normalised(grid_size, num_axes))
+    if grid_size is not None:
+        grid_size = as_grid_size("grid_size", grid_size)
+    if num_axes is not None:
+        num_axes = as_int("num_axes", num_axes, minimum=0)
+    return _flat_masks(grid_size, num_axes)
 
 
 @_keeps_random_state
@@ -122,14 +126,8 @@ def token_sets(
         ...     assert torch.equal(twice.to_mask(), tokens.to_mask())
         >>> check()
     """
-    return _token_sets(*_normalised(grid_size, num_axes))
-
-
-def _normalised(
-    grid_size: Sequence[int] | None, num_axes: int | None
-) -> tuple[tuple[int, ...] | None, int | None]:
-    grid = None if grid_size is None else as_grid_size("grid_size", grid_size)
-    return grid, None if num_axes is None else as_int("num_axes", num_axes, minimum=0)
+    masks = flat_masks(grid_size=grid_size, num_axes=num_axes)
+    return masks.map(_keeps_random_state(lambda case: TokenSet.from_mask(*case)))
 
 
 @st.composite
@@ -143,10 +141,3 @@ def _flat_masks(draw: Any, grid_size: Any, num_axes: Any) -> Any:
     # With a density for every set, a batch can hold an empty set and a full one.
     level = torch.rand(*batch, 1, generator=generator) if draw(st.booleans()) else density
     return torch.rand(*batch, math.prod(grid), generator=generator) < level, grid
-
-
-@st.composite
-@_keeps_random_state
-def _token_sets(draw: Any, grid_size: Any, num_axes: Any) -> Any:
-    mask, grid = draw(_flat_masks(grid_size, num_axes))
-    return TokenSet.from_mask(mask, grid)

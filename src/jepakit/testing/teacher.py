@@ -2,6 +2,7 @@
 
 import copy
 import io
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,9 +11,12 @@ from torch.utils import _pytree as pytree
 
 from jepakit._checks import as_int
 from jepakit.testing._global_random import global_seed
-from jepakit.testing._violation import Law, fail, require_close
+from jepakit.testing._violation import Law, fail, require, require_attributes, require_close
 
 __all__ = ["assert_teacher_contract"]
+
+_fail = partial(fail, Law.TEACHER)
+_require = partial(require, Law.TEACHER)
 
 
 def assert_teacher_contract(
@@ -30,7 +34,7 @@ def assert_teacher_contract(
     - A state dict loads into another teacher, which then continues like the first.
     - `update` raises for a student with a parameter too many or too few.
 
-    Both modules are copied first and not changed. A student with dropout, an integer buffer (as
+    Both modules are copied first. A student with dropout, an integer buffer (as
     batch norm has) and a momentum schedule tests more than one without.
 
     Args:
@@ -52,20 +56,17 @@ def assert_teacher_contract(
         >>> teacher = EMATeacher(student, momentum=linear(0.9, 1.0, steps=100))
         >>> assert_teacher_contract(teacher, student, torch.randn(3, 4))
     """
-    for name in ("module", "momentum", "update"):
-        if not hasattr(teacher, name):
-            fail(Law.INTERFACE, f"a teacher must have {name}; {type(teacher).__name__} has none")
+    require_attributes("a teacher", teacher, ("module", "momentum", "update"))
     if teacher.momentum == 1:
-        raise ValueError(
-            "teacher.momentum=1: must be below 1 at the start, or an update has no effect"
-        )
+        raise ValueError("teacher.momentum=1: must be below 1 at the start, to test an update")
     arguments = inputs if isinstance(inputs, tuple) else (inputs,)
     # In one call, so that memory which the two share is shared by the copies too.
     teacher, student = copy.deepcopy((teacher, student))
     unused = copy.deepcopy(teacher)
 
     with global_seed(as_int("seed", seed)):
-        _check_start(teacher, student, arguments)
+        _check_start(teacher, student)
+        _check_first_output(teacher, student, arguments)
         _check_mode(teacher, student, arguments)
         for _ in range(3):
             _check_update(teacher, student)
@@ -87,57 +88,54 @@ def _cloned_tensors(module: Any) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in _tensors(module).items()}
 
 
+def _require_equal(what: str, one: Tensor, other: Tensor, *, where: str = "") -> None:
+    if not torch.equal(one, other):
+        gap = (one.double() - other.double()).abs().max().item()
+        _fail(f"{what} by {gap:.3g}", where=where)
+
+
+@torch.no_grad()
 def _perturb(student: nn.Module) -> None:
     """Change every parameter and buffer, in place of an optimiser's step."""
-    with torch.no_grad():
-        for parameter in student.parameters():
-            if parameter.is_floating_point():
-                parameter.add_(torch.randn_like(parameter))
-        for buffer in student.buffers():
-            if buffer.dtype == torch.bool:
-                buffer.logical_not_()
-            elif buffer.is_floating_point():
-                buffer.add_(torch.rand_like(buffer))
-            else:
-                buffer.add_(1)
+    for parameter in student.parameters():
+        if parameter.is_floating_point():
+            parameter.add_(torch.randn_like(parameter))
+    for buffer in student.buffers():
+        if buffer.dtype == torch.bool:
+            buffer.logical_not_()
+        else:
+            buffer.add_(torch.rand_like(buffer) if buffer.is_floating_point() else 1)
 
 
-def _check_start(teacher: nn.Module, student: nn.Module, arguments: tuple[Any, ...]) -> None:
+def _check_start(teacher: Any, student: nn.Module) -> None:
     ours, theirs = _tensors(teacher.module), _tensors(student)
-    if ours.keys() != theirs.keys():
-        odd = sorted(ours.keys() ^ theirs.keys())
-        fail(Law.TEACHER, f"teacher.module and student do not have the same names: {odd[:5]}")
+    odd = sorted(ours.keys() ^ theirs.keys())
+    _require(not odd, f"teacher.module and student do not have the same names: {odd[:5]}")
     memory = {tensor.data_ptr(): name for name, tensor in theirs.items() if tensor.numel()}
     for name, tensor in ours.items():
-        if tensor.dtype in (torch.float16, torch.bfloat16):
-            fail(
-                Law.TEACHER,
-                f"{name} is {tensor.dtype}, must be float32",
-                hint="in half precision an average at momentum 0.999 does not change",
-            )
-        if not torch.equal(tensor, theirs[name].to(tensor.dtype)):
-            gap = (tensor.double() - theirs[name].double()).abs().max().item()
-            fail(Law.TEACHER, f"{name} differs from the student's by {gap:.3g}", where="step 0")
-        if tensor.numel() and tensor.data_ptr() in memory:
-            owner = memory[tensor.data_ptr()]
-            fail(Law.TEACHER, f"{name} shares the memory of the student's {owner}")
+        hint = "in half precision an average at momentum 0.999 does not change"
+        half = tensor.dtype in (torch.float16, torch.bfloat16)
+        _require(not half, f"{name} is {tensor.dtype}, must be float32", hint=hint)
+        what = f"{name} differs from the student's"
+        _require_equal(what, tensor, theirs[name].to(tensor.dtype), where="step 0")
+        owner = memory.get(tensor.data_ptr()) if tensor.numel() else None
+        _require(owner is None, f"{name} shares the memory of the student's {owner}")
+
+
+def _check_first_output(teacher: Any, student: nn.Module, arguments: tuple[Any, ...]) -> None:
     outputs = _output_tensors(teacher, arguments)
-    if any(output.requires_grad for output in outputs):
-        fail(Law.TEACHER, "the output carries a gradient")
-    if any(tensor.dtype != theirs[name].dtype for name, tensor in ours.items()):
+    no_gradient = not any(output.requires_grad for output in outputs)
+    _require(no_gradient, "the output carries a gradient")
+    theirs = _tensors(student)
+    if any(tensor.dtype != theirs[name].dtype for name, tensor in _tensors(teacher.module).items()):
         return  # the outputs of a student in half precision are rounded
     student.eval()
     with torch.no_grad():
         expected = _output_tensors(student, arguments)
     student.train()
+    what = "the output differs from that of the student in eval mode"
     for output, other in zip(outputs, expected, strict=True):
-        if not torch.equal(output, other):
-            gap = (output.double() - other.double()).abs().max().item()
-            fail(
-                Law.TEACHER,
-                f"the output differs from that of the student in eval mode by {gap:.3g}",
-                where="step 0",
-            )
+        _require_equal(what, output, other, where="step 0")
 
 
 def _check_mode(teacher: nn.Module, student: nn.Module, arguments: tuple[Any, ...]) -> None:
@@ -145,16 +143,13 @@ def _check_mode(teacher: nn.Module, student: nn.Module, arguments: tuple[Any, ..
     for call, train in (("teacher.train()", teacher.train), ("train() of a parent", parent.train)):
         train()
         training = [name or "itself" for name, part in teacher.named_modules() if part.training]
-        if training:
-            fail(
-                Law.TEACHER,
-                f"{call} left {len(training)} of the teacher's modules in train mode, the first is "
-                f"{training[0]}",
-                hint="dropout and drop-path make targets random",
-            )
+        _require(
+            not training,
+            f"{call} left {len(training)} of the teacher's modules in train mode: {training[:1]}",
+            hint="dropout and drop-path make targets random",
+        )
     outputs = _output_tensors(teacher, arguments), _output_tensors(teacher, arguments)
-    if not all(torch.equal(one, other) for one, other in zip(*outputs, strict=True)):
-        fail(Law.TEACHER, "two calls with the same input differ")
+    _require(all(map(torch.equal, *outputs)), "two calls with the same input differ")
 
 
 def _check_update(teacher: Any, student: nn.Module) -> None:
@@ -163,42 +158,32 @@ def _check_update(teacher: Any, student: nn.Module) -> None:
     source = _cloned_tensors(student)
     teacher.update(student)
     for name, tensor in _tensors(student).items():
-        if not torch.equal(tensor, source[name]):
-            fail(Law.TEACHER, f"update changed {name} of the student")
+        _require(torch.equal(tensor, source[name]), f"update changed {name} of the student")
     parameters = dict(teacher.module.named_parameters())
     for name, tensor in _cloned_tensors(teacher.module).items():
         if name not in parameters or not tensor.is_floating_point():
             _check_copied(name, tensor, before[name], source[name])
             continue
         _check_averaged(name, tensor, before[name].double(), source[name].double(), momentum)
-        if parameters[name].grad is not None:
-            fail(Law.TEACHER, f"{name} has a gradient")
+        _require(parameters[name].grad is None, f"{name} has a gradient")
 
 
 def _check_copied(name: str, tensor: Tensor, before: Tensor, student: Tensor) -> None:
     """A buffer is copied; one of floats may be averaged instead."""
-    copied = torch.equal(tensor, student.to(tensor.dtype))
-    if not tensor.is_floating_point() and not copied:
-        fail(
-            Law.TEACHER,
-            f"{name} ({tensor.dtype}) is {tensor.flatten()[:4].tolist()} after an update, the "
-            f"student's is {student.flatten()[:4].tolist()}",
-            hint="integers and booleans are copied, never averaged",
-        )
-    if not copied and torch.equal(tensor, before):
-        fail(Law.TEACHER, f"update left the buffer {name} unchanged")
+    if torch.equal(tensor, student.to(tensor.dtype)):
+        return
+    ours, theirs = tensor.flatten()[:4].tolist(), student.flatten()[:4].tolist()
+    found = f"{name} ({tensor.dtype}) is {ours} after an update, the student's is {theirs}"
+    hint = "integers and booleans are copied, never averaged"
+    _require(tensor.is_floating_point(), found, hint=hint)
+    _require(not torch.equal(tensor, before), f"update left the buffer {name} unchanged")
 
 
 def _check_averaged(
     name: str, tensor: Tensor, before: Tensor, student: Tensor, momentum: float
 ) -> None:
-    if torch.equal(tensor.double(), before) and momentum < 1 and not torch.equal(before, student):
-        gap = float((student - before).abs().max())
-        fail(
-            Law.TEACHER,
-            f"update left {name} unchanged at momentum {momentum:g}, {gap:.3g} away from the "
-            "student's",
-        )
+    if momentum < 1 and torch.equal(tensor.double(), before) and not torch.equal(before, student):
+        _fail(f"update left {name} unchanged at momentum {momentum:g}")
     require_close(
         Law.TEACHER,
         f"{name} after an update at momentum {momentum:g}",
@@ -217,21 +202,20 @@ def _check_resume(teacher: Any, other: Any, student: nn.Module) -> None:
     try:
         other.load_state_dict(torch.load(file, weights_only=True))
     except Exception as error:
-        fail(Law.TEACHER, f"the state dict does not load into another teacher: {error!r}")
+        _fail(f"the state dict does not load into another teacher: {error!r}")
     for name in ("step", "momentum"):
         ours, theirs = getattr(teacher, name, None), getattr(other, name, None)
-        if ours != theirs:
-            fail(Law.TEACHER, f"{name} is {ours} in the first run and {theirs} in the resumed one")
+        found = f"{name} is {ours} in the first run and {theirs} in the resumed one"
+        _require(ours == theirs, found)
     _perturb(student)
     for each in (teacher, other):
         each.update(student)
     resumed = _tensors(other.module)
     saved = teacher.module.state_dict().keys()
     for name, tensor in _tensors(teacher.module).items():
-        # A buffer that is not persistent is in no state dict.
-        if name in saved and not torch.equal(tensor, resumed[name]):
-            gap = (tensor.double() - resumed[name].double()).abs().max().item()
-            fail(Law.TEACHER, f"an update after resuming differs in {name} by {gap:.3g}")
+        if name in saved:  # a buffer that is not persistent is in no state dict
+            what = f"an update after resuming differs in {name}"
+            _require_equal(what, tensor, resumed[name])
 
 
 def _check_names(teacher: Any, student: nn.Module) -> None:
@@ -249,4 +233,4 @@ def _check_names(teacher: Any, student: nn.Module) -> None:
             copy.deepcopy(teacher).update(wrong)
         except Exception:  # any error is a refusal
             continue
-        fail(Law.TEACHER, f"update must raise for a student with {difference}, and did not")
+        _fail(f"update must raise for a student with {difference}, and did not")
