@@ -17,7 +17,7 @@ from jepakit import (
     RandomMask,
 )
 from jepakit.data import EpochIndex, PixelStatistics, ResumableBatches, digit_canvases, random_crops
-from jepakit.data.sources import _shuffled
+from jepakit.data.datasets import _shuffled
 from jepakit.losses import sigreg
 from jepakit.masking import (
     BlockMask,

@@ -115,7 +115,7 @@ def test_only_the_backbones_know_timm(module):
     roots = {name.split(".")[0] for name in imported(FILES[module])}
     if not module.startswith("jepakit.nn._backbones."):
         # torchvision reads image folders; its models and timm's are the backbones' business.
-        known = {"torchvision"} if module == "jepakit.data.sources" else set()
+        known = {"torchvision"} if module == "jepakit.data.datasets" else set()
         assert not roots & {"timm", "torchvision"} - known
 
 

@@ -1,10 +1,10 @@
 """Small image sets as tensors, with batches, crops and standardisation to train on them."""
 
 from jepakit.data.crops import random_crops
+from jepakit.data.datasets import load_images
 from jepakit.data.digits import digit_canvases
 from jepakit.data.pixel_statistics import PixelStatistics
 from jepakit.data.resumable_batches import EpochIndex, ResumableBatches
-from jepakit.data.sources import load_images
 
 __all__ = [
     "EpochIndex",

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from jepakit._checks import as_bool, as_grid_size, as_int, as_number
-from jepakit.testing._probe import (
+from jepakit.testing._cases import (
     Case,
     emptied,
     perturbed_copy,

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from jepakit._checks import as_bool, as_int, as_number, check_choice
-from jepakit.testing._probe import Case
+from jepakit.testing._cases import Case
 from jepakit.testing._violation import (
     Law,
     fail,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from jepakit._checks import as_grid_size, as_int, as_number
-from jepakit.testing._probe import (
+from jepakit.testing._cases import (
     Case,
     emptied,
     perturbed_copy,
