@@ -10,11 +10,13 @@ import math
 import os
 from collections.abc import Collection, Iterable, Mapping, Set, Sized
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
+
+T = TypeVar("T")
 
 
 def read_switch(variable: str) -> bool:
@@ -100,7 +102,10 @@ def as_fraction(
 def _as_float(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{_name_and_value(name, value)}: must be a number, got {type_name(value)}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{name}: must be finite as a float") from None
 
 
 def _short(number: float) -> str:
@@ -172,6 +177,16 @@ def _entries(name: str, value: object, rule: str, *, length: int | None = None) 
     return entries
 
 
+def as_choice(name: str, value: T, choices: Collection[object]) -> T:
+    """Return the one of `choices` that equals `value`; raise if there is none."""
+    for choice in choices:
+        # By type first: a tensor or an array has no single answer to `==`.
+        if isinstance(value, type(choice)) and value == choice:
+            return cast(T, choice)  # a plain str, where NumPy's was given
+    options = ", ".join(repr(choice) for choice in choices)
+    raise ValueError(f"{_name_and_value(name, value)}: must be one of {options}")
+
+
 def store_fields(instance: object, **values: object) -> None:
     """Set fields of a frozen dataclass to their normalised values, from its `__post_init__`."""
     for name, value in values.items():
@@ -179,14 +194,6 @@ def store_fields(instance: object, **values: object) -> None:
 
 
 # Checks that only raise
-
-
-def check_choice(name: str, value: object, choices: Collection[object]) -> None:
-    """Raise `ValueError` unless `value` is one of `choices`."""
-    # By type first: a tensor or an array has no single answer to `==`.
-    if not any(isinstance(value, type(choice)) and value == choice for choice in choices):
-        options = ", ".join(repr(choice) for choice in choices)
-        raise ValueError(f"{_name_and_value(name, value)}: must be one of {options}")
 
 
 def check_tensor(name: str, value: object, dtype: torch.dtype | None = None) -> None:

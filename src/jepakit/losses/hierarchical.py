@@ -11,11 +11,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from jepakit._checks import (
+    as_choice,
     as_fraction,
     as_int,
     as_number,
     as_numbers,
-    check_choice,
     check_floating,
     store_fields,
     type_name,
@@ -130,7 +130,7 @@ def decay_weights(
     """
     num_levels = as_int("num_levels", num_levels, minimum=2)
     decay = as_fraction("decay", decay, open_low=True, open_high=True)
-    check_choice("heaviest", heaviest, ("fine", "coarse"))
+    as_choice("heaviest", heaviest, ("fine", "coarse"))
     powers = [decay**level for level in range(num_levels)]
     weights = [power / sum(powers) for power in powers]
     return weights if heaviest == "fine" else weights[::-1]

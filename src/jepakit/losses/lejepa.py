@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
-from jepakit._checks import as_fraction, as_int, as_number, check_choice, check_generator
+from jepakit._checks import as_choice, as_fraction, as_int, as_number, check_generator
 from jepakit._distributed import broadcast_from_first, sum_over_ranks
 from jepakit._precision import full_precision
 from jepakit._rows import Rows, check_rows, to_rows
@@ -134,7 +134,7 @@ def lejepa_loss(
         statistic instead, with another meaning of $\lambda$, hence `mode`. The paper's centre is
         the mean of the global views; its minimal example takes all of them.
     """
-    check_choice("mode", mode, ("convex", "additive"))
+    as_choice("mode", mode, ("convex", "additive"))
     if mode == "convex":
         weight = as_fraction("weight", weight)
     else:

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from jepakit._checks import (
+    as_choice,
     as_number,
-    check_choice,
     check_process_group,
     check_row_mask,
     check_same_shape,
@@ -261,7 +261,7 @@ def _check(
     # One rank of several may have no samples: it still takes part in the sums.
     if pred.shape[-1] == 0 or (pred.shape[0] == 0 and process_group is None):
         raise ValueError(f"pred {shape}: must have at least one sample and one feature, is empty")
-    check_choice("reduction", reduction, ("mean", "sum", "sample", "none"))
+    as_choice("reduction", reduction, ("mean", "sum", "sample", "none"))
     if reduction == "sample" and pred.dim() < 3:
         raise ValueError(f"reduction='sample': pred {shape} must have a batch axis")
     check_process_group(process_group)

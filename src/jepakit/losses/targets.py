@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from jepakit._checks import check_choice, check_floating
+from jepakit._checks import as_choice, check_floating
 from jepakit._precision import float32_or_wider
 
 __all__ = ["normalize_targets"]
@@ -43,7 +43,7 @@ def normalize_targets(
     check_floating("features", features)
     if features.dim() < 1:
         raise ValueError("features (): must have the shape [*batch, d]")
-    check_choice("kind", kind, ("layer", "l2", "none"))
+    as_choice("kind", kind, ("layer", "l2", "none"))
     if kind == "none":
         return features
     if kind == "l2":

@@ -4,13 +4,14 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import is_dataclass, replace
 from functools import cached_property
+from numbers import Integral
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jepakit._checks import type_name
+from jepakit._checks import as_int, type_name
 from jepakit.masking._engine.block_sizes import round_half_up
 from jepakit.masking._engine.random_numbers import draw_uniforms
 from jepakit.tokens import Masks
@@ -192,9 +193,8 @@ def promised_tokens(sampler: object, num_members: int) -> list[int]:
 
 
 def _promised_tokens_of_one(sampler: object) -> int:
-    tokens = getattr(sampler, "min_context_tokens", 1)
+    promise = getattr(sampler, "min_context_tokens", 1)
+    tokens = as_int("sampler.min_context_tokens", promise, minimum=0)
     length = getattr(sampler, "context_length", None)
-    if not isinstance(tokens, int):
-        return 1
     own = not isinstance(sampler, UniformSampler)
-    return min(tokens, length) if own and isinstance(length, int) else tokens
+    return min(tokens, int(length)) if own and isinstance(length, Integral) else tokens

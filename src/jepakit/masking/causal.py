@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from jepakit._checks import as_grid_size, as_int, as_ints, check_choice, store_fields
+from jepakit._checks import as_choice, as_grid_size, as_int, as_ints, store_fields
 from jepakit.masking._engine.random_numbers import copy_to
 from jepakit.masking.base import InfeasibleMaskError, UniformSampler
 from jepakit.tokens import Masks, TokenSet
@@ -62,8 +62,10 @@ class CausalMask(UniformSampler[Masks]):
             self,
             grid_size=as_grid_size("grid_size", self.grid_size),
             num_targets=as_int("num_targets", self.num_targets, minimum=1),
+            context_size_per=as_choice(
+                "context_size_per", self.context_size_per, ("batch", "sample")
+            ),
         )
-        check_choice("context_size_per", self.context_size_per, ("batch", "sample"))
         if self.num_target_steps is not None:
             steps = as_int("num_target_steps", self.num_target_steps, minimum=1)
             store_fields(self, num_target_steps=steps)

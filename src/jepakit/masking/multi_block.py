@@ -12,11 +12,11 @@ from torch import Tensor
 
 from jepakit._checks import (
     as_bool,
+    as_choice,
     as_fraction,
     as_grid_size,
     as_int,
     as_range,
-    check_choice,
     store_fields,
 )
 from jepakit.masking._engine.block_grid import BlockGrid, remove_padding
@@ -128,9 +128,9 @@ class MultiBlockMask(UniformSampler[Masks]):
             ),
             min_context_coverage=as_fraction("min_context_coverage", self.min_context_coverage),
             allow_target_overlap=as_bool("allow_target_overlap", self.allow_target_overlap),
+            target_size_per=as_choice("target_size_per", self.target_size_per, ("batch", "sample")),
             context_length=as_context_length(self.context_length),
         )
-        check_choice("target_size_per", self.target_size_per, ("batch", "sample"))
         without_effect = ["target_aspect_ratio"] if len(self.grid_size) == 1 else []
         if len(self.grid_size) < 3 or self.grid_size[0] == 1:
             without_effect += ["temporal_scale", "max_temporal_keep"]

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from jepakit._checks import (
     as_bool,
+    as_choice,
     as_ints,
-    check_choice,
     check_floating,
     check_images_finite,
     value_checks_on,
@@ -74,7 +74,7 @@ class MaskedViT(nn.Module):
 
     def __init__(self, backbone: nn.Module, mask_mode: Literal["drop", "replace"] = "drop") -> None:
         super().__init__()
-        check_choice("mask_mode", mask_mode, ("drop", "replace"))
+        mask_mode = as_choice("mask_mode", mask_mode, ("drop", "replace"))
         self._adapter = adapt(backbone, mask_mode)
         self.backbone: nn.Module = backbone
         self.mask_mode = mask_mode
@@ -141,7 +141,7 @@ class MaskedViT(nn.Module):
             pool: `"mean"` of the patch features, the `"cls"` token, or `"map"`, the backbone's own
                 attention pooling. None returns the patch features `[b n d]` as `forward` does.
         """
-        check_choice("pool", pool, ("mean", "cls", "map", None))
+        as_choice("pool", pool, ("mean", "cls", "map", None))
         model: Any = self.backbone
         if pool == "cls" and not self._adapter.has_class_token:
             raise ValueError("pool='cls': this backbone has no class token; use pool='mean'")

@@ -12,11 +12,11 @@ from torch.nn import functional as F
 
 from jepakit._checks import (
     as_bool,
+    as_choice,
     as_fraction,
     as_grid_size,
     as_int,
     as_number,
-    check_choice,
     check_floating,
 )
 from jepakit.nn._blocks import Block
@@ -106,8 +106,7 @@ class MaskedPredictor(nn.Module):
         num_heads = as_int("num_heads", num_heads, minimum=1)
         mlp_ratio = as_number("mlp_ratio", mlp_ratio, positive=True)
         drop_path = as_fraction("drop_path", drop_path, open_high=True)
-        check_choice("position", position, ("sincos", "rope", "learned"))
-        self.position = position
+        self.position = as_choice("position", position, ("sincos", "rope", "learned"))
         self.joint = as_bool("joint", joint)
         if dim % num_heads:
             raise ValueError(f"num_heads={num_heads}: must divide predictor_embed_dim={dim}")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from jepakit._checks import as_bool, as_int, as_number, check_choice
+from jepakit._checks import as_bool, as_choice, as_int, as_number
 from jepakit.testing._cases import Case
 from jepakit.testing._violation import (
     Law,
@@ -66,7 +66,7 @@ def assert_loss_contract(
         >>> assert_loss_contract(masked_mse, reductions=("mean", "sum", "sample", "none"))
     """
     for reduction in reductions:
-        check_choice("reductions", reduction, _REDUCTIONS)
+        as_choice("reductions", reduction, _REDUCTIONS)
     if "mean" not in reductions:
         raise ValueError(f"reductions={tuple(reductions)}: must hold 'mean'")
     dim = as_int("dim", dim, minimum=2)

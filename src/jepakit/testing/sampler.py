@@ -4,6 +4,7 @@ import copy
 import inspect
 import pickle
 import sys
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -135,8 +136,8 @@ def _check_attributes(sampler: Any, masks: Masks, batch_size: int) -> None:
         found = f"grid_size is {grid}, {name} is on the grid {tokens.grid_size}"
         require(Law.INTERFACE, tokens.grid_size == grid, found)
     expected, count = getattr(sampler, "num_targets", None), masks.targets.shape[1]
-    if count == 0 or (isinstance(expected, int) and expected != count):
-        rule = f"num_targets={expected}" if isinstance(expected, int) else "at least one"
+    if count == 0 or (isinstance(expected, Integral) and expected != count):
+        rule = f"num_targets={expected}" if isinstance(expected, Integral) else "at least one"
         fail(Law.GUARANTEE, f"{count} targets for each sample, must be {rule}")
 
 
@@ -148,7 +149,7 @@ def _check_sets(sampler: Any, masks: Masks, minimum: int) -> None:
     require_nowhere(Law.GUARANTEE, ~targets.any(dim=-1), found, axes=axes)
     counts, length = context.sum(dim=1), getattr(sampler, "context_length", None)
     rules = {f"must have at least {minimum}": counts < minimum}
-    if isinstance(length, int):
+    if isinstance(length, Integral):
         rules[f"context_length is {length}"] = counts != length
     for rule, broken in rules.items():
         if broken.any():

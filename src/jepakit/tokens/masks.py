@@ -72,6 +72,8 @@ class Masks:
         for number, part in enumerate(parts):
             if not isinstance(part, Masks):
                 raise TypeError(f"parts[{number}]: must be Masks, got {type_name(part)}")
+        if len(parts) == 0:
+            raise ValueError("parts=[]: must hold at least one Masks")
         return cls(
             TokenSet.cat([part.context for part in parts]),
             TokenSet.cat([part.targets for part in parts]),

@@ -17,6 +17,7 @@ from jepakit._checks import (
     as_bool,
     as_grid_size,
     as_int,
+    as_ints,
     check_device,
     check_tensor,
     store_fields,
@@ -179,7 +180,8 @@ class TokenSet:
     ) -> "TokenSet":
         """Every position of `grid_size`, for each entry of `batch_shape`, on a `device`."""
         grid = as_grid_size("grid_size", grid_size)
-        idx = torch.arange(math.prod(grid), device=device).expand(*batch_shape, -1)
+        batch = as_ints("batch_shape", batch_shape, minimum=0)
+        idx = torch.arange(math.prod(grid), device=device).expand(*batch, -1)
         valid = torch.ones_like(idx, dtype=torch.bool)
         return cls._trusted(idx, valid, grid, padded=False)
 

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from jepakit._checks import as_fraction, as_int, check_choice, check_process_group
+from jepakit._checks import as_choice, as_fraction, as_int, check_process_group
 from jepakit._rows import check_rows
 from jepakit.diagnostics.collapse.criteria import (
     MIN_ROWS,
@@ -110,9 +110,8 @@ class CollapseMonitor:
         dead_ratio: float = 1 / 3,
         process_group: ProcessGroup | None = None,
     ) -> None:
-        check_choice("action", action, ("warn", "raise", "record"))
         check_process_group(process_group)
-        self.action = action
+        self.action = as_choice("action", action, ("warn", "raise", "record"))
         self.every = as_int("every", every, minimum=1)
         self.patience = as_int("patience", patience, minimum=1)
         self.std_ratio = as_fraction("std_ratio", std_ratio, open_low=True)

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from jepakit._checks import as_int, check_choice
+from jepakit._checks import as_choice, as_int
 from jepakit.tokens import TokenSet
 
 
@@ -22,8 +22,7 @@ def tokens_of_coverage(min_context_coverage: float, num_positions: int) -> int:
 def as_context_length(value: object, words: Collection[str] = ("pad", "trim")) -> str | int:
     """Return one of the words, or an integral number of at least 1 as an int; raise otherwise."""
     if isinstance(value, str):
-        check_choice("context_length", value, words)
-        return value
+        return as_choice("context_length", value, words)
     return as_int("context_length", value, minimum=1)
 
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from jepakit._checks import as_grid_size, as_int, check_choice
+from jepakit._checks import as_choice, as_grid_size, as_int
 from jepakit.nn._padding import check_features, check_positions, zero_padding
 from jepakit.nn.pyramid._fusion import TopDown, initialise
 from jepakit.nn.pyramid._pools import (
@@ -135,12 +135,12 @@ class HierarchicalPyramid(nn.Module):
         self.grid_sizes = level_grids(self.grid_size, num_levels)
         self.num_levels = len(self.grid_sizes)
         self.dim = dim = as_int("dim", dim, minimum=1)
-        check_choice("pool", pool, ("avg", "max", "conv", "attention"))
-        check_choice("valid_if", valid_if, ("any", "all"))
-        check_choice("fusion", fusion, ("fpn-add", "fpn-concat", None))
-        check_choice("upsample", upsample, ("nearest", "bilinear"))
-        check_choice("projection", projection, ("linear", None))
-        check_choice("norm", norm, ("layer", None))
+        pool = as_choice("pool", pool, ("avg", "max", "conv", "attention"))
+        valid_if = as_choice("valid_if", valid_if, ("any", "all"))
+        fusion = as_choice("fusion", fusion, ("fpn-add", "fpn-concat", None))
+        upsample = as_choice("upsample", upsample, ("nearest", "bilinear"))
+        projection = as_choice("projection", projection, ("linear", None))
+        norm = as_choice("norm", norm, ("layer", None))
         if fusion is None and upsample != "nearest":
             raise ValueError(f"upsample={upsample!r}: takes effect only with a fusion")
         options = [("pool", pool, "avg"), ("valid_if", valid_if, "any"), ("fusion", fusion, None)]
