@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Collection, Iterable, Mapping, Set, Sized
 from numbers import Integral, Real
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ def type_name(value: object) -> str:
 
 
 def _name_and_value(name: str, value: object) -> str:
-    # The pixels of a tensor in an error message help no one.
+    # Without the values of a tensor, which would fill the screen.
     return name if isinstance(value, Tensor) else f"{name}={value!r}"
 
 
@@ -103,26 +103,29 @@ def _as_float(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{_name_and_value(name, value)}: must be a number, got {type_name(value)}")
     try:
-        return float(value)
+        # The float32 nearest to 0.1 stands for 0.1, not for 0.10000000149: a coverage that is
+        # rounded up would else be one token more.
+        return float(str(value) if hasattr(value, "dtype") else value)
     except OverflowError:
         raise ValueError(f"{name}: must be finite as a float") from None
 
 
 def _short(number: float) -> str:
-    """`0` for 0.0, but 1.0000001 in full: "1 must lie in [0, 1]" explains nothing."""
+    """Format 0.0 as 0, but 1.0000001 in full, since "1: must lie in [0, 1]" would be wrong."""
     return f"{number:g}" if float(f"{number:g}") == number else repr(number)
 
 
-def as_range(
-    name: str, value: object, *, low: float = 0.0, high: float = math.inf
-) -> tuple[float, float]:
-    """Return `(low, high)` as floats; raise unless `low < first <= second <= high`, all finite."""
+def as_range(name: str, value: object, *, high: float | None = None) -> tuple[float, float]:
+    """Return `(low, high)` as floats above 0, of which none exceeds `high`."""
     ends = _entries(name, value, "must be a pair of numbers (low, high)", length=2)
-    first, second = (as_fraction(name, end, low=low, high=high, open_low=True) for end in ends)
+    first, second = (
+        as_number(f"{name}[{i}]", end, positive=True)
+        if high is None
+        else as_fraction(f"{name}[{i}]", end, high=high, open_low=True)
+        for i, end in enumerate(ends)
+    )
     if first > second:
         raise ValueError(f"{name}={(first, second)}: the low end must not exceed the high end")
-    if math.isinf(second):
-        raise ValueError(f"{name}={(first, second)}: both ends must be finite")
     return first, second
 
 
@@ -130,7 +133,8 @@ def as_ints(
     name: str, value: object, *, minimum: int | None = None, length: int | None = None
 ) -> tuple[int, ...]:
     """Return a sequence of integral numbers as a tuple of ints."""
-    entries = _entries(name, value, "must be a sequence of ints", length=length)
+    rule = "must be a pair of ints" if length == 2 else "must be a sequence of ints"
+    entries = _entries(name, value, rule, length=length)
     return tuple(as_int(f"{name}[{i}]", entry, minimum=minimum) for i, entry in enumerate(entries))
 
 
@@ -165,7 +169,7 @@ def as_grid_size(
 
 def _entries(name: str, value: object, rule: str, *, length: int | None = None) -> list[Any]:
     # Tuples of types: torch 2.6 and 2.7 cannot trace `A | B`.
-    unordered = isinstance(value, (str, bytes, Mapping, Set, Tensor))
+    unordered = isinstance(value, (str, bytes, bytearray, memoryview, Mapping, Set, Tensor))
     if unordered or not (isinstance(value, Iterable) and isinstance(value, Sized)):
         raise TypeError(f"{_name_and_value(name, value)}: {rule}, got {type_name(value)}")
     try:
@@ -182,7 +186,7 @@ def as_choice(name: str, value: T, choices: Collection[object]) -> T:
     for choice in choices:
         # By type first: a tensor or an array has no single answer to `==`.
         if isinstance(value, type(choice)) and value == choice:
-            return cast(T, choice)  # a plain str, where NumPy's was given
+            return choice  # a plain str, where NumPy's was given
     options = ", ".join(repr(choice) for choice in choices)
     raise ValueError(f"{_name_and_value(name, value)}: must be one of {options}")
 
@@ -217,7 +221,7 @@ def check_floating(name: str, value: object) -> None:
 
 
 def check_device(name: str, value: object) -> None:
-    """Raise unless `value` names a device for positions: `Tensor.to` would take a dtype too."""
+    """Raise unless `value` is a device, its name or its number; a dtype is none of these."""
     if isinstance(value, bool) or not isinstance(value, (torch.device, str, int)):
         shown = type_name(value) if isinstance(value, Tensor) else repr(value)
         raise TypeError(f"{name}={shown}: must be a device; positions have no other dtype")
@@ -276,15 +280,15 @@ def check_generator(generator: object) -> None:
     """Raise unless `generator` is a torch generator or None; a seed is neither."""
     if generator is not None and not isinstance(generator, torch.Generator):
         raise TypeError(
-            f"generator={generator!r}: must be a torch.Generator or None, got "
+            f"{_name_and_value('generator', generator)}: must be a torch.Generator or None, got "
             f"{type_name(generator)}; for a seed, torch.Generator().manual_seed(seed)"
         )
 
 
 def check_process_group(process_group: object) -> None:
-    """Raise unless it is a process group or None; a rank outside a group is handed a number."""
+    """Raise unless it is a process group or None; `new_group` gives other ranks an int."""
     if process_group is not None and not isinstance(process_group, ProcessGroup):
         raise TypeError(
-            f"process_group={process_group!r}: must be a torch.distributed ProcessGroup or None, "
-            f"got {type_name(process_group)}"
+            f"{_name_and_value('process_group', process_group)}: must be a torch.distributed "
+            f"ProcessGroup or None, got {type_name(process_group)}"
         )

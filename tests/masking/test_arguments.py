@@ -207,12 +207,12 @@ def test_no_argument_is_left_out(kind):
         (
             lambda: CausalMask((8,), num_context_steps=3),
             TypeError,
-            "num_context_steps=3: must be a sequence of ints, got int",
+            "num_context_steps=3: must be a pair of ints, got int",
         ),
         (
             lambda: CausalMask((8,), num_context_steps=[2, 3, 4]),
             TypeError,
-            "num_context_steps=[2, 3, 4]: must be a sequence of ints, got 3 entries",
+            "num_context_steps=[2, 3, 4]: must be a pair of ints, got 3 entries",
         ),
         (
             lambda: NestedMask((24, 24), MultiBlockMask),

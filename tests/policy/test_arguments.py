@@ -63,12 +63,12 @@ def as_numpy(value: Any) -> Any:
 
 
 def as_numpy_scalars(value: Any) -> Any:
-    """Small types, where they hold the value."""
+    """Small types: the float32 nearest to 0.1 is taken as 0.1, the decimal that it prints."""
     if isinstance(value, tuple | list):
         return [as_numpy_scalars(entry) for entry in value]
     if isinstance(value, int):
         return np.int32(value)
-    return np.float32(value) if float(np.float32(value)) == value else np.float64(value)
+    return np.float32(value)
 
 
 def as_ints(value: Any) -> Any:
@@ -424,6 +424,7 @@ EXCEPT = {
     "Collapse": "a record, built by CollapseMonitor",
     "FeatureReport": "a record, built by FeatureStatistics",
     "PixelStatistics.from_dataset": "takes a data set",
+    "extract_features": "of its arguments only the device may be a number",
     "load_images": "reads files or downloads; image_size is checked as others are",
     "ijepa_checkpoint": "epoch is written to a file as it is",
     "load_ijepa": "reads a file; steps_per_epoch is checked as others are",

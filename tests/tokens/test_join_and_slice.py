@@ -81,7 +81,7 @@ def test_one_sample_has_no_batch_axis():
 @pytest.mark.parametrize(
     ("build", "error", "text"),
     [
-        (lambda: Masks.cat([]), ValueError, r"sets=\[\]: must hold at least one"),
+        (lambda: Masks.cat([]), ValueError, r"parts=\[\]: must hold at least one"),
         (lambda: TokenSet.cat([]), ValueError, r"sets=\[\]: must hold at least one"),
         (
             lambda: TokenSet.cat([TokenSet.full((2, 2), (1,)), TokenSet.full((4,), (1,))]),
@@ -138,3 +138,28 @@ def test_joins_and_slices_compile_as_one_graph():
 
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(masks), step(masks))
+
+
+@pytest.mark.no_hook
+def test_iteration_compiles():
+    """Trap: iteration that ends at an IndexError, which a compiled loop does not catch."""
+    masks = ragged(3)
+
+    def total(masks: Masks) -> torch.Tensor:
+        return torch.stack([sample.targets.idx.sum() for sample in masks]).sum()
+
+    assert torch.equal(torch.compile(total, backend="eager")(masks), total(masks))
+
+
+@pytest.mark.no_hook
+@pytest.mark.parametrize("index", ["context", 1.5, True])
+def test_what_is_no_index(index):
+    with pytest.raises(TypeError, match=f"^index={index!r}: must be an int, a slice or a vector$"):
+        ragged(2)[index]
+
+
+@pytest.mark.no_hook
+@pytest.mark.parametrize("shape", [2, (-1,), {1, 2}])
+def test_batch_shape(shape):
+    with pytest.raises((TypeError, ValueError), match=r"^batch_shape.*: must be "):
+        TokenSet.full((4, 4), shape)

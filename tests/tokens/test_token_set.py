@@ -139,10 +139,9 @@ def test_iteration_runs_over_the_batch(tokens):
 def test_a_single_set_is_not_indexed():
     """Iteration over one set must not look like iteration over an empty batch."""
     tokens = TokenSet.full((2, 2))
-    text = "this TokenSet has no batch axis to index; its entries are one set"
-    with pytest.raises(TypeError, match=text):
+    with pytest.raises(TypeError, match="no batch axis to index; its entries are one set"):
         tokens[0]
-    with pytest.raises(TypeError, match=text):
+    with pytest.raises(TypeError, match="no batch axis to iterate over"):
         list(tokens)
 
 

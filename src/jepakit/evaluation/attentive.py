@@ -36,7 +36,7 @@ def attentive_probe(
     num_images: int = 5000,
     batch_size: int = 256,
     num_workers: int = 0,
-    device: torch.device | str | None = None,
+    device: torch.device | str | int | None = None,
     seed: int = 0,
 ) -> float:
     r"""Accuracy of a small attention head on the patch features of a frozen encoder, a fraction.
@@ -148,7 +148,7 @@ def _fit_head(
     num_heads: int,
     epochs: int,
     weight_decay: float,
-    device: torch.device | str | None,
+    device: torch.device | str | int | None,
     seed: int,
 ) -> "_Head":
     # `torch.manual_seed` would also reset the accelerators' generators, and not restore them.

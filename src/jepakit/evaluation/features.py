@@ -69,7 +69,7 @@ def extract_features(
     loader: Iterable[Any],
     *,
     prepare: Callable[[Tensor], Tensor] | None = None,
-    device: torch.device | str | None = None,
+    device: torch.device | str | int | None = None,
 ) -> Features:
     """Run an encoder over labelled images and collect its features on the CPU in float32.
 
@@ -105,7 +105,7 @@ def encode_batches(
     loader: Iterable[Any],
     *,
     prepare: Callable[[Tensor], Tensor] | None,
-    device: torch.device | str | None,
+    device: torch.device | str | int | None,
     axes: tuple[str, ...],
 ) -> tuple[Tensor, Tensor]:
     """Return the outputs of `encode`, which must have these axes, and the labels, on the CPU."""

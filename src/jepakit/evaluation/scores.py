@@ -44,7 +44,7 @@ def evaluate(
     num_images: int = 5000,
     batch_size: int = 256,
     num_workers: int = 0,
-    device: torch.device | str | None = None,
+    device: torch.device | str | int | None = None,
 ) -> Scores:
     """Accuracy of nearest neighbours and of a linear probe, and effective rank of the features.
 

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jepakit._checks import as_int, type_name
+from jepakit._checks import as_int, check_device, check_floating, type_name, values_readable
 from jepakit.masking._engine.block_sizes import round_half_up
-from jepakit.masking._engine.random_numbers import draw_uniforms
+from jepakit.masking._engine.random_numbers import Device, draw_uniforms
 from jepakit.tokens import Masks
 
 __all__ = ["InfeasibleMaskError", "MaskSampler"]
@@ -50,7 +50,7 @@ class MaskSampler(Protocol[M_co]):
         batch_size: int,
         *,
         generator: torch.Generator | None = None,
-        device: torch.device | str | None = None,
+        device: Device = None,
     ) -> M_co:
         """Draw masks for `batch_size` samples on a `device`, as a function of the `generator`."""
         ...
@@ -86,7 +86,7 @@ class UniformSampler(ABC, Generic[M_co]):
         return True
 
     @abstractmethod
-    def _draw(self, uniforms: Float[Tensor, "b k"], device: torch.device | str | None) -> M_co:
+    def _draw(self, uniforms: Float[Tensor, "b k"], device: Device) -> M_co:
         """Masks from a table on the CPU."""
 
     def __call__(
@@ -94,7 +94,7 @@ class UniformSampler(ABC, Generic[M_co]):
         batch_size: int,
         *,
         generator: torch.Generator | None = None,
-        device: torch.device | str | None = None,
+        device: Device = None,
     ) -> M_co:
         """Draw masks for a batch.
 
@@ -103,17 +103,25 @@ class UniformSampler(ABC, Generic[M_co]):
             generator: A CPU generator; torch's global one if None.
             device: Device on which the masks are computed; they do not depend on it.
         """
+        if device is not None:
+            check_device("device", device)
         return self._draw(draw_uniforms(batch_size, self.num_uniforms, generator=generator), device)
 
     def from_uniforms(
-        self, uniforms: Float[Tensor, "b k"], *, device: torch.device | str | None = None
+        self, uniforms: Float[Tensor, "b k"], *, device: torch.device | str | int | None = None
     ) -> M_co:
-        """Compute masks on a `device` from `uniforms`, a row of `num_uniforms` for each sample."""
+        """Compute masks on a `device` from `uniforms`: for each sample `num_uniforms` in [0, 1)."""
+        check_floating("uniforms", uniforms)
+        if device is not None:
+            check_device("device", device)
         if uniforms.dim() != 2 or uniforms.shape[1] != self.num_uniforms or len(uniforms) == 0:
             raise ValueError(
                 f"uniforms {tuple(uniforms.shape)}: must be [batch, {self.num_uniforms}], "
                 "with a batch of at least 1"
             )
+        # For the number 1 a causal mask would draw the step after the last, a target of nothing.
+        if values_readable(uniforms) and not ((uniforms >= 0) & (uniforms < 1)).all():
+            raise ValueError("uniforms: must lie in [0, 1)")
         return self._draw(uniforms, device)
 
     def _untrimmed(self, uniforms: Float[Tensor, "b k"]) -> M_co:
@@ -147,8 +155,8 @@ class MaskTransform(UniformSampler[Masks]):
     def _transform(self, masks: Masks) -> Masks:
         """The masks of this sampler from those of `sampler`."""
 
-    def _draw(self, uniforms: Float[Tensor, "b k"], device: torch.device | str | None) -> Masks:
-        return self._transform(self.sampler.from_uniforms(uniforms, device=device))
+    def _draw(self, uniforms: Float[Tensor, "b k"], device: Device) -> Masks:
+        return self._transform(self.sampler._draw(uniforms, device))
 
     def _untrimmed(self, uniforms: Float[Tensor, "b k"]) -> Masks:
         return self._transform(self.sampler._untrimmed(uniforms))

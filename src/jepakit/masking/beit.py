@@ -4,12 +4,12 @@ from abc import abstractmethod
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from jepakit._checks import as_fraction, as_grid_size, as_range, store_fields
 from jepakit.masking._engine.growth import UNIFORMS_PER_BLOCK, grow_blocks, max_num_blocks
+from jepakit.masking._engine.random_numbers import Device
 from jepakit.masking.base import UniformSampler, positions_of_ratio
 from jepakit.tokens import Masks, TokenSet
 
@@ -57,9 +57,7 @@ class _GrownBlocks(UniformSampler[Masks]):
                 f"of the {self._num_grown} patches already; must begin lower, or be (1.0, 1.0)"
             )
 
-    def _grow(
-        self, uniforms: Float[Tensor, "b k"], device: torch.device | str | None
-    ) -> tuple[TokenSet, TokenSet]:
+    def _grow(self, uniforms: Float[Tensor, "b k"], device: Device) -> tuple[TokenSet, TokenSet]:
         """The set that grows and its complement."""
         size, count = self.grid_size, self._num_grown
         grown = grow_blocks(
@@ -125,7 +123,7 @@ class BlockMask(_GrownBlocks):
         """Context tokens of every sample."""
         return self._num_left
 
-    def _draw(self, uniforms: Float[Tensor, "b k"], device: torch.device | str | None) -> Masks:
+    def _draw(self, uniforms: Float[Tensor, "b k"], device: Device) -> Masks:
         targets, context = self._grow(uniforms, device)
         return Masks(context, targets[:, None])
 
@@ -176,6 +174,6 @@ class InverseBlockMask(_GrownBlocks):
     def _num_grown(self) -> int:
         return self.min_context_tokens
 
-    def _draw(self, uniforms: Float[Tensor, "b k"], device: torch.device | str | None) -> Masks:
+    def _draw(self, uniforms: Float[Tensor, "b k"], device: Device) -> Masks:
         context, targets = self._grow(uniforms, device)
         return Masks(context, targets[:, None])

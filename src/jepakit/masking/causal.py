@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from jepakit._checks import as_choice, as_grid_size, as_int, as_ints, store_fields
-from jepakit.masking._engine.random_numbers import copy_to
+from jepakit.masking._engine.random_numbers import Device, copy_to
 from jepakit.masking.base import InfeasibleMaskError, UniformSampler
 from jepakit.tokens import Masks, TokenSet
 
@@ -120,7 +120,7 @@ class CausalMask(UniformSampler[Masks]):
         """True if a sample's masks depend on its own random numbers alone."""
         return self.context_size_per == "sample"
 
-    def _draw(self, uniforms: Float[Tensor, "b k"], device: torch.device | str | None) -> Masks:
+    def _draw(self, uniforms: Float[Tensor, "b k"], device: Device) -> Masks:
         fewest, most = self._past_steps
         rows = uniforms if self.per_sample else uniforms[:1].expand_as(uniforms)
         past = fewest + (rows[:, 0].double() * (most - fewest + 1)).long()
@@ -136,7 +136,7 @@ class CausalMask(UniformSampler[Masks]):
         self,
         first_step: Int[Tensor, "*b"],
         num_steps: Int[Tensor, "*b"],
-        device: torch.device | str | None,
+        device: Device,
     ) -> TokenSet:
         """Whole steps from `first_step` on; computed on the CPU, so nothing is synchronised."""
         length = num_steps[..., None] * self._step_tokens

@@ -129,8 +129,10 @@ class MaskCollator(Generic[M]):
         seed: int = 0,
         collate_fn: Callable[[list[Any]], Any] = default_collate,
     ) -> None:
-        if not callable(sampler):
+        if not callable(sampler) or isinstance(sampler, type):
             raise TypeError(f"sampler={sampler!r}: must be callable as sampler(batch_size)")
+        if not callable(collate_fn):
+            raise TypeError(f"collate_fn={collate_fn!r}: must be callable as collate_fn(samples)")
         self.sampler = sampler
         self.seed = as_int("seed", seed, minimum=-(2**63), maximum=2**63 - 1)
         self.collate_fn = collate_fn
@@ -144,7 +146,7 @@ class MaskCollator(Generic[M]):
 
     def set_epoch(self, epoch: int) -> None:
         """Set the `epoch`, counted from 0, from the next iteration of the loader on."""
-        self._epoch.fill_(as_int("epoch", epoch, minimum=0))
+        self._epoch.fill_(as_int("epoch", epoch, minimum=0, maximum=2**63 - 1))
 
     def __call__(self, samples: Sequence[Indexed]) -> tuple[Any, M]:
         """Collate `samples` of an `IndexedDataset` and draw their masks."""

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jepakit._checks import as_int, store_fields, type_name
+from jepakit.masking._engine.random_numbers import Device
 from jepakit.masking.base import MaskTransform, UniformSampler, check_sampler
 from jepakit.tokens import Masks, TokenSet
 
@@ -191,13 +192,10 @@ class MultiContextMask(UniformSampler[list[Masks]]):
         """True if a sample's masks depend on its own random numbers alone."""
         return all(sampler.per_sample for sampler in self.samplers)
 
-    def _draw(
-        self, uniforms: Float[Tensor, "b k"], device: torch.device | str | None
-    ) -> list[Masks]:
+    def _draw(self, uniforms: Float[Tensor, "b k"], device: Device) -> list[Masks]:
         parts = torch.split(uniforms, self._columns, dim=1)
         return [
-            sampler.from_uniforms(part, device=device)
-            for sampler, part in zip(self.samplers, parts, strict=True)
+            sampler._draw(part, device) for sampler, part in zip(self.samplers, parts, strict=True)
         ]
 
     def _untrimmed(self, uniforms: Float[Tensor, "b k"]) -> list[Masks]:

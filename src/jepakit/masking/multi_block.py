@@ -28,7 +28,7 @@ from jepakit.masking._engine.placement import (
     place_disjoint,
     place_within_budget,
 )
-from jepakit.masking._engine.random_numbers import copy_to
+from jepakit.masking._engine.random_numbers import Device, copy_to
 from jepakit.masking.base import InfeasibleMaskError, UniformSampler
 from jepakit.tokens import Masks
 
@@ -228,7 +228,7 @@ class MultiBlockMask(UniformSampler[Masks]):
         """True if a sample's masks depend on its own random numbers alone."""
         return self.target_size_per == "sample" and self.context_length != "trim"
 
-    def _draw(self, uniforms: Float[Tensor, "b k"], device: torch.device | str | None) -> Masks:
+    def _draw(self, uniforms: Float[Tensor, "b k"], device: Device) -> Masks:
         grid_size, spec = self.grid_size, self._spec
         # Sizes come from numbers on the CPU, so that the shapes of all sets are known there.
         rows = uniforms[:1] if self.target_size_per == "batch" else uniforms

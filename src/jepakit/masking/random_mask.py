@@ -11,7 +11,7 @@ from torch import Tensor
 
 from jepakit._checks import as_fraction, as_grid_size, store_fields
 from jepakit.masking._engine.context_length import as_context_length
-from jepakit.masking._engine.random_numbers import copy_to
+from jepakit.masking._engine.random_numbers import Device, copy_to
 from jepakit.masking.base import InfeasibleMaskError, UniformSampler, positions_of_ratio
 from jepakit.tokens import Masks, TokenSet
 
@@ -54,7 +54,7 @@ class RandomMask(UniformSampler[Masks]):
 
     def __post_init__(self) -> None:
         length: object = self.context_length
-        if length == "trim":
+        if isinstance(length, str) and length == "trim":
             raise ValueError(
                 "context_length='trim': must be 'pad' or an int; contexts have one length already"
             )
@@ -93,7 +93,7 @@ class RandomMask(UniformSampler[Masks]):
             return math.prod(self.grid_size) - self.num_target_tokens
         return self.context_length
 
-    def _draw(self, uniforms: Float[Tensor, "b k"], device: torch.device | str | None) -> Masks:
+    def _draw(self, uniforms: Float[Tensor, "b k"], device: Device) -> Masks:
         order = copy_to(uniforms, device).argsort(dim=1, stable=True)
         targets, rest = order.tensor_split([self.num_target_tokens], dim=1)
         context = self._token_set(rest[:, : self.min_context_tokens])

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from jepakit._checks import as_bool, as_grid_size, as_int, as_range, store_fields
 from jepakit.masking._engine.context_length import fit_context
-from jepakit.masking._engine.random_numbers import copy_to
+from jepakit.masking._engine.random_numbers import Device, copy_to
 from jepakit.masking.base import InfeasibleMaskError, UniformSampler
 from jepakit.tokens import Masks, TokenSet
 
@@ -207,7 +207,7 @@ class ReferenceMultiBlockMask(UniformSampler[Masks]):
 
     # Sampling
 
-    def _draw(self, uniforms: Float[Tensor, "b k"], device: torch.device | str | None) -> Masks:
+    def _draw(self, uniforms: Float[Tensor, "b k"], device: Device) -> Masks:
         visible, targets, u_trim = self._place_all(uniforms, device)
         if not self.prefix_truncation:
             return Masks(fit_context(visible, self.grid_size, "trim", u_trim), targets)
@@ -221,7 +221,7 @@ class ReferenceMultiBlockMask(UniformSampler[Masks]):
         return Masks(TokenSet.from_mask(visible, self.grid_size), targets)
 
     def _place_all(
-        self, uniforms: Float[Tensor, "b k"], device: torch.device | str | None
+        self, uniforms: Float[Tensor, "b k"], device: Device
     ) -> tuple[Bool[Tensor, "b N"], TokenSet, Float[Tensor, "b u"]]:
         """Contexts before they get one length, targets, and the random numbers for trimming."""
         # Sizes come from the first row of numbers, on the CPU, so that shapes are known there.

@@ -1,6 +1,6 @@
 """`Masks`: what a sampler returns, one context and some targets for every sample."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -92,7 +92,7 @@ class Masks:
         """
         return Masks(self.context.coarsen(levels), self.targets.coarsen(levels))
 
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Masks":
+    def to(self, device: torch.device | str | int, *, non_blocking: bool = False) -> "Masks":
         """The same masks on another `device`; `non_blocking` as in `torch.Tensor.to`."""
         return Masks(
             self.context.to(device, non_blocking=non_blocking),
@@ -106,6 +106,9 @@ class Masks:
     def __len__(self) -> int:
         """Batch size."""
         return len(self.context)
+
+    def __iter__(self) -> Iterator["Masks"]:
+        return (self[i] for i in range(len(self)))
 
     def __getitem__(self, index: Any) -> "Masks":
         """Index the batch by an int, a slice, or a vector; an int `index` drops the batch axis."""

@@ -1,7 +1,7 @@
 """`TokenSet`: positions on a grid together with their validity."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -176,7 +176,7 @@ class TokenSet:
         grid_size: Sequence[int],
         batch_shape: Sequence[int] = (),
         *,
-        device: torch.device | str | None = None,
+        device: torch.device | str | int | None = None,
     ) -> "TokenSet":
         """Every position of `grid_size`, for each entry of `batch_shape`, on a `device`."""
         grid = as_grid_size("grid_size", grid_size)
@@ -297,7 +297,7 @@ class TokenSet:
 
     # Moving and indexing
 
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "TokenSet":
+    def to(self, device: torch.device | str | int, *, non_blocking: bool = False) -> "TokenSet":
         """The same set on another `device`; `non_blocking` as in `torch.Tensor.to`."""
         check_device("device", device)
         as_bool("non_blocking", non_blocking)
@@ -317,11 +317,17 @@ class TokenSet:
             raise TypeError("this TokenSet has no batch axis, so no length; counts() has its size")
         return self.idx.shape[0]
 
+    def __iter__(self) -> Iterator["TokenSet"]:
+        if self.idx.dim() == 1:
+            raise TypeError("this TokenSet has no batch axis to iterate over")
+        return (self[i] for i in range(len(self)))
+
     def __getitem__(self, index: Any) -> "TokenSet":
         """Index the batch axes by any `index` of a tensor `[*batch]`; the sets stay whole."""
         if self.idx.dim() == 1:
-            # Not an IndexError, which would end an iteration silently.
             raise TypeError("this TokenSet has no batch axis to index; its entries are one set")
+        if isinstance(index, (str, float, bool)):
+            raise TypeError(f"index={index!r}: must be an int, a slice or a vector")
         # The entries of a set are no axis to index: a slice would drop tokens in raster order.
         at = (*index, slice(None)) if isinstance(index, tuple) else (index, slice(None))
         return self._with_tensors(self.idx[at], self.valid[at])

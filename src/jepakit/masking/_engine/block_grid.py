@@ -62,7 +62,7 @@ class BlockGrid:
         grid_size: tuple[int, ...],
         sizes: Int[Tensor, "k axes"],
         *,
-        device: torch.device | str | None = None,
+        device: torch.device | str | int | None = None,
     ) -> None:
         self.grid_size = grid_size
         padded_size = tuple(side + 1 for side in grid_size)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Collection
+from numbers import Integral
 
 import torch
 from jaxtyping import Bool, Float
@@ -21,9 +22,14 @@ def tokens_of_coverage(min_context_coverage: float, num_positions: int) -> int:
 
 def as_context_length(value: object, words: Collection[str] = ("pad", "trim")) -> str | int:
     """Return one of the words, or an integral number of at least 1 as an int; raise otherwise."""
-    if isinstance(value, str):
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return as_int("context_length", value, minimum=1)
+    if isinstance(value, str) and value in words:
         return as_choice("context_length", value, words)
-    return as_int("context_length", value, minimum=1)
+    options = ", ".join(repr(word) for word in words)
+    raise (ValueError if isinstance(value, str) else TypeError)(
+        f"context_length={value!r}: must be {options} or an int of at least 1"
+    )
 
 
 def fit_context(

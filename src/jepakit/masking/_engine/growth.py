@@ -29,7 +29,7 @@ def grow_blocks(
     block_scale: tuple[float, float],
     aspect_ratio: tuple[float, float],
     uniforms: Float[Tensor, "b u"],
-    device: torch.device | str | None,
+    device: torch.device | str | int | None,
 ) -> Bool[Tensor, "b N"]:
     """Flat masks of `num_cells` cells each.
 

@@ -14,6 +14,9 @@ from torch import Tensor
 
 from jepakit._checks import as_int, check_generator
 
+# None is the CPU.
+Device = torch.device | str | int | None
+
 
 def draw_uniforms(
     batch_size: int, num_uniforms: int, *, generator: torch.Generator | None = None
@@ -32,7 +35,7 @@ def draw_uniforms(
     )
 
 
-def copy_to(tensor: Tensor, device: torch.device | str | None) -> Tensor:
+def copy_to(tensor: Tensor, device: torch.device | str | int | None) -> Tensor:
     """Copy from the CPU to a device without a host synchronisation."""
     if device is None or torch.device(device).type == "cpu":
         return tensor
