@@ -11,7 +11,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from jepakit._checks import as_int, check_floating, type_name
+from jepakit._checks import as_int, check_floating, check_tensor, type_name
 from jepakit.data._subset import stratified_indices
 
 __all__ = [
@@ -46,6 +46,7 @@ class Features:
 
     def __post_init__(self) -> None:
         check_floating("x", self.x)
+        check_tensor("y", self.y)
         if not _is_integer(self.y):
             raise TypeError(f"y: must be of an integer type, got {self.y.dtype}")
         shapes = f"x {tuple(self.x.shape)} and y {tuple(self.y.shape)}"
@@ -140,7 +141,10 @@ def subset_loader(
 
 
 def check_same_width(train: Features, test: Features) -> None:
-    """Raise unless both sets have features of one width."""
+    """Raise unless both sets are `Features` of one width."""
+    for name, features in (("train", train), ("test", test)):
+        if not isinstance(features, Features):
+            raise TypeError(f"{name}: must be Features(x, y), got {type_name(features)}")
     shapes = tuple(train.x.shape), tuple(test.x.shape)
     if shapes[0][1] != shapes[1][1]:
         raise ValueError(f"train.x {shapes[0]} and test.x {shapes[1]}: must be equally wide")
