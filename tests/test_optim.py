@@ -1,4 +1,4 @@
-"""What is decayed: what multiplies an input, and nothing else, however it is wrapped."""
+"""Weight decay applies to what multiplies an input, and nothing else, however it is wrapped."""
 
 import re
 import warnings

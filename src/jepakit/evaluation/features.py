@@ -1,8 +1,8 @@
 """Features of labelled images from a frozen encoder."""
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from jepakit._checks import as_int, check_floating, check_tensor, type_name
+from jepakit._wrapped import eval_mode
 from jepakit.data._subset import stratified_indices
 
 __all__ = [
@@ -192,20 +193,9 @@ def _check_output(
         raise ValueError(f"encode: returned NaN or infinity for batch {number}, must be finite")
 
 
-@contextmanager
-def _eval_mode(function: object) -> Iterator[None]:
-    """Put the module behind a callable in eval mode; give every submodule its mode back."""
+def _eval_mode(function: object) -> AbstractContextManager[None]:
+    """Put the module behind a callable in eval mode, if there is one."""
     while isinstance(function, functools.partial):
         function = function.func
     owner = getattr(function, "__self__", function)  # the object of a bound method
-    if not isinstance(owner, nn.Module):
-        yield
-        return
-    # One mode per submodule: a frozen part may be in eval mode inside a training model.
-    modes = [(module, module.training) for module in owner.modules()]
-    owner.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
+    return eval_mode(owner) if isinstance(owner, nn.Module) else nullcontext()
