@@ -27,10 +27,10 @@ def relational_loss(
         h(r) = \begin{cases} r^2 / 2 & |r| < 1 \\ |r| - 1/2 & \text{else} \end{cases}$$
 
     where both features of a pair are valid, $P$ is the number of these pairs in the batch, and
-    $\mu$ the mean distance within the set. The teacher gets no gradient. Scale, shift and rotation of
-    either do not matter, so shrinking gains nothing; a constant student costs at least 1/2 for
-    every set whose teacher is not constant. Widths may differ. Pairs of equal features get
-    no gradient.
+    $\mu$ the mean distance within the set. The teacher gets no gradient. Scale, shift and rotation
+    of either do not matter, so shrinking gains nothing; a constant student costs at least 1/2 for
+    every set whose teacher is not constant. Widths may differ. Pairs of equal features get no
+    gradient.
 
     Args:
         student: Features that learn: sets of feature vectors `[b n d]`, or one set, such as the

@@ -152,7 +152,7 @@ def _check_sets(sampler: Any, masks: Masks, minimum: int) -> None:
     counts, length = context.sum(dim=1), getattr(sampler, "context_length", None)
     rules = {f"must have at least {minimum}": counts < minimum}
     if isinstance(length, Integral):
-        rules[f"context_length is {length}"] = counts != length
+        rules[f"context_length is {length}"] = counts != int(length)
     for rule, broken in rules.items():
         if broken.any():
             (sample,) = first_index(broken)

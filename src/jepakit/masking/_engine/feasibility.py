@@ -182,8 +182,8 @@ class MultiBlockSpec:
             taken = f"{cells} (largest target block, {blocks})"
         return (
             f"min_context_coverage={self.min_context_coverage:g} needs {minimum} context tokens, "
-            f"and {minimum} + {taken} = {minimum + self.target_cells} exceeds {self.largest_context} "
-            "(largest context block)"
+            f"and {minimum} + {taken} = {minimum + self.target_cells} exceeds "
+            f"{self.largest_context} (largest context block)"
         )
 
     def advice(self) -> str:
