@@ -1,4 +1,4 @@
-"""What every test shares: the type-checking hook, seeds, hypothesis, the optional data folder."""
+"""Shared by all tests: the type-checking hook, seeds, hypothesis, the optional data folder."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""What is decayed: what multiplies an input, and nothing else, however it is wrapped."""
+"""Weight decay applies to what multiplies an input, and nothing else, however it is wrapped."""
 
 import re
 import warnings
@@ -224,6 +224,8 @@ def test_what_is_refused() -> None:
         param_groups(model, 0.1, no_decay=["a.*"])
     with pytest.raises(TypeError, match="no_decay='bias': must be a collection of names"):
         param_groups(model, 0.1, no_decay="bias")
+    with pytest.raises(TypeError, match="no_decay=None: must be a collection of names"):
+        param_groups(model, 0.1, no_decay=None)
     with pytest.raises(TypeError, match=r"must be one torch\.nn\.Module, .*, got list"):
         param_groups([model], 0.1)
     with pytest.raises(ValueError, match=r"weight_decay=-1: must be at least 0"):

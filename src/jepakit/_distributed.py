@@ -91,7 +91,7 @@ class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, counts: list[int], process_group: ProcessGroup) -> Tensor:
         ctx.counts, ctx.process_group = counts, process_group
-        # `all_gather` wants equal shapes, so every rank sends as many rows as the largest has.
+        # `all_gather` requires equal shapes, so every rank sends as many rows as the largest has.
         padded = rows.new_zeros(max(counts), *rows.shape[1:])
         padded[: len(rows)] = rows
         parts = [torch.empty_like(padded) for _ in counts]

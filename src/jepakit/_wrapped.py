@@ -1,7 +1,8 @@
-"""Wrappers that change a module's names or tensors: DDP, `torch.compile`, FSDP2."""
+"""Modules as they are found: wrapped by DDP, `torch.compile` or FSDP2, in train or eval mode."""
 
 import sys
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Iterator, Set
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,6 +20,19 @@ def unwrap(module: nn.Module) -> nn.Module:
         if inner is None:
             return module
         module = inner
+
+
+@contextmanager
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Set a module to eval mode, and every submodule back to its own mode afterwards."""
+    # One mode per submodule: a frozen part may be in eval mode inside a training model.
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
 
 
 def clean_names(named: Iterable[tuple[str, Tensor]]) -> dict[str, Any]:

@@ -132,7 +132,8 @@ def _matches(name: str, patterns: Collection[str]) -> bool:
 
 
 def _as_names(argument: str, patterns: Iterable[str]) -> tuple[str, ...]:
-    names = () if isinstance(patterns, str) else tuple(patterns)
-    if isinstance(patterns, str) or not all(isinstance(name, str) for name in names):
+    is_collection = isinstance(patterns, Iterable) and not isinstance(patterns, str)
+    names = tuple(patterns) if is_collection else ()
+    if not is_collection or not all(isinstance(name, str) for name in names):
         raise TypeError(f"{argument}={patterns!r}: must be a collection of names")
     return names

@@ -211,3 +211,17 @@ def test_features_are_checked(x: Tensor, y: Tensor, error: type[Exception], text
     with pytest.raises(error) as caught:
         Features(x=x, y=y)
     assert text in str(caught.value)
+
+
+@pytest.mark.no_hook
+@pytest.mark.parametrize(
+    ("x", "y", "text"),
+    [
+        (torch.zeros(3, 2), [0, 1, 2], "y: must be a torch.Tensor, got list"),
+        ([[0.0], [1.0]], torch.arange(2), "x: must be a torch.Tensor, got list"),
+    ],
+)
+def test_features_of_another_type_raise(x: Any, y: Any, text: str) -> None:
+    with pytest.raises(TypeError) as raised:
+        Features(x=x, y=y)
+    assert str(raised.value) == text

@@ -128,3 +128,17 @@ def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], text: 
     with pytest.raises(error) as caught:
         knn_accuracy(**(good | arguments))
     assert text in str(caught.value)
+
+
+@pytest.mark.no_hook
+@pytest.mark.parametrize("name", ["train", "test"])
+def test_sets_of_another_type_raise(name: str) -> None:
+    rows_of_both = Features(x=torch.randn(4, 2), y=torch.arange(4))
+    arguments: dict[str, Any] = {
+        "train": rows_of_both,
+        "test": rows_of_both,
+        name: torch.ones(4, 2),
+    }
+    with pytest.raises(TypeError) as raised:
+        knn_accuracy(**arguments)
+    assert str(raised.value) == f"{name}: must be Features(x, y), got torch.Tensor"

@@ -91,7 +91,7 @@ def images() -> Tensor:
 
 
 def scramble(module: nn.Module) -> None:
-    """Weights at which every part of the module has a say."""
+    """Set weights at which every part of the module affects the output."""
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))

@@ -73,7 +73,7 @@ def predictor_state(side: int, encoder_dim: int, dim: int, depth: int) -> State:
 
 
 def checkpoint(seed: int = 0) -> dict[str, Any]:
-    """What the published code saves."""
+    """A checkpoint as the published code saves it."""
     torch.manual_seed(seed)
     states = {
         "encoder": encoder_state(**ENCODER),

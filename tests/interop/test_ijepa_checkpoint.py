@@ -1,4 +1,4 @@
-"""What is saved in the published layout is what was loaded, and the published code can load it."""
+"""Saving in the published layout gives what was loaded, and the published code can load it."""
 
 import pytest
 import timm
@@ -28,7 +28,7 @@ def test_loaded_and_saved_is_the_same_file(parts) -> None:
 
 @torch.no_grad()
 def test_autocast_and_default_type_around_it_are_no_other_arithmetic(parts) -> None:
-    """Trap: a sound block is refused, since it was compared in a half type."""
+    """Trap: a sound block is refused, since it was compared in half precision."""
     for weight in parts["encoder"].parameters():
         if weight.dim() > 1:
             weight.mul_(4)

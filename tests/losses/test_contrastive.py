@@ -15,7 +15,7 @@ from jepakit.losses import FeatureQueue, LearnableTemperature, info_nce
 
 
 def test_equal_features_give_the_logarithm_of_the_candidates() -> None:
-    """Law 11: at full collapse every candidate is as good, and no gradient tells samples apart."""
+    """Law 11: at full collapse all candidates are equal, and all samples get the same gradient."""
     x = torch.ones(8, 4, requires_grad=True)
     for negatives, expected in ((None, math.log(8)), (torch.ones(5, 4), math.log(13))):
         value = info_nce(x, x, negatives=negatives)
@@ -189,7 +189,7 @@ def test_queue_state_round_trip() -> None:
 
 
 def test_the_queue_has_no_gradient_and_no_alias() -> None:
-    """What was pushed may change afterwards, and what was read may not."""
+    """Pushed features may change afterwards; negatives that were read must not."""
     queue = FeatureQueue(2, 2)
     features = torch.ones(2, 2, requires_grad=True)
     queue.push(features)

@@ -255,3 +255,22 @@ def test_what_is_no_sequence_of_levels_raises(name, given) -> None:
     with pytest.raises(TypeError) as raised:
         hierarchical_loss(**arguments)
     assert str(raised.value) == f"{name}: must be a sequence of tensors, got {kind}"
+
+
+@pytest.mark.no_hook
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"loss": None}, "loss=None: must be a function, got NoneType"),
+        (
+            {"loss": lambda *_: 0.5},
+            "loss: must give a torch.Tensor, but gives float on level 0",
+        ),
+        ({"weights": lambda losses: 0.5}, "weights: must give a torch.Tensor, but gives float"),
+    ],
+)
+def test_functions_must_return_tensors(arguments, text) -> None:
+    """Trap: an error of this library's own code, about an attribute of a float."""
+    with pytest.raises(TypeError) as raised:
+        hierarchical_loss(*levels(0), **arguments)
+    assert str(raised.value) == text

@@ -1,4 +1,4 @@
-"""What levels count: decay presets, softmax over inverse losses, learned weights."""
+"""Weights of levels: decay presets, softmax over inverse losses, learned weights."""
 
 import copy
 import itertools

@@ -43,7 +43,7 @@ def cases(draw: st.DrawFn, *, batch_axes: tuple[int, ...] = (0, 1, 2)) -> Case:
 
 
 def token_values(loss: Callable[..., Tensor], pred: Tensor, target: Tensor) -> list[Tensor]:
-    """What one valid token of dimension d adds, value by value, written as in a textbook."""
+    """Terms that one valid token of dimension d adds, value by value, straight from the formula."""
     if loss is masked_cosine:
         dot = sum(p * t for p, t in zip(pred, target, strict=True))
         return [1 - dot / (pred.norm() * target.norm())]

@@ -148,7 +148,7 @@ sigreg(x, num_slices=1024).backward()
 
 
 def fits(rows: int, dim: int, megabytes: int) -> bool:
-    """Whether forward and backward get along with so much more memory than is held before.
+    """True if forward and backward run within so many megabytes more than are held before.
 
     Peaks of resident memory say less: those of the imports, and what the system takes back, hide
     them.

@@ -1,4 +1,4 @@
-"""What every sample of multi-block masks must keep, checked from the masks alone."""
+"""Rules that every sample of multi-block masks must keep, checked from the masks alone."""
 
 import math
 

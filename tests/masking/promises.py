@@ -1,4 +1,4 @@
-"""What each sampler promises, in its own terms, checked from the masks alone."""
+"""Promises of each sampler, in its own terms, checked from the masks alone."""
 
 import math
 from itertools import pairwise
@@ -41,7 +41,7 @@ def assert_promise(sampler: Any, masks: Any, batch_size: int) -> None:
 
 
 def assert_sets(sampler: Any, masks: Masks, batch_size: int) -> None:
-    """What all keep: sets on the grid, disjoint, none empty, one context and some targets each."""
+    """Promises of all: disjoint sets on the grid, none empty, one context and some targets."""
     for tokens in (masks.context, masks.targets):
         assert tokens.grid_size == sampler.grid_size
         TokenSet(tokens.idx, tokens.valid, tokens.grid_size, tokens.padded)  # values are checked

@@ -1,4 +1,4 @@
-"""What is drawn, and that each random number has its own part in it."""
+"""Distributions of the drawn masks, in which each random number has its own part."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Which multi-block masks exist: exactly those with need + a <= A, and the text says what to do."""
+"""Multi-block masks exist if and only if need + a <= A, and the error text names a remedy."""
 
 import math
 import re

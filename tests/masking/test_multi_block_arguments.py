@@ -1,4 +1,4 @@
-"""What `MultiBlockMask` refuses, and how I-JEPA's configuration files become its arguments."""
+"""Arguments that `MultiBlockMask` rejects, and those made from I-JEPA's configuration files."""
 
 import re
 

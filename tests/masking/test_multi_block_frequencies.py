@@ -1,4 +1,4 @@
-"""Where context and targets lie: no position is left out, no side of the image is preferred."""
+"""Positions of context and targets: none is left out, no side of the image is preferred."""
 
 import pytest
 import torch

@@ -24,7 +24,7 @@ ratios = st.floats(0.01, 0.99)
     seed=st.integers(0, 2**31),
 )
 def test_target_and_rest(grid, ratio, batch, part, whole, seed):
-    """Law 1 for this sampler: sizes as told, disjoint, nothing padded."""
+    """Law 1 for this sampler: sizes as given, disjoint, nothing padded."""
     size = math.prod(grid)
     targets = min(max(1, math.floor(ratio * size + 0.5)), size - 1)
     rest = size - targets

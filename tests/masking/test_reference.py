@@ -550,7 +550,7 @@ def test_errors(arguments, text):
 
 
 def check_any(grid, switches, num_targets, scale, context, min_keep, seed) -> bool:
-    """Always ends; targets whole; contexts of one length, disjoint unless told to relax."""
+    """Always ends; targets whole; contexts of one length, disjoint unless `relax_when_stuck`."""
     try:
         sampler = ReferenceMultiBlockMask(
             grid,

@@ -1,6 +1,6 @@
 """Equal random numbers: sorts may order them in any way, and masks must not depend on it.
 
-A device may sort equal keys in another order, unless it is told to keep theirs.
+A device may sort equal keys in another order, unless the sort is stable.
 """
 
 import pytest

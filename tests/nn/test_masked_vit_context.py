@@ -84,7 +84,7 @@ def test_hidden_nan_stays_hidden(
 
 
 def test_a_stem_is_the_only_way_in(hybrid_kind, build, images_for, ragged) -> None:
-    """What holds of law 4 where a stem mixes the pixels: its hidden patches change nothing."""
+    """Law 4 as it holds where a stem mixes the pixels: its hidden patches change nothing."""
     encoder = build(hybrid_kind)
     images = images_for(encoder, 4)
     tokens = ragged(encoder.grid_size, 4, at_least=1)

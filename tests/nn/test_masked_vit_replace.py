@@ -197,7 +197,7 @@ def test_copies_use_their_own_mask_token(kind, duplicate) -> None:
 @pytest.mark.no_hook
 @pytest.mark.parametrize("kind", ["swin", "hiera", "vit"])
 def test_one_graph(kind) -> None:
-    """Law 14. Trap: what is hidden becomes a constant of the graph, or a value read back."""
+    """Law 14. Trap: the hidden set becomes a constant of the graph, or costs a synchronisation."""
     encoder, images = build(kind), images_of(kind, 2)
     torch.compiler.reset()
     compiled = torch.compile(encoder, fullgraph=True, backend="eager")

@@ -97,7 +97,7 @@ def test_channels_last(few_kind, build, images_for, assert_close) -> None:
 
 
 def test_frozen_blocks(few_kind, build, images_for) -> None:
-    """What is frozen gets no gradient, what is not does, in whatever block it stands."""
+    """Frozen parameters get no gradient and all others do, in whatever block they are."""
     encoder = build(few_kind).train()
     encoder.backbone.blocks[0].requires_grad_(False)
     encoder(images_for(encoder, 3), ragged_context(encoder, 3)).square().mean().backward()

@@ -110,7 +110,7 @@ def test_batch_invariance(
 
 @KINDS
 def test_padding_gives_and_gets_nothing(position, joint, ragged) -> None:
-    """Law 6: what stands at padding, NaN included, enters neither value nor gradient."""
+    """Law 6: values at padding, NaN included, enter neither value nor gradient."""
     predictor = build(position=position, joint=joint)
     here, asked = ragged((4, 5), 4), ragged((4, 5), 4, 3)
     clean = features(here)

@@ -112,7 +112,7 @@ def test_a_cell_is_at_the_mean_of_its_patches(grid, level) -> None:
 
 @pytest.mark.parametrize("table", [sincos_table, rotary_table])
 def test_coarse_tables_are_read_off_the_finest(table) -> None:
-    """Where a window is a single patch, at the end of an odd side, both have the same row."""
+    """Both have the same row where a window is a single patch, at the end of an odd side."""
     fine, coarse = table((9,), 12), table((9,), 12, 1)
     assert torch.equal(coarse[-1], fine[-1])
     apart = torch.cdist(coarse[:-1], fine)

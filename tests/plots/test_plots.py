@@ -105,3 +105,47 @@ def test_no_more_images_than_columns(columns, shown):
     assert len(panels) == 3 * shown
     for image, ax in zip(images[:shown], panels[:shown], strict=True):
         assert torch.equal(torch.as_tensor(ax.images[0].get_array())[..., 0], image[0])
+
+
+IMAGES = torch.rand(2, 3, 24, 24)
+MASKS = RandomMask((4, 4))(2)
+
+
+@pytest.mark.no_hook
+@pytest.mark.parametrize(
+    ("plot", "arguments", "text"),
+    [
+        (plots.plot_masks, (IMAGES.numpy(), MASKS), "images: must be a torch.Tensor, got numpy"),
+        (plots.plot_masks, (MASKS, IMAGES), "images: must be a torch.Tensor, got jepakit"),
+        (plots.plot_masks, (IMAGES, MASKS.context), "masks: must be jepakit.Masks, got jepakit"),
+        (plots.plot_curves, ([1, 2],), "curves: must be a mapping of titles to points, got list"),
+        (plots.plot_curves, ({"a": 1},), "curves['a']: must be a sequence of points (step, value)"),
+        (
+            plots.plot_curves,
+            ({"loss": [1, 2, 3]},),
+            "curves['loss'][0]=1: must be a point (step, value)",
+        ),
+        (
+            plots.plot_patch_pca,
+            (IMAGES, torch.rand(2, 16, 4), (4, 4)),
+            "features: must be a mapping of labels to patch features, got torch.Tensor",
+        ),
+        (
+            plots.plot_patch_pca,
+            (IMAGES, {"a": [1.0]}, (4, 4)),
+            "features['a']: must be a torch.Tensor, got list",
+        ),
+        (
+            plots.plot_patch_pca,
+            (IMAGES.numpy(), {"a": torch.rand(2, 16, 4)}, (4, 4)),
+            "images: must be a torch.Tensor, got numpy",
+        ),
+        (plots.plot_mask_audit, (MASKS,), "audit: must be a MaskAudit, which audit_masks(sampler)"),
+        (plots.plot_mask_audit, ({"a": 1},), "audit: must be a MaskAudit, which audit_masks"),
+    ],
+)
+def test_arguments_of_another_type_raise(plot, arguments, text):
+    with pytest.raises(TypeError) as raised:
+        plot(*arguments)
+    assert str(raised.value).startswith(text)
+    assert not plt.get_fignums()

@@ -395,7 +395,7 @@ CASES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     # testing
     "assert_sampler_contract": (
         lambda **arguments: assert_sampler_contract(masking.RandomMask((4, 4)), **arguments),
-        {"batch_size": 4, "num_samples": 64, "seed": 1, "min_context": 4},
+        {"batch_size": 4, "num_samples": 64, "seed": 1, "min_context_tokens": 4},
     ),
     "assert_predictor_contract": (
         lambda **arguments: assert_predictor_contract(
@@ -441,7 +441,7 @@ EXCEPT = {
 
 
 def shown(result: Any) -> Any:
-    """What two calls must agree in."""
+    """A text in which two equivalent calls must agree."""
     if isinstance(result, nn.Module):
         shapes = {
             name: tuple(value.shape)

@@ -134,7 +134,7 @@ def surface() -> str:
             obj = getattr(module, name)
             home = getattr(obj, "__module__", "")
             if module is jepakit and is_ours(obj):
-                # Told in full where it lives; the face only re-exports.
+                # Described in full where it is defined; the package only re-exports.
                 lines.append(f"{name} <- {'.'.join(home.split('.')[:2])}")
             else:
                 lines += describe(name, obj)
@@ -176,7 +176,7 @@ def parameters(node: Def) -> list[str]:
     return [name for name in names if name not in {"self", "cls"} and not name.startswith("_")]
 
 
-def told(doc: str) -> list[str]:
+def documented(doc: str) -> list[str]:
     names: list[str] = []
     for line in section(doc, "Args").splitlines():
         match = re.match(r"((?:\*{0,2}\w+)(?:, \*{0,2}\w+)*)(?: \(.*?\))?:", line)
@@ -219,7 +219,7 @@ def test_docstring_has_an_example(name):
 
 @pytest.mark.parametrize("name", OBJECTS)
 def test_a_source_is_a_paper_or_a_published_code(name):
-    """Where there is no source, the section is left out."""
+    """The section is left out if there is no source."""
     doc = doc_of(OBJECTS[name])
     assert "Source:" not in doc or re.search("paper|code|arXiv|[0-9]{4}", section(doc, "Source"))
     assert "jepakit's own." not in doc
@@ -242,26 +242,26 @@ def test_what_raises_says_so(name):
 
 @pytest.mark.parametrize("name", OBJECTS)
 def test_args_match_the_signature(name):
-    """Trap: an argument that is documented and does not exist, or exists and is told nowhere."""
+    """Trap: an argument that is documented and does not exist, or exists and is not documented."""
     obj = OBJECTS[name]
     if not inspect.isclass(obj):
         node = node_of(obj)
-        assert sorted(told(doc_of(obj))) == sorted(parameters(node))
+        assert sorted(documented(doc_of(obj))) == sorted(parameters(node))
         return
     methods = members(obj)
     own = methods.pop("__init__", None)
     expected = parameters(own) if own else list(fields(obj))
-    if own and ast.get_docstring(own) and not told(doc_of(obj)):
-        assert sorted(told(ast.get_docstring(own))) == sorted(expected)
+    if own and ast.get_docstring(own) and not documented(doc_of(obj)):
+        assert sorted(documented(ast.get_docstring(own))) == sorted(expected)
     elif own or hasattr(obj, "__dataclass_fields__"):
-        assert sorted(told(doc_of(obj))) == sorted(expected)
+        assert sorted(documented(doc_of(obj))) == sorted(expected)
     for method, node in methods.items():
         doc = ast.get_docstring(node) or ""
         assert doc, f"{name}.{method}: a docstring"
         # The first line alone will do where it names the arguments.
         named = re.findall(r"`(\w+)`", doc.splitlines()[0])
-        unknown = set(told(doc)) - set(parameters(node))
-        missing = set(parameters(node)) - set(told(doc)) - set(named)
+        unknown = set(documented(doc)) - set(parameters(node))
+        missing = set(parameters(node)) - set(documented(doc)) - set(named)
         assert not unknown and not missing, f"{name}.{method}: {unknown=} {missing=}"
 
 
@@ -282,7 +282,7 @@ SHAPED = {"UInt8", "Bool", "Complex", "Float", "Inexact", "Int", "Integer", "Num
 
 
 def bare_tensor(annotation: str) -> bool:
-    """Whether `Tensor` stands without a jaxtyping shape, where one could be checked."""
+    """True if `Tensor` has no jaxtyping shape, where one could be checked."""
 
     def bare(node: ast.AST) -> bool:
         # What a callable will be given cannot be checked when it is handed over.

@@ -1,4 +1,4 @@
-"""Recipes and ablations ask for what the scripts take. Trap: options that nobody reads any more."""
+"""Recipes and ablations use options that the scripts take. Trap: options that were removed."""
 
 import ast
 import importlib.util

@@ -1,4 +1,4 @@
-"""What `EMATeacher` refuses, and that it is unchanged then."""
+"""Arguments that `EMATeacher` rejects, without a change of its state."""
 
 import pytest
 import torch

@@ -182,11 +182,11 @@ def test_an_int_context_length_is_kept():
 
 
 def test_min_context():
-    assert_sampler_contract(Own(), min_context=6)
+    assert_sampler_contract(Own(), min_context_tokens=6)
     with violates(Law.GUARANTEE, "the context has 6 tokens, must have at least 7, at sample 0"):
-        assert_sampler_contract(Own(), min_context=7)
+        assert_sampler_contract(Own(), min_context_tokens=7)
     with violates(Law.GUARANTEE, "must have at least 50"):
-        assert_sampler_contract(MultiBlockMask((14, 14), context_length=49), min_context=50)
+        assert_sampler_contract(MultiBlockMask((14, 14), context_length=49), min_context_tokens=50)
 
 
 # Interface
@@ -487,5 +487,5 @@ def test_a_prefix_is_no_violation():
 def test_arguments():
     with pytest.raises(ValueError, match=r"^batch_size=1: must be at least 2$"):
         assert_sampler_contract(Own(), batch_size=1)
-    with pytest.raises(ValueError, match=r"^min_context=-1: must be at least 0$"):
-        assert_sampler_contract(Own(), min_context=-1)
+    with pytest.raises(ValueError, match=r"^min_context_tokens=-1: must be at least 0$"):
+        assert_sampler_contract(Own(), min_context_tokens=-1)

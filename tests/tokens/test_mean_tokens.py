@@ -16,7 +16,7 @@ def test_is_the_mean_of_the_valid(tokens, seed):
     """Trap: the mean over a padded axis shrinks with the padding."""
     generator = torch.Generator().manual_seed(seed)
     features = torch.randn(*tokens.shape, 3, generator=generator)
-    # What stands at padding is not even read.
+    # Values at padding are not even read.
     features = torch.where(tokens.valid.unsqueeze(-1), features, torch.nan).requires_grad_()
     means = mean_tokens(features, tokens)
     assert means.shape == (*tokens.shape[:-1], 3)

@@ -1,4 +1,4 @@
-"""What a `TokenSet` refuses: the argument, the value and the rule stand in the text."""
+"""Arguments that a `TokenSet` rejects; the error names the argument, the value and the rule."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""What is recorded of losses, diagnostics, data and the rest: name of a case to what it gives.
+"""Recorded cases of losses, diagnostics, data and the rest: name of a case to its result.
 
 `FUNCTIONS` give tensors by name, `FACTS` what JSON can hold.
 """

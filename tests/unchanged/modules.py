@@ -1,4 +1,4 @@
-"""What is recorded of modules: name of a case to a function that gives outputs by name."""
+"""Recorded cases of modules: name of a case to a function that gives outputs by name."""
 
 from collections.abc import Callable
 from typing import Any

@@ -206,15 +206,15 @@ SAMPLERS: dict[str, Callable[[], Any]] = {
 }
 
 
-def collated(sampler: Any, seed: int, epoch: int, *, told: bool = False) -> Any:
-    """What a collator draws for two batches; the epoch is set, or told by the indices."""
+def collated(sampler: Any, seed: int, epoch: int, *, by_index: bool = False) -> Any:
+    """Masks that a collator draws for two batches; the epoch is set, or carried by the indices."""
     collate = MaskCollator(sampler, seed=seed)
     dataset = IndexedDataset(torch.zeros(100, 1))
-    if not told:
+    if not by_index:
         collate.set_epoch(epoch)
     drawn = []
     for indices in ([7, 3, 99, 0, 41], [12, 7]):
-        kept = [EpochIndex(index, epoch) if told else index for index in indices]
+        kept = [EpochIndex(index, epoch) if by_index else index for index in indices]
         masks = collate([dataset[index] for index in kept])[1]
         drawn += masks if isinstance(masks, list) else [masks]
     return drawn
@@ -242,7 +242,7 @@ DRAWS: dict[str, Callable[[int], Any]] = {
     ),
     "collated by sample, epoch 3": lambda seed: collated(RandomMask(IMAGE), seed, 3),
     "collated by sample, epoch 3 of the indices": lambda seed: collated(
-        RandomMask(IMAGE), seed, 3, told=True
+        RandomMask(IMAGE), seed, 3, by_index=True
     ),
     "collated by batch": lambda seed: collated(MultiBlockMask(IMAGE), seed, 0),
     "collated by batch, epoch 3": lambda seed: collated(ReferenceMultiBlockMask(IMAGE), seed, 3),

@@ -1,8 +1,8 @@
 """Features of labelled images from a frozen encoder."""
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,8 @@ from jaxtyping import Float, Integer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from jepakit._checks import as_int, check_floating, type_name
+from jepakit._checks import as_int, check_floating, check_tensor, type_name
+from jepakit._wrapped import eval_mode
 from jepakit.data._subset import stratified_indices
 
 __all__ = [
@@ -46,6 +47,7 @@ class Features:
 
     def __post_init__(self) -> None:
         check_floating("x", self.x)
+        check_tensor("y", self.y)
         if not _is_integer(self.y):
             raise TypeError(f"y: must be of an integer type, got {self.y.dtype}")
         shapes = f"x {tuple(self.x.shape)} and y {tuple(self.y.shape)}"
@@ -140,7 +142,10 @@ def subset_loader(
 
 
 def check_same_width(train: Features, test: Features) -> None:
-    """Raise unless both sets have features of one width."""
+    """Raise unless both sets are `Features` of one width."""
+    for name, features in (("train", train), ("test", test)):
+        if not isinstance(features, Features):
+            raise TypeError(f"{name}: must be Features(x, y), got {type_name(features)}")
     shapes = tuple(train.x.shape), tuple(test.x.shape)
     if shapes[0][1] != shapes[1][1]:
         raise ValueError(f"train.x {shapes[0]} and test.x {shapes[1]}: must be equally wide")
@@ -188,20 +193,9 @@ def _check_output(
         raise ValueError(f"encode: returned NaN or infinity for batch {number}, must be finite")
 
 
-@contextmanager
-def _eval_mode(function: object) -> Iterator[None]:
-    """Put the module behind a callable in eval mode; give every submodule its mode back."""
+def _eval_mode(function: object) -> AbstractContextManager[None]:
+    """Put the module behind a callable in eval mode, if there is one."""
     while isinstance(function, functools.partial):
         function = function.func
     owner = getattr(function, "__self__", function)  # the object of a bound method
-    if not isinstance(owner, nn.Module):
-        yield
-        return
-    # One mode per submodule: a frozen part may be in eval mode inside a training model.
-    modes = [(module, module.training) for module in owner.modules()]
-    owner.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
+    return eval_mode(owner) if isinstance(owner, nn.Module) else nullcontext()

@@ -23,7 +23,7 @@ def knn_accuracy(
     Deterministic; among classes with equal votes the smallest label wins.
 
     Args:
-        train: Rows that vote. Must not contain the test rows, which would find themselves.
+        train: Rows that vote. Must not contain the test rows: each would be its own nearest row.
         test: Rows to classify.
         k: Number of nearest rows that vote, at most that of all rows.
         temperature: $T$; a small one gives the nearest rows most weight, a large one weights all

@@ -25,10 +25,10 @@ def linear_probe(
     $$\min_{W, b}\; \tfrac{1}{2} \|W\|^2 + C \sum_i -\log \mathrm{softmax}(W z_i + b)_{y_i}, \qquad
         z = (R + I)^{-1/2} \, \frac{x - \mu}{\sigma}$$
 
-    Mean, std and correlations $R$ are those of the training rows. A direction that many features
-    share is shrunk to the scale of one feature, so that smaller directions are not lost beside it;
-    a direction that varies less keeps about its scale. Constant features have no effect.
-    Deterministic; fitted on one CPU core.
+    Mean, std and correlations $R$ are those of the training rows. A direction along which many
+    features vary together is shrunk to the scale of one feature, so that smaller directions are not
+    lost beside it; a direction that varies less keeps about its scale. Constant features have no
+    effect. Deterministic; fitted on one CPU core.
 
     Args:
         train: Rows to fit on.

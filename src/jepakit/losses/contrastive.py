@@ -309,7 +309,7 @@ class LearnableTemperature(nn.Module):
         self.theta = nn.Parameter(torch.tensor(math.tan(math.pi / 2 * position)))
 
     def _log_interval(self) -> tuple[float, float]:
-        """Middle and half of the width."""
+        """Centre and half-width of the interval of log temperatures."""
         low, high = math.log(self.low), math.log(self.high)
         return (low + high) / 2, (high - low) / 2
 

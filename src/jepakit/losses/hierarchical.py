@@ -77,23 +77,31 @@ def hierarchical_loss(
     if num_levels == 0 or len(targets) != num_levels or len(valids) != num_levels:
         counts = f"{num_levels} preds, {len(targets)} targets and {len(valids)} valids"
         raise ValueError(f"{counts}: must be as many of each as there are levels, at least one")
+    if not callable(loss):
+        raise TypeError(f"loss={loss!r}: must be a function, got {type_name(loss)}")
     fixed_weights = () if callable(weights) else _fixed_weights(weights, num_levels)
     losses = []
     for level, (pred, target, valid) in enumerate(zip(preds, targets, valids, strict=True)):
         value = loss(pred, target, valid)
-        if value.dim() != 0:
-            shape = tuple(value.shape)
-            raise ValueError(f"loss: must give a single number, but gives {shape} on level {level}")
+        _check_result("loss", value, f" on level {level}")
         losses.append(value)
     if callable(weights):
         total = weights(torch.stack(losses))
-        if total.dim() != 0:
-            raise ValueError(f"weights: must give a single number, but gives {tuple(total.shape)}")
+        _check_result("weights", total)
     else:
         # A level of weight 0 is left out, not multiplied: its loss may be infinite.
         terms = [w * value for w, value in zip(fixed_weights, losses, strict=True) if w != 0]
         total = torch.stack(terms).sum()
     return total, {f"level_{level}": value.detach() for level, value in enumerate(losses)}
+
+
+def _check_result(name: str, value: object, where: str = "") -> None:
+    """Raise unless `value`, which a function returned, is a tensor of one number."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: must give a torch.Tensor, but gives {type_name(value)}{where}")
+    if value.dim() != 0:
+        shape = tuple(value.shape)
+        raise ValueError(f"{name}: must give a single number, but gives {shape}{where}")
 
 
 def _fixed_weights(weights: Sequence[float] | None, num_levels: int) -> tuple[float, ...]:

@@ -1,4 +1,4 @@
-"""Relational loss: pairwise distances between tokens match those of the teacher's features."""
+"""Relational loss: pairwise distances between features match those of the teacher's features."""
 
 import torch
 from jaxtyping import Bool, Float
@@ -26,15 +26,15 @@ def relational_loss(
         \frac{\|t_i - t_j\|}{\mu_t}\Big), \qquad
         h(r) = \begin{cases} r^2 / 2 & |r| < 1 \\ |r| - 1/2 & \text{else} \end{cases}$$
 
-    where both tokens of a pair are valid, $P$ is the number of these pairs in the batch, and $\mu$
-    the mean distance within the set. The teacher gets no gradient. Scale, shift and rotation of
-    either do not matter, so shrinking gains nothing; a constant student costs at least 1/2 for
-    every set whose teacher is not constant. Widths may differ. Pairs of equal tokens get no
+    where both features of a pair are valid, $P$ is the number of these pairs in the batch, and
+    $\mu$ the mean distance within the set. The teacher gets no gradient. Scale, shift and rotation
+    of either do not matter, so shrinking gains nothing; a constant student costs at least 1/2 for
+    every set whose teacher is not constant. Widths may differ. Pairs of equal features get no
     gradient.
 
     Args:
-        student: Features that learn: sets of tokens `[b n d]`, or one set, such as the pooled
-            features of a batch, `[b d]`.
+        student: Features that learn: sets of feature vectors `[b n d]`, or one set, such as the
+            pooled features of a batch, `[b d]`.
         teacher: Features whose distances are the target.
         valid: True where a token counts. All if None.
         process_group: Take the mean over all ranks of this group, as in `masked_mse`. Features

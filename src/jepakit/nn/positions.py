@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from jepakit._checks import type_name
 from jepakit.nn._backbones import UnsupportedBackboneError
 from jepakit.nn.masked_vit import MaskedViT
 
@@ -111,7 +112,7 @@ def init_sincos_positions(encoder: MaskedViT) -> None:
         freeze them and put the column first.
     """
     if not isinstance(encoder, MaskedViT):
-        raise TypeError(f"encoder: must be a MaskedViT, got {type(encoder).__name__}")
+        raise TypeError(f"encoder: must be a MaskedViT, got {type_name(encoder)}")
     embedding = getattr(encoder.backbone, "pos_embed", None)
     rows, columns = encoder.grid_size
     name = type(encoder.backbone).__name__

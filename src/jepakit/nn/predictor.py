@@ -143,7 +143,7 @@ class MaskedPredictor(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MaskedPredictor":
         # `to`, `half`, `to_empty` and the like end here. A fixed table is in no checkpoint, so it
         # is computed anew: after `to_empty` on a module from the meta device it would hold
-        # arbitrary values, and after a visit to half precision it would stay rounded.
+        # arbitrary values, and after a conversion to half precision and back it would stay rounded.
         with torch.no_grad(), torch.device("cpu"):
             before = self._buffers.get("position_table")  # None where it is learned
             # A table that the user has replaced is left alone.

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from jepakit._checks import type_name
 from jepakit.masking import MaskAudit
 from jepakit.plots._figures import TARGET_COLOURS, hide_ticks, new_figure
 
@@ -43,6 +44,10 @@ def plot_mask_audit(audit: MaskAudit | Mapping[str, MaskAudit]) -> "Figure":
     audits = audit if isinstance(audit, Mapping) else {"": audit}
     if not audits:
         raise ValueError("audit={}: must hold at least one audit")
+    for each in audits.values():
+        if not isinstance(each, MaskAudit):
+            rule = "must be a MaskAudit, which audit_masks(sampler) returns, or several by name"
+            raise TypeError(f"audit: {rule}, got {type_name(each)}")
     sizes = [_as_picture(one.context_frequency, one.grid_size).shape for one in audits.values()]
     down, across = (max(sides) for sides in zip(*sizes, strict=True))
     width = 3.0 if across < 2 * down else 5.6

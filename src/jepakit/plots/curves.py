@@ -1,8 +1,9 @@
 """`plot_curves`: metrics over training."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from jepakit._checks import type_name
 from jepakit.plots._figures import new_figure
 
 if TYPE_CHECKING:
@@ -29,12 +30,34 @@ def plot_curves(
         >>> len(figure.axes)
         2
     """
+    if not isinstance(curves, Mapping):
+        raise TypeError(f"curves: must be a mapping of titles to points, got {type_name(curves)}")
     if not curves:
         raise ValueError("curves={}: must hold at least one curve")
+    lines = [_as_steps_and_values(title, points) for title, points in curves.items()]
     figure, axes = new_figure(1, len(curves), 4.2 * len(curves), 3.0)
-    for ax, (title, points) in zip(axes.flat, curves.items(), strict=True):
-        ax.plot([x for x, _ in points], [value for _, value in points], color="#0072B2", lw=1.2)
+    for ax, title, (steps, values) in zip(axes.flat, curves, lines, strict=True):
+        ax.plot(steps, values, color="#0072B2", lw=1.2)
         ax.set_title(title)
         ax.set_xlabel(xlabel)
         ax.grid(alpha=0.3)
     return figure
+
+
+def _as_steps_and_values(title: str, points: object) -> tuple[list[float], list[float]]:
+    """Split the points (step, value) of a curve; raise unless each is a pair."""
+    if not isinstance(points, Iterable):
+        kind = type_name(points)
+        raise TypeError(
+            f"curves[{title!r}]: must be a sequence of points (step, value), got {kind}"
+        )
+    steps, values = [], []
+    for number, point in enumerate(points):
+        try:
+            step, value = point
+        except (TypeError, ValueError):
+            rule = "must be a point (step, value)"
+            raise TypeError(f"curves[{title!r}][{number}]={point!r}: {rule}") from None
+        steps.append(step)
+        values.append(value)
+    return steps, values

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from jepakit._checks import as_int
+from jepakit._checks import as_int, check_tensor, type_name
 from jepakit.plots._figures import TARGET_COLOURS, hide_ticks, new_figure, to_rgb
 from jepakit.tokens import Masks, TokenSet
 
@@ -41,6 +41,9 @@ def plot_masks(images: Float[Tensor, "b c h w"], masks: Masks, *, columns: int =
         After figure 4 of I-JEPA (arXiv:2301.08243).
     """
     columns = as_int("columns", columns, minimum=1)
+    check_tensor("images", images)
+    if not isinstance(masks, Masks):
+        raise TypeError(f"masks: must be jepakit.Masks, got {type_name(masks)}")
     if len(masks.grid_size) != 2 or len(images) != len(masks):
         raise ValueError(
             f"masks on the grid {masks.grid_size} for a batch of {len(masks)}: "
@@ -59,7 +62,7 @@ def plot_masks(images: Float[Tensor, "b c h w"], masks: Masks, *, columns: int =
         axes[1, column].imshow(torch.where(contexts[column, :, :, None], pixels, grey).numpy())
         axes[2, column].imshow(grey.numpy())
         for number, block in enumerate(targets[column]):
-            # Overlapping blocks shine through; outside of a block alpha is 0.
+            # Blocks are translucent, so that overlaps stay visible; outside of a block alpha is 0.
             colour = to_rgba(TARGET_COLOURS[number % len(TARGET_COLOURS)], alpha=0.75)
             rgba = torch.tensor(colour, device="cpu") * block[:, :, None]
             axes[2, column].imshow(rgba.numpy())

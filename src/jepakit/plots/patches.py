@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from jepakit._checks import as_grid_size, as_int
+from jepakit._checks import as_grid_size, as_int, check_tensor, type_name
 from jepakit.plots._figures import hide_ticks, new_figure, to_rgb
 
 if TYPE_CHECKING:
@@ -53,9 +53,14 @@ def plot_patch_pca(
     """
     height, width = as_grid_size("grid_size", grid_size, num_axes=(2,))
     columns = as_int("columns", columns, minimum=1)
+    check_tensor("images", images)
+    if not isinstance(features, Mapping):
+        kind = type_name(features)
+        raise TypeError(f"features: must be a mapping of labels to patch features, got {kind}")
     if not features:
         raise ValueError("features={}: must hold at least one row")
     for label, values in features.items():
+        check_tensor(f"features[{label!r}]", values)
         if values.shape[:2] != (len(images), height * width):
             raise ValueError(
                 f"features[{label!r}] {tuple(values.shape)}: must hold the patch features of "

@@ -49,6 +49,13 @@ class Case:
     ) -> None:
         require_close(law, what, actual, expected, self.tolerance, scale=scale)
 
+    def require_same_gradients(
+        self, what: str, actual: dict[str, Tensor], expected: dict[str, Tensor]
+    ) -> None:
+        """Fail if values at padding changed a gradient; `what` is followed by its name."""
+        for name, gradient in expected.items():
+            self.require_close(Law.PADDING, f"{what} {name}", actual[name], gradient)
+
     def require_positions(self, what: str, gap: float, largest: float, hint: str) -> None:
         """Fail if outputs at different positions are as close as equal ones may be."""
         found = f"{what} differ by at most {gap:.3g} (largest value {largest:.3g})"

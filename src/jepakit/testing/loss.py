@@ -116,7 +116,7 @@ def _leaf(tensor: Tensor) -> Tensor:
 
 
 def _with_gradients(loss: Tensor, pred: Tensor, target: Tensor) -> dict[str, Tensor]:
-    """The loss and its gradients by name; zeros for a target that the loss detaches."""
+    """Return the loss and its gradients by name; zeros for a target that the loss detaches."""
     of_pred, of_target = torch.autograd.grad(loss, [pred, target], materialize_grads=True)
     return {"loss": loss, "gradient of pred": of_pred, "gradient of target": of_target}
 
@@ -171,7 +171,7 @@ def _check_nothing_valid(case: _Case) -> None:
 
 
 def _check_shapes(case: _Case) -> None:
-    """Arguments that would broadcast raise."""
+    """Check that arguments that would broadcast raise."""
     pred, target, valid = case.pred, case.target, case.valid
     for name, arguments in {
         "target": (pred, target[..., :1], valid),

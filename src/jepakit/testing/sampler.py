@@ -28,14 +28,14 @@ def assert_sampler_contract(
     batch_size: int = 8,
     num_samples: int = 256,
     seed: int = 0,
-    min_context: int | None = None,
+    min_context_tokens: int | None = None,
     varies: bool = True,
     device: torch.device | str = "cpu",
 ) -> None:
     r"""Raise unless a sampler follows the laws of masks.
 
-    - Law 1: for every sample, $|C| \ge$ `min_context` and $C \cap T_j = \emptyset$, no $T_j$ is
-      empty and every index lies on the grid.
+    - Law 1: for every sample, $|C| \ge$ `min_context_tokens` and $C \cap T_j = \emptyset$, no
+      $T_j$ is empty and every index lies on the grid.
     - Law 2: the masks are a function of the generator alone, on every device; no global random
       state is read or advanced.
     - Law 13: `deepcopy`, `pickle` and `repr`, where it is an expression, give a sampler that draws
@@ -56,7 +56,7 @@ def assert_sampler_contract(
         num_samples: Samples of one further batch that tests law 1; an error in a fraction $p$ of
             the samples is missed with probability $(1 - p)^n$.
         seed: For the generators that are passed to the sampler.
-        min_context: Tokens that every context has at least. None for the sampler's own
+        min_context_tokens: Tokens that every context has at least. None for the sampler's own
             `min_context_tokens` (or its int `context_length`, where that is less; those of its
             members in `samplers`, where it returns a list), and 1 where it has none.
         varies: Require that batches, and the targets in a batch, differ. False for a sampler
@@ -76,10 +76,10 @@ def assert_sampler_contract(
     num_samples = as_int("num_samples", num_samples, minimum=1)
     seed = as_int("seed", seed)
     as_bool("varies", varies)
-    if min_context is not None:
-        min_context = as_int("min_context", min_context, minimum=0)
+    if min_context_tokens is not None:
+        min_context_tokens = as_int("min_context_tokens", min_context_tokens, minimum=0)
     for size in (1, batch_size, num_samples):
-        _check_guarantee(sampler, _draw(sampler, size, seed), size, min_context)
+        _check_guarantee(sampler, _draw(sampler, size, seed), size, min_context_tokens)
     _check_pure(sampler, batch_size, seed)
     for name in dict.fromkeys(("cpu", str(device))):
         _check_device(sampler, batch_size, seed, name)
@@ -87,7 +87,7 @@ def assert_sampler_contract(
         _check_varies(sampler, batch_size, seed)
     _check_copies(sampler, batch_size, seed)
     if hasattr(sampler, "from_uniforms") and hasattr(sampler, "num_uniforms"):
-        _check_uniforms(sampler, batch_size, seed, min_context)
+        _check_uniforms(sampler, batch_size, seed, min_context_tokens)
 
 
 def _seeded(seed: int) -> torch.Generator:
@@ -116,12 +116,14 @@ def _equal(one: Any, other: Any) -> bool:
 # Law 1
 
 
-def _check_guarantee(sampler: Any, drawn: Any, batch_size: int, min_context: int | None) -> None:
+def _check_guarantee(
+    sampler: Any, drawn: Any, batch_size: int, min_context_tokens: int | None
+) -> None:
     members = _as_list(drawn)
     promised = promised_tokens(sampler, len(members))
     for masks, minimum in zip(members, promised, strict=True):
         _check_attributes(sampler, masks, batch_size)
-        _check_sets(sampler, masks, minimum if min_context is None else min_context)
+        _check_sets(sampler, masks, minimum if min_context_tokens is None else min_context_tokens)
 
 
 def _check_attributes(sampler: Any, masks: Masks, batch_size: int) -> None:
@@ -250,7 +252,9 @@ def _importable(sampler: Any) -> bool:
 # Samplers that are a function of a table of uniforms
 
 
-def _check_uniforms(sampler: Any, batch_size: int, seed: int, min_context: int | None) -> None:
+def _check_uniforms(
+    sampler: Any, batch_size: int, seed: int, min_context_tokens: int | None
+) -> None:
     generator = _seeded(seed)
     table = torch.rand(batch_size, sampler.num_uniforms, generator=generator)
     given = table.clone()
@@ -263,7 +267,7 @@ def _check_uniforms(sampler: Any, batch_size: int, seed: int, min_context: int |
             at_end = torch.rand(table.shape, generator=generator) < fraction
             try:
                 extremes = sampler.from_uniforms(table.masked_fill(at_end, end))
-                _check_guarantee(sampler, extremes, batch_size, min_context)
+                _check_guarantee(sampler, extremes, batch_size, min_context_tokens)
             except Exception as error:
                 found = f"with uniforms of {end!r}, a legal draw, {type(error).__name__}: {error}"
                 fail(Law.GUARANTEE, found)

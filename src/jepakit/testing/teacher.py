@@ -169,7 +169,7 @@ def _check_update(teacher: Any, student: nn.Module) -> None:
 
 
 def _check_copied(name: str, tensor: Tensor, before: Tensor, student: Tensor) -> None:
-    """A buffer is copied; one of floats may be averaged instead."""
+    """Check that a buffer is copied; one of floats may be averaged instead."""
     if torch.equal(tensor, student.to(tensor.dtype)):
         return
     ours, theirs = tensor.flatten()[:4].tolist(), student.flatten()[:4].tolist()
@@ -195,7 +195,7 @@ def _check_averaged(
 
 
 def _check_resume(teacher: Any, other: Any, student: nn.Module) -> None:
-    """`other`, an unused teacher that loads a state dict, continues like `teacher`."""
+    """Check that `other`, an unused teacher, continues like `teacher` from its state dict."""
     file = io.BytesIO()
     torch.save(teacher.state_dict(), file)
     file.seek(0)

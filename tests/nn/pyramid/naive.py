@@ -127,7 +127,7 @@ def _finished(
 def _above(
     place: Place, coarse: dict[Place, Tensor], grid: Place, upsample: str, like: Tensor
 ) -> Tensor:
-    """What the coarser level holds at a cell of the finer one."""
+    """Value of the coarser level at a cell of the finer one."""
     own = tuple(k // 2 for k in place)
     if upsample == "nearest":
         return coarse.get(own, torch.zeros_like(like))

@@ -107,7 +107,7 @@ def losses(student, goals, predict, patches, masks) -> tuple[Tensor, dict[str, T
 
 
 def drawn(seed: int, batch: int = 16):
-    """Patches of a sample have something in common, so that a context tells of its targets."""
+    """Patches of a sample have a common part, so that targets can be predicted from a context."""
     generator = torch.Generator().manual_seed(seed)
     sampler = NestedMask(GRID, MultiBlockMask((2, 2), num_targets=2))
     patches = torch.randn(batch, 64, 5, generator=generator) * 0.5
@@ -156,7 +156,7 @@ def trained(
     for number, predictor in enumerate(predict):
         if constant == "projector":
             make_constant(student.pyramid.projections[number])
-            # Without what tells places apart, a predictor makes one vector of a constant.
+            # Without positions, a predictor makes one vector of a constant.
             predictor.position_table.zero_()
         elif constant == "predictor":
             make_constant(predictor.proj)
@@ -197,9 +197,9 @@ def test_a_constant_does_not_reach_zero_loss() -> None:
 
 
 def test_a_teacher_that_follows_a_constant_is_noticed() -> None:
-    """What an average cannot forbid: it follows a constant projection, and the loss falls because
-    there is nothing left to predict. The monitors see it on every level, while it goes on (slow)
-    and when it is done (full)."""
+    """An average cannot prevent collapse: it follows a constant projection, and the loss falls
+    because there is nothing left to predict. The monitors report it on every level, while it goes
+    on (slow) and when it is done (full)."""
     parts, variances, seen = trained("projector", momentum=0.9, steps=120)
     assert max(variances) < 0.01 and max(parts) < 0.05
     assert [found.kind for found in seen] == ["slow"] * 3 + ["full"] * 3
@@ -208,8 +208,8 @@ def test_a_teacher_that_follows_a_constant_is_noticed() -> None:
 
 
 def test_one_projector_on_both_sides_would() -> None:
-    """What the test above is to tell apart: the online projection on the targets, too, is constant
-    there, and the loss is zero without anything having been learned."""
+    """The contrast to the tests above: with the online projection on the targets too, all is
+    constant, and the loss is zero without anything having been learned."""
     torch.manual_seed(0)
     student = Student(projection="linear")
     for linear in student.pyramid.projections:

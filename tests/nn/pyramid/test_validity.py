@@ -1,4 +1,4 @@
-"""Which cells are there is computed, and what is not there has no part in anything."""
+"""The valid cells of each level are computed, and cells that are not valid affect nothing."""
 
 import pytest
 import torch
@@ -52,7 +52,7 @@ def test_all_is_any_of_the_complement(ragged, seed, grid) -> None:
 
 
 def test_lengths_follow_from_shapes(ragged) -> None:
-    """`min(n, M)` entries, so that nothing is read back; the whole grid stays whole."""
+    """`min(n, M)` entries, without host synchronisation; the whole grid stays whole."""
     pyramid = HierarchicalPyramid((14, 14), 2)
     for n in (0, 3, 20, 196):
         mask = torch.arange(196) < n
@@ -80,7 +80,7 @@ def test_trimmed_drops_what_no_sample_has(ragged, seed, grid) -> None:
 
 
 def test_nested_masks_and_levels_agree() -> None:
-    """What a nested sampler calls context on a level is what the pyramid has there."""
+    """A nested sampler's context on a level is the set of cells that the pyramid has there."""
     masks = NestedMask((14, 14), MultiBlockMask((4, 4)))(8)
     levels = HierarchicalPyramid((14, 14), 2)(torch.randn(*masks.context.shape, 2), masks.context)
     for number, level in enumerate(levels):

@@ -24,7 +24,7 @@ class Naive:
     def step(
         self, vectors: Tensor, noise: Tensor | None = None, temperature: float = 1.0
     ) -> tuple[Tensor, list[int], Tensor, float]:
-        """What is passed on, with its gradient, indices, ||z - e||^2 a element, perplexity."""
+        """Quantized vectors with their gradient, indices, ||z - e||^2 per element, perplexity."""
         codes, out, indices, gaps = self.codes(), [], [], 0
         if self.cosine:
             vectors = torch.stack([z / z.norm() for z in vectors])

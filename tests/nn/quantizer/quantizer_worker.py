@@ -95,11 +95,11 @@ def check(variant: str, group: dist.ProcessGroup, broadcast: bool) -> None:
                 torch.testing.assert_close(ours, theirs, **close)
             for ours, theirs in zip(net.parameters(), whole.parameters(), strict=True):
                 torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-7, atol=1e-9)
-            book = net.module.quantizer.codebook.contiguous()
-            torch.testing.assert_close(book, whole.quantizer.codebook, **close)
-            books = [torch.empty_like(book) for _ in range(ranks)]
-            dist.all_gather(books, book, group=group)
-            assert all(torch.equal(book, other) for other in books)
+            codebook = net.module.quantizer.codebook.contiguous()
+            torch.testing.assert_close(codebook, whole.quantizer.codebook, **close)
+            codebooks = [torch.empty_like(codebook) for _ in range(ranks)]
+            dist.all_gather(codebooks, codebook, group=group)
+            assert all(torch.equal(codebook, other) for other in codebooks)
         implementation.sample_codes = original
         refreshed += int((before < 0.5 * before.mean()).sum())
     assert refreshed, "no code was ever dead: the test sees no refresh"

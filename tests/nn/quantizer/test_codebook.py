@@ -1,4 +1,4 @@
-"""What a quantizer is to do: use its codes, stay within the data, and never see padding."""
+"""Quantizers use all of their codes, stay within the data, and ignore padding."""
 
 import pytest
 import torch

@@ -165,7 +165,7 @@ def test_sampled_codes_follow_the_distances() -> None:
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
 def test_what_is_not_finite_never_enters_the_codebook(poison: float) -> None:
     """Trap: one bad step, which a gradient scaler would skip, and an average that is NaN for ever;
-    what stands at a not-valid place does not even enter the loss."""
+    values at padding do not even enter the loss."""
     x = torch.randn(4, 6, 3)
     valid = ragged([4, 6, 1, 0], 6)
     books, losses = [], []

@@ -106,7 +106,7 @@ class BlockGrid:
 
     @cached_property
     def _difference_partners(self) -> list[Int[Tensor, "k q"]]:
-        """For each axis the flat position one block further, clamped to the table."""
+        """For each axis, indices of the entries one block length further, clamped to the table."""
         partners = []
         for axis, (before, after) in enumerate(pairwise(self._lengths)):
             step = self.sizes[:, axis, None] * self.padded_strides[axis]
@@ -117,7 +117,7 @@ class BlockGrid:
     def draw_place(
         self, uniforms: Float[Tensor, " b"], *, within: tuple[int, ...] | None = None
     ) -> Int[Tensor, " b"]:
-        """A place for each sample, all equally likely, on the grid or `within` its first cells."""
+        """Draw a place for each sample, uniform on the grid or on its first `within` cells."""
         sides = self.grid_size if within is None else within
         counts = [side + 1 - self.sizes[:, axis] for axis, side in enumerate(sides)]
         count = reduce(torch.mul, counts)

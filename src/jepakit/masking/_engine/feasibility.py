@@ -1,17 +1,17 @@
 """Feasibility of multi-block masks: the arithmetic, and changes that make infeasible ones feasible.
 
-Masks exist for every draw if and only if `need + a <= A`, with the promised context tokens `need`,
-the most that targets can take from the context `a`, and the largest context block `A`.
+Masks exist for every draw if and only if `min_context_tokens + a <= A`, where `a` is the most cells
+that targets can take from the context, and `A` is the size of the largest context block.
 
 A worked example, the grid (4, 4) with `min_context_coverage=0.25`, `target_scale=(0.2, 0.25)`,
 `target_aspect_ratio=(0.75, 1.5)` and `context_scale=(0.85, 1.0)`:
 
-- need: ceil(0.25 * 16) = 4 tokens.
+- min_context_tokens: ceil(0.25 * 16) = 4 tokens.
 - a: areas are 3.2 to 4 cells. Sides are sqrt(area * aspect) and sqrt(area / aspect), so 1.55 to
   2.45 high and 1.46 to 2.31 wide: every target is 2 x 2 or 2 x 1, and the largest takes 4 cells.
 - A: context blocks have sides of 4 * sqrt(scale), 3.69 to 4, so all are 4 x 4 = 16 cells.
 
-4 + 4 <= 16, so the masks exist. Several targets that may overlap need no more than one: they can
+4 + 4 <= 16, so the masks exist. Several targets that may overlap take no more than one: they can
 all lie on the place of the first. Four disjoint ones can take 4 * 4 cells: 4 + 16 > 16, infeasible,
 while with `num_targets=3` 4 + 12 <= 16.
 """
@@ -66,7 +66,7 @@ class MultiBlockSpec:
 
     @cached_property
     def min_context_tokens(self) -> int:
-        """`need`: context tokens that the coverage promises."""
+        """Number of context tokens that `min_context_coverage` promises."""
         return tokens_of_coverage(self.min_context_coverage, self.num_positions)
 
     @cached_property
@@ -149,7 +149,7 @@ class MultiBlockSpec:
         return min((math.prod(self._blocks_along_axes(size)), size) for size in self.target_sizes)
 
     def obstacle(self) -> Obstacle | None:
-        """Why masks do not exist for every draw; None where they do."""
+        """Return the reason why masks do not exist for every draw, or None if they do."""
         if not self.allow_target_overlap and self._fewest_disjoint[0] < self.num_targets:
             return Obstacle.TARGETS_NOT_DISJOINT
         if self.min_context_tokens + self.target_cells > self.largest_context:
@@ -159,8 +159,8 @@ class MultiBlockSpec:
         return None
 
     def explain(self, obstacle: Obstacle) -> str:
-        """The arithmetic of an obstacle in words."""
-        need = self.min_context_tokens
+        """Describe the arithmetic of an obstacle, for an error message."""
+        minimum = self.min_context_tokens
         if obstacle is Obstacle.TARGETS_NOT_DISJOINT:
             fit, size = self._fewest_disjoint
             along_axes = " * ".join(map(str, self._blocks_along_axes(size)))
@@ -170,7 +170,7 @@ class MultiBlockSpec:
             )
         if obstacle is Obstacle.LENGTH_NOT_PROMISED:
             return (
-                f"context_length={self.context_length} exceeds the {need} tokens that "
+                f"context_length={self.context_length} exceeds the {minimum} tokens that "
                 f"min_context_coverage={self.min_context_coverage:g} promises, so it could not "
                 "always be met"
             )
@@ -181,13 +181,13 @@ class MultiBlockSpec:
         if self.allow_target_overlap:
             taken = f"{cells} (largest target block, {blocks})"
         return (
-            f"min_context_coverage={self.min_context_coverage:g} needs {need} context tokens, and "
-            f"{need} + {taken} = {need + self.target_cells} exceeds {self.largest_context} "
-            "(largest context block)"
+            f"min_context_coverage={self.min_context_coverage:g} needs {minimum} context tokens, "
+            f"and {minimum} + {taken} = {minimum + self.target_cells} exceeds "
+            f"{self.largest_context} (largest context block)"
         )
 
     def advice(self) -> str:
-        """Changes of a single argument that are enough, each written as the argument."""
+        """List the changes of a single argument that make masks feasible, for an error message."""
         tried = [
             self._with_largest_scale(),
             self._with_promised_tokens(),
@@ -209,7 +209,7 @@ class MultiBlockSpec:
         return ", ".join(f"{name}={getattr(other, name)!r}" for name in changed)
 
     def _with_largest_scale(self) -> "MultiBlockSpec":
-        """With the largest high end of `target_scale` that is feasible; unchanged if none is."""
+        """Return a copy whose `target_scale` has the largest feasible upper bound; self if none."""
 
         def with_scale(steps: int) -> MultiBlockSpec:
             high = round(steps * _SCALE_STEP, 4)
@@ -221,7 +221,7 @@ class MultiBlockSpec:
         return with_scale(feasible) if feasible > 0 else self
 
     def _with_promised_tokens(self) -> "MultiBlockSpec":
-        """With the coverage that promises what is possible, or what an int length asks for.
+        """Return a copy whose coverage promises as many tokens as possible, or an int length.
 
         The coverage has as few digits as give the exact number of tokens.
         """

@@ -1,4 +1,4 @@
-"""Base classes of the adapters: what `MaskedViT` needs from a timm model of any family."""
+"""Base classes of the adapters through which `MaskedViT` runs a timm model of any family."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -50,7 +50,7 @@ class Backbone(ABC):
 
     @abstractmethod
     def grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Grid of the output for images of `size` pixels; raise if the model refuses them."""
+        """Grid of the output for images of `size` pixels; raise if the model rejects them."""
 
     @abstractmethod
     def features(self, images: Images, context: TokenSet | None) -> Features:

@@ -1,7 +1,5 @@
 """Shapes and axis orders of a model's patches and features, found by running it once."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -10,6 +8,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from jepakit._wrapped import eval_mode
 from jepakit.nn._backbones.backbone import Missing, missing_attribute
 
 Order = Literal["NLC", "NHWC", "NCHW"]
@@ -51,7 +50,7 @@ def layout_of(model: Any) -> Layout | Missing:
     outputs: list[Any] = []
     hook = model.patch_embed.register_forward_hook(lambda *call: outputs.append(call[2]))
     try:
-        with _in_eval(model), torch.no_grad():
+        with eval_mode(model), torch.no_grad():
             like = next(model.parameters())
             channels = getattr(model, "in_chans", 3)
             features = model.forward_features(like.new_zeros(1, channels, *size))
@@ -177,15 +176,3 @@ def _pooled_grid(grid: tuple[int, int], count: int) -> tuple[int, int] | None:
         if grid[0] % window == grid[1] % window == 0 and grid[0] * grid[1] == count * window**2:
             return grid[0] // window, grid[1] // window
     return None
-
-
-@contextmanager
-def _in_eval(model: nn.Module) -> Iterator[None]:
-    """Set every module to eval mode, and back to its own mode after."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
