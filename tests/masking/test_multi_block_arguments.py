@@ -70,7 +70,11 @@ def test_values(arguments, text):
             TypeError,
             "target_scale=(0.1, 0.15, 0.2): must be a pair of numbers (low, high), got 3 entries",
         ),
-        ({"context_scale": ("a", "b")}, TypeError, "context_scale[0]='a': must be a number, got str"),
+        (
+            {"context_scale": ("a", "b")},
+            TypeError,
+            "context_scale[0]='a': must be a number, got str",
+        ),
         (
             {"min_context_coverage": "0.25"},
             TypeError,
@@ -96,8 +100,16 @@ def test_values(arguments, text):
             ValueError,
             "context_length='cut': must be 'pad', 'trim' or an int of at least 1",
         ),
-        ({"context_length": 4.0}, TypeError, "context_length=4.0: must be 'pad', 'trim' or an int of at least 1"),
-        ({"context_length": True}, TypeError, "context_length=True: must be 'pad', 'trim' or an int of at least 1"),
+        (
+            {"context_length": 4.0},
+            TypeError,
+            "context_length=4.0: must be 'pad', 'trim' or an int of at least 1",
+        ),
+        (
+            {"context_length": True},
+            TypeError,
+            "context_length=True: must be 'pad', 'trim' or an int of at least 1",
+        ),
     ],
 )
 def test_kinds(arguments, error, text):

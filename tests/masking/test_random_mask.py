@@ -126,7 +126,11 @@ def test_errors(arguments, error, text):
             ValueError,
             "context_length='trim': must be 'pad' or an int; contexts have one length already",
         ),
-        ({"context_length": 2.0}, TypeError, "context_length=2.0: must be 'pad' or an int of at least 1"),
+        (
+            {"context_length": 2.0},
+            TypeError,
+            "context_length=2.0: must be 'pad' or an int of at least 1",
+        ),
     ],
 )
 def test_kinds(arguments, error, text):

@@ -5,7 +5,7 @@ import random
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -249,7 +249,7 @@ class SizesSeededPlacesGlobal(Own):
 
 class GlobalNumpy(Own):
     def order(self, batch_size: int, generator: torch.Generator | None) -> Tensor:
-        return torch.from_numpy(numpy.random.rand(batch_size, 16)).argsort(dim=1)
+        return torch.from_numpy(np.random.rand(batch_size, 16)).argsort(dim=1)
 
 
 class GlobalPython(Own):
@@ -297,7 +297,7 @@ class OwnSeedWithoutGenerator(Own):
     [
         (GlobalTorch, "changed the global state of torch"),
         (SizesSeededPlacesGlobal, "changed the global state of torch"),
-        (GlobalNumpy, "changed the global state of numpy.random"),
+        (GlobalNumpy, "changed the global state of np.random"),
         (GlobalPython, "(changed the global state of random|gave different masks)"),
         (CountsItsCalls, "two generators seeded with 0 gave different masks"),
         (FixedSeed, "four batches of 8 drawn in turn from one generator are equal"),
@@ -315,11 +315,11 @@ def test_pure_function_of_the_generator(kind, text):
 
 @pytest.mark.parametrize("kind", [GlobalTorch, GlobalNumpy, GlobalPython])
 def test_the_contract_leaves_global_generators_alone(kind):
-    before = torch.get_rng_state(), numpy.random.get_state()[1].tolist(), random.getstate()
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
     with violates(Law.PURE):
         assert_sampler_contract(kind(), varies=False)
     assert_sampler_contract(Own())
-    after = torch.get_rng_state(), numpy.random.get_state()[1].tolist(), random.getstate()
+    after = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
     if kind is not GlobalTorch:  # its batches of the first law's check come from the global one
         assert torch.equal(before[0], after[0])
     assert kind is GlobalNumpy or before[1] == after[1]
@@ -489,3 +489,18 @@ def test_arguments():
         assert_sampler_contract(Own(), batch_size=1)
     with pytest.raises(ValueError, match=r"^min_context_tokens=-1: must be at least 0$"):
         assert_sampler_contract(Own(), min_context_tokens=-1)
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "text"),
+    [
+        ("min_context_tokens", np.int64(12), "the context has 6 tokens, must have at least 12"),
+        ("context_length", np.int64(9), "the context has 6 tokens, context_length is 9"),
+        ("num_targets", np.int64(7), "must be num_targets=7"),
+    ],
+)
+def test_promises_may_be_numpy_numbers(attribute, value, text):
+    """Trap: a promise of another type of int is overlooked, and any masks pass."""
+    promising = type("Promising", (Own,), {attribute: value})
+    with violates(Law.GUARANTEE, text):
+        assert_sampler_contract(promising())

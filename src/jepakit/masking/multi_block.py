@@ -39,11 +39,11 @@ __all__ = ["MultiBlockMask"]
 class MultiBlockMask(UniformSampler[Masks]):
     r"""Rectangular targets, and as context the rest of one large block, as in I-JEPA.
 
-    With $N = HW$ patches, $\mathrm{need} = \max(1, \lceil c N \rceil)$ for
+    With $N = HW$ patches, $n_{\min} = \max(1, \lceil c N \rceil)$ for
     $c$ = `min_context_coverage`, and a context block $B$: every sample of every batch has
-    $C = B \setminus \bigcup_j T_j$ with $|C| \ge \mathrm{need}$, and every $T_j$ is a whole,
+    $C = B \setminus \bigcup_j T_j$ with $|C| \ge n_{\min}$, and every $T_j$ is a whole,
     non-empty rectangle. This holds by construction, with no retry: a target is drawn among the
-    positions whose new cells in $B$ still fit the budget $|B| - \mathrm{need}$.
+    positions whose new cells in $B$ still fit the budget $|B| - n_{\min}$.
 
     On `(T, H, W)` blocks are boxes, as in V-JEPA; on `(L,)` they are intervals.
 
@@ -59,7 +59,7 @@ class MultiBlockMask(UniformSampler[Masks]):
             `(T, H, W)`, of 2 frames or more.
         context_scale: Range of the context block's area before targets are removed, as a fraction
             of the grid (of a frame), uniform; the block has the grid's own aspect. The low end is
-            raised to `need` + the largest target where it lies below (`need` + all targets if they
+            raised to $n_{\min}$ + the largest target where it lies below (all targets if they
             must not overlap), since no smaller block could keep the promise.
         max_temporal_keep: Fraction of the frames, from the first, that the context lies in; at
             least one frame. Only on `(T, H, W)`, of 2 frames or more.
@@ -69,13 +69,13 @@ class MultiBlockMask(UniformSampler[Masks]):
         target_size_per: Draw sizes once for a `"batch"` (as I-JEPA; targets then need no padding)
             or for each `"sample"`.
         context_length: `"pad"` contexts to the longest of the batch; `"trim"` each to the shortest
-            of the batch, or to an int of at most `need`, by a random subset (never a prefix). With
+            of the batch, or to an int of at most $n_{\min}$, by a random subset (never a prefix). With
             an int the promise is that number, and there is no host synchronisation.
 
     Raises:
-        InfeasibleMaskError: If `need` + the largest target (all targets if they must not overlap)
+        InfeasibleMaskError: If $n_{\min}$ + the largest target (all targets if they must not overlap)
             exceeds the largest context block, if the targets cannot be disjoint, or if an int
-            `context_length` exceeds `need`.
+            `context_length` exceeds $n_{\min}$.
 
     Example:
         >>> import torch
