@@ -297,7 +297,7 @@ class OwnSeedWithoutGenerator(Own):
     [
         (GlobalTorch, "changed the global state of torch"),
         (SizesSeededPlacesGlobal, "changed the global state of torch"),
-        (GlobalNumpy, "changed the global state of np.random"),
+        (GlobalNumpy, "changed the global state of numpy.random"),
         (GlobalPython, "(changed the global state of random|gave different masks)"),
         (CountsItsCalls, "two generators seeded with 0 gave different masks"),
         (FixedSeed, "four batches of 8 drawn in turn from one generator are equal"),

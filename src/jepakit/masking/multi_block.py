@@ -69,13 +69,13 @@ class MultiBlockMask(UniformSampler[Masks]):
         target_size_per: Draw sizes once for a `"batch"` (as I-JEPA; targets then need no padding)
             or for each `"sample"`.
         context_length: `"pad"` contexts to the longest of the batch; `"trim"` each to the shortest
-            of the batch, or to an int of at most $n_{\min}$, by a random subset (never a prefix). With
-            an int the promise is that number, and there is no host synchronisation.
+            of the batch, or to an int of at most $n_{\min}$, by a random subset (never a prefix).
+            With an int the promise is that number, and there is no host synchronisation.
 
     Raises:
-        InfeasibleMaskError: If $n_{\min}$ + the largest target (all targets if they must not overlap)
-            exceeds the largest context block, if the targets cannot be disjoint, or if an int
-            `context_length` exceeds $n_{\min}$.
+        InfeasibleMaskError: If $n_{\min}$ + the largest target (all targets if they must not
+            overlap) exceeds the largest context block, if the targets cannot be disjoint, or if an
+            int `context_length` exceeds $n_{\min}$.
 
     Example:
         >>> import torch
