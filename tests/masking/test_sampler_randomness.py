@@ -122,7 +122,11 @@ def test_samples_of_a_batch_differ(sampler):
     """Trap: one target set shared by a whole batch."""
     masks = sampler(16, generator=torch.Generator().manual_seed(0))
     for mask in dense(masks):
-        assert len(mask.flatten(1).unique(dim=0)) > 10
+        different = len(mask.flatten(1).unique(dim=0))
+        assert different > 10, (
+            f"{different} different masks in 16 samples: must be more than 10. If the sampler "
+            "draws for each sample, add it to SAMPLERS with a larger grid or wider ranges"
+        )
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=repr)
