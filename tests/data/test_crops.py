@@ -84,7 +84,7 @@ def test_scales_of_any_kind(scale):
 
 @pytest.mark.parametrize("scale", [(0.9, 0.5), (0.0, 1.0), (0.5, 1.5)])
 def test_a_bad_scale_raises(scale):
-    with pytest.raises(ValueError, match="scale="):
+    with pytest.raises(ValueError, match="scale"):
         random_crops(torch.rand(1, 1, 4, 4), scale)
 
 
@@ -102,3 +102,9 @@ def test_a_clip_as_it_is_raises():
         ValueError, match=r"images \(2, 4, 3, 8, 8\): must have the shape \[b, c, h, w\]"
     ):
         random_crops(torch.zeros(2, 4, 3, 8, 8), (0.5, 1.0))
+
+
+@pytest.mark.no_hook
+def test_flip_is_a_bool():
+    with pytest.raises(TypeError, match="flip='no': must be a bool"):
+        random_crops(torch.zeros(1, 1, 4, 4), (0.5, 1.0), flip="no")

@@ -23,6 +23,7 @@ from jepakit.diagnostics import (
     effective_rank,
 )
 from jepakit.diagnostics.collapse import SIGNS, SignName
+from jepakit.diagnostics.collapse.criteria import SignTracker
 from jepakit.losses import vicreg
 
 DIM = 32
@@ -458,3 +459,26 @@ def test_dimensions_that_others_outgrow_are_not_dead() -> None:
         features = torch.randn(64, 32, generator=generator)
         features[:, :10] *= min(1.0, 0.01 + max(0, step - 20) / 100)
         assert monitor.update(features) is None
+
+
+def test_a_more_severe_sign_is_reported_after_a_slow_one():
+    tracker = SignTracker()
+    assert tracker.update({"slow": 0}, 1) and tracker.kind == "slow"
+    sign, _ = tracker.update({"slow": 0, "rank": 1}, 1)
+    assert sign.name == "rank" and tracker.kind == "dimensional"
+
+
+@pytest.mark.parametrize(("without_sign", "reported_again"), [(2, False), (3, True)])
+def test_a_sign_returns_after_patience_observations_without_one(without_sign, reported_again):
+    tracker = SignTracker()
+    assert tracker.update({"dead": 0}, 3)
+    for _ in range(without_sign):
+        tracker.update({}, 3)
+    assert (tracker.update({"dead": 9}, 3) is not None) is reported_again
+
+
+def test_a_large_common_mean_is_a_full_collapse():
+    """The std stays, and vanishes beside the length of the features."""
+    monitor, features = CollapseMonitor(action="record"), torch.randn(32, 16)
+    reports = [monitor.update(features + 30 * (step >= 20)) for step in range(40)]
+    assert [report.sign for report in reports if report] == ["full"]

@@ -12,6 +12,7 @@ from timm.models.vision_transformer import ResPostBlock, VisionTransformer
 
 from jepakit import MaskedViT
 from jepakit.interop import ijepa_checkpoint, load_ijepa
+from jepakit.interop._encoder_layout import backbone_arguments
 
 PREFIX = "module."
 
@@ -313,3 +314,12 @@ def test_sharded_parts(parts, process_group, part) -> None:
     fully_shard(module, mesh=torch.distributed.init_device_mesh("cpu", (1,)))
     with pytest.raises(ValueError, match=rf"{part}: must not be sharded yet; load weights before"):
         load_ijepa(published.checkpoint(), **{part: parts[part]})
+
+
+def test_advice_has_both_sides_of_a_patch():
+    weights = {
+        "patch_embed.proj.weight": torch.zeros(4, 3, 8, 16),
+        "pos_embed": torch.zeros(1, 4, 4),
+    }
+    arguments = backbone_arguments(weights)
+    assert arguments["patch_size"] == "(8, 16)" and arguments["img_size"] == "(16, 32)"

@@ -169,3 +169,7 @@ def test_uncertainty_copies_and_state(tmp_path) -> None:
     other.load_state_dict(uncertainty.state_dict())
     assert not torch.allclose(other.weights, uncertainty.weights)
     assert repr(uncertainty) == "UncertaintyWeights(3, max_weight=4.0)"
+
+
+def test_weights_to_look_at_have_no_gradient():
+    assert not UncertaintyWeights(2).weights.requires_grad

@@ -355,3 +355,22 @@ def test_an_epoch_that_the_indices_contradict_raises():
         collate([data[index] for index in first])
     with pytest.raises(ValueError, match=r"samples: must be of one epoch"):
         collate([data[index] for index in (*first, *second)])
+
+
+def test_masks_of_a_batch_depend_on_the_order_of_its_indices():
+    collate = MaskCollator(MultiBlockMask((14, 14)), seed=3)
+    first, other = (collate([Indexed(i, 0) for i in order])[1] for order in ([4, 7], [7, 4]))
+    assert not torch.equal(first.targets.to_mask(), other.targets.to_mask())
+
+
+@pytest.mark.no_hook
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"sampler": RandomMask}, "^sampler=.*: must be callable as sampler"),
+        ({"sampler": RandomMask((4, 4)), "collate_fn": None}, "^collate_fn=None: must be callable"),
+    ],
+)
+def test_what_cannot_collate_is_refused(arguments, text):
+    with pytest.raises(TypeError, match=text):
+        MaskCollator(**arguments)

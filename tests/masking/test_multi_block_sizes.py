@@ -9,6 +9,7 @@ from tests.masking.guarantee import box_sides
 from torch.utils import _pytree as pytree
 
 from jepakit import MultiBlockMask
+from jepakit.masking._engine.block_grid import BlockGrid
 
 
 def target_sides(sampler: MultiBlockMask, count: int, seed: int = 0) -> torch.Tensor:
@@ -160,3 +161,8 @@ def test_int_and_trim_lengths_differ():
 def test_masks_are_leaves_of_int64_and_bool():
     leaves = pytree.tree_leaves(MultiBlockMask((8, 8))(2))
     assert [leaf.dtype for leaf in leaves] == [torch.int64, torch.bool] * 2
+
+
+def test_blocks_of_one_volume_need_no_padding():
+    blocks = BlockGrid((4, 4), torch.tensor([[2, 1], [1, 2]]))
+    assert not blocks.token_sets(torch.zeros(2, 1, dtype=torch.int64)).padded

@@ -178,3 +178,20 @@ def test_masks_are_the_same_on_every_device(sampler):
         there = sampler(16, generator=torch.Generator().manual_seed(seed), device="cuda")
         assert all(leaf.device.type == "cuda" for leaf in pytree.tree_leaves(there))
         assert same(pytree.tree_map(lambda leaf: leaf.cpu(), there), here)
+
+
+@pytest.mark.no_hook
+@pytest.mark.parametrize(
+    ("table", "error"),
+    [
+        (torch.ones(2, 1), ValueError),
+        (torch.full((2, 1), float("nan")), ValueError),
+        (-torch.ones(2, 1), ValueError),
+        (torch.zeros(2, 1, dtype=torch.int64), TypeError),
+        ([[0.5]], TypeError),
+    ],
+)
+def test_uniforms_lie_below_1(table, error):
+    """Trap: for the number 1 a causal mask draws the step after the last, an empty target."""
+    with pytest.raises(error, match=r"^uniforms: must "):
+        CausalMask((8, 2)).from_uniforms(table)

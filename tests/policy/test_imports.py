@@ -166,3 +166,11 @@ def test_every_submodule_is_reachable_as_an_attribute():
         check=True,
     )
     assert json.loads(out.stdout) == []
+
+
+@pytest.mark.parametrize("name", ["data", "evaluation", "interop", "optim", "plots", "testing"])
+def test_a_subpackage_is_imported_at_its_first_use(name):
+    """In a fresh process: here all of them are imported already."""
+    code = f"import jepakit; assert {name!r} in dir(jepakit); jepakit.{name}.__all__"
+    env = {"PATH": "", "PYTHONPATH": str(SRC.parent), "JEPAKIT_TYPECHECK": "0"}
+    subprocess.run([sys.executable, "-c", code], env=env, check=True)

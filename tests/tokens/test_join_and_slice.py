@@ -163,3 +163,11 @@ def test_what_is_no_index(index):
 def test_batch_shape(shape):
     with pytest.raises((TypeError, ValueError), match=r"^batch_shape.*: must be "):
         TokenSet.full((4, 4), shape)
+
+
+def test_masks_are_immutable():
+    masks = ragged(2)
+    with pytest.raises(AttributeError, match="context: Masks are immutable"):
+        masks.context = masks.context
+    with pytest.raises(AttributeError, match="targets: Masks are immutable"):
+        del masks.targets

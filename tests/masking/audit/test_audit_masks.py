@@ -392,3 +392,18 @@ def test_frozen_and_short_repr():
     with pytest.raises(AttributeError):
         found.leak_rate = 1.0
     assert isinstance(found, MaskAudit) and "tensor" not in repr(found)
+
+
+def test_the_size_of_the_audit_is_reported():
+    report = audit_masks(RandomMask((16,)), num_batches=3, batch_size=4)
+    assert (report.num_batches, report.batch_size) == (3, 4)
+
+
+def test_an_int_length_of_a_users_sampler_is_its_promise():
+    class Own:
+        min_context_tokens, context_length = 5, 3
+
+        def __call__(self, batch_size):
+            return RandomMask((16,), target_ratio=0.75)(batch_size)
+
+    assert audit_masks(Own(), num_batches=1, batch_size=2).min_context_tokens == 3
