@@ -47,7 +47,7 @@ def run_ranks(worker: Path, world_size: int, folder: Path, *arguments: str) -> N
 
 @contextmanager
 def joined() -> Iterator[tuple[int, int]]:
-    """Rank and number of ranks of a worker's process, joined in a group as it was asked to."""
+    """Join the group of a worker's process; the process ends where the block does."""
     rank, world_size = int(sys.argv[1]), int(sys.argv[2])
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -58,4 +58,8 @@ def joined() -> Iterator[tuple[int, int]]:
         timeout=timedelta(seconds=60),
     )
     yield rank, world_size
-    dist.destroy_process_group()
+    # All ranks are done here. gloo's threads now and then abort a process that tears them down, so
+    # it ends without that.
+    dist.barrier()
+    sys.stdout.flush()
+    os._exit(0)
