@@ -43,7 +43,7 @@ class PlainEncoder(nn.Module):
 
 
 class PlainPredictor(nn.Module):
-    """A narrow ViT of timm's blocks, which predicts each target block from a copy of the context."""
+    """A narrow ViT of timm's blocks; predicts each target block from a copy of the context."""
 
     pos_embed: Tensor
 

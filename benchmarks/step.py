@@ -5,8 +5,8 @@
 
 Without an accelerator: numbers of tokens, multiply-adds and bytes saved for the backward pass
 (counted, not run), compiled graphs, host synchronisations (on the meta device), and the time of a
-step on the CPU. With `--device cuda`: images per second and share of the peak, fused AdamW, bfloat16
-autocast. Each is one command of at most eight minutes.
+step on the CPU. With `--device cuda`: images per second and share of the peak, with fused AdamW and
+bfloat16 autocast. Each is one command of at most about eight minutes.
 
 A step consists of masks, student, teacher, predictor, loss, backward, AdamW and the update of the
 teacher, on random images. The published recipe is `published.py`: plain torch and timm blocks, with
@@ -16,14 +16,15 @@ same width and depth.
 """
 
 import argparse
+import functools
 import itertools
+import math
 import os
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +32,15 @@ import timm
 import torch
 from published import PlainEncoder, PlainPredictor, make_teacher, plain_loss, update_teacher
 from runs import save
-from step_costs import Cost, CostModel, CountGraphs, CountSynchronisations, count, fake_mode, to_fake
+from step_costs import (
+    Cost,
+    CostModel,
+    CountGraphs,
+    CountSynchronisations,
+    count,
+    fake_mode,
+    to_fake,
+)
 from timing import in_turns, seconds
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -131,9 +140,7 @@ class Step:
         width = backbone.embed_dim
         self.predictor = PlainPredictor(self.grid_size, width, dim, depth, heads)
 
-    def _build_jepakit(
-        self, backbone: Any, dim: int, depth: int, heads: int, joint: bool
-    ) -> None:
+    def _build_jepakit(self, backbone: Any, dim: int, depth: int, heads: int, joint: bool) -> None:
         self.encoder = jepakit.MaskedViT(backbone)
         self.teacher = jepakit.EMATeacher(self.encoder, 0.996)
         self.predictor = jepakit.MaskedPredictor(
@@ -172,7 +179,7 @@ class Step:
             self.optimizer = torch.optim.AdamW(param_groups(learned, 0.05), lr=1e-4, **fused)
         precision = torch.autocast(images.device.type, torch.bfloat16) if amp else nullcontext()
         with precision:
-            loss = self._loss(images, masks)
+            loss = self._loss(images, mark_lengths(masks) if self.compiled else masks)
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -182,9 +189,11 @@ class Step:
 # Counts: tokens, multiply-adds, bytes, graphs, host synchronisations.
 
 
-def cost_model(model: Model, way: Way, *, padded: bool) -> CostModel:
-    """Count a way's cost at a few sizes of context and target; `padded` sets carry a mask."""
-    step = Step(model, way, "meta")
+@functools.cache
+def cost_model(name: str, published: bool, joint: bool, padded: bool) -> CostModel:
+    """Count the cost at a few sizes of context and target; `padded` contexts carry a mask."""
+    model = MODELS[name]
+    step = Step(model, Way("", published=published, joint=joint), "meta")
     height, width = step.grid_size
     size = height * width
     sides = [(size // 4, size // 8), (size // 2, size // 8), (size // 3, size // 8)]
@@ -218,16 +227,32 @@ def masks_of_lengths(grid_size: tuple[int, ...], n: int, k: int, padded: bool) -
     return Masks(first(n, 2), first(k, 2, 4))
 
 
+@functools.cache
 def token_counts(
-    way: Way, grid_size: tuple[int, ...], batch_size: int, draws: int
+    sampler: Callable[..., Masks], batch_size: int, draws: int
 ) -> list[tuple[int, int]]:
-    """Lengths of context and target in some batches, padding included."""
-    sampler, generator = sampler_of(way, grid_size), torch.Generator().manual_seed(0)
-    drawn = (sampler(batch_size, generator=generator) for _ in range(draws))
+    """Lengths of context and target, padding included, in the batches of some seeds."""
+    drawn = (
+        sampler(batch_size, generator=torch.Generator().manual_seed(seed)) for seed in range(draws)
+    )
     return [(masks.context.shape[-1], masks.targets.shape[-1]) for masks in drawn]
 
 
-def graphs_compiled(model: Model, way: Way, batch_size: int, steps: int) -> int:
+def costs_of(name: str, way: Way, counts: list[tuple[int, int]]) -> Cost:
+    """Mean cost of batches with these numbers of tokens."""
+    padded = way.context_length == "pad" and not way.published
+    return cost_model(name, way.published, way.joint, padded).mean(counts)
+
+
+def mark_lengths(masks: Masks) -> Masks:
+    """Declare that lengths change, so that the compiler makes them symbols in its first graph."""
+    for tokens in (masks.context, masks.targets):
+        for tensor in (tokens.idx, tokens.valid):
+            torch._dynamo.maybe_mark_dynamic(tensor, tensor.dim() - 1)
+    return masks
+
+
+def graphs_compiled(model: Model, way: Way, batch_size: int, steps: int, *, marked: bool) -> int:
     """Graphs of the loss over some steps; with a shallow model, whose depth changes nothing."""
     step, backend = Step(model, way, "cpu"), CountGraphs()
     sampler, generator = sampler_of(way, step.grid_size), torch.Generator().manual_seed(0)
@@ -235,13 +260,14 @@ def graphs_compiled(model: Model, way: Way, batch_size: int, steps: int) -> int:
     torch._dynamo.reset()
     compute = torch.compile(step.loss, backend=backend, fullgraph=True)
     for _ in range(steps):
-        compute(images, sampler(batch_size, generator=generator))
+        masks = sampler(batch_size, generator=generator)
+        compute(images, mark_lengths(masks) if marked else masks)
     torch._dynamo.reset()
     return backend.graphs
 
 
 def host_synchronisations(model: Model, way: Way, batch_size: int, *, loader: bool) -> list[str]:
-    """What would make the host wait for the accelerator in one step; the meta device takes its place.
+    """List what would make the host wait for the accelerator in one step, on the meta device.
 
     Masks are drawn on the device, or with `loader` on the CPU and copied without blocking.
     """
@@ -268,26 +294,25 @@ def shallow(model: Model) -> Model:
 
 def cost_rows(name: str, batch_sizes: list[int], draws: int) -> Iterator[Row]:
     """Tokens, multiply-adds and bytes of every way."""
-    model = MODELS[name]
-    grid_size = Step(model, Way("", context_length="pad"), "meta").grid_size
+    grid_size = Step(MODELS[name], Way(""), "meta").grid_size
     for way in ways(grid_size):
-        padded = way.context_length == "pad" and not way.published
-        costs = cost_model(model, way, padded=padded)
         for batch_size in batch_sizes:
-            counts = token_counts(way, grid_size, batch_size, draws)
+            counts = token_counts(sampler_of(way, grid_size), batch_size, draws)
             context, target = (statistics.mean(lengths) for lengths in zip(*counts, strict=True))
             row = {"kind": "cost", "model": name, "grid_size": grid_size, "name": way.title}
             row |= {"batch_size": batch_size, "context": context, "target": target}
-            yield row | costs.mean(counts)._asdict()
+            yield row | costs_of(name, way, counts)._asdict()
 
 
 def graph_rows(name: str, batch_size: int, steps: int) -> Iterator[Row]:
     """Compiled graphs and host synchronisations of every way."""
     model = shallow(MODELS[name])
-    grid_size = Step(model, Way("", context_length="pad"), "meta").grid_size
+    grid_size = Step(model, Way(""), "meta").grid_size
     for way in ways(grid_size):
         row = {"kind": "graphs", "model": name, "name": way.title, "batch_size": batch_size}
-        row |= {"steps": steps, "graphs": graphs_compiled(model, way, batch_size, steps)}
+        row |= {"steps": steps}
+        for key, marked in (("graphs", False), ("graphs_marked", True)):
+            row[key] = graphs_compiled(model, way, batch_size, steps, marked=marked)
         for loader in (False, True):
             found = host_synchronisations(model, way, batch_size, loader=loader)
             row["loader" if loader else "device"] = found
@@ -299,26 +324,18 @@ def graph_rows(name: str, batch_size: int, steps: int) -> Iterator[Row]:
 # Time on the CPU.
 
 
-def typical_seed(way: Way, grid_size: tuple[int, ...], batch_size: int, draws: int) -> int:
+def typical_seed(sampler: Callable[..., Masks], batch_size: int, draws: int) -> int:
     """The seed among some whose masks have the most usual numbers of tokens."""
-    sampler = sampler_of(way, grid_size)
-    lengths = []
-    for seed in range(draws):
-        masks = sampler(batch_size, generator=torch.Generator().manual_seed(seed))
-        lengths.append((masks.context.shape[-1], masks.targets.shape[-1]))
+    lengths = token_counts(sampler, batch_size, draws)
     means = [statistics.mean(values) for values in zip(*lengths, strict=True)]
-
-    def distance(seed: int) -> float:
-        return sum((a - b) ** 2 for a, b in zip(lengths[seed], means, strict=True))
-
-    return min(range(draws), key=distance)
+    return min(range(draws), key=lambda seed: math.dist(lengths[seed], means))
 
 
 def time_rows(name: str, batch_size: int, rounds: int, draws: int) -> Iterator[Row]:
     """Seconds of a step on the CPU in interleaved rounds.
 
-    Masks have the typical numbers of tokens of each way, the same ones in every round. jepakit draws
-    them within the step.
+    Masks have the typical numbers of tokens of each way and are the same in every round. jepakit
+    draws them within the step.
     """
     model = MODELS[name]
     plain, jepakit_step = Way("", published=True), Way("")
@@ -334,7 +351,7 @@ def time_rows(name: str, batch_size: int, rounds: int, draws: int) -> Iterator[R
     by_title = {way.title: way for way in ways(grid_size)}
     fixed, published = by_title["fixed (the default)"], by_title[PUBLISHED]
     seeds = {
-        way: typical_seed(way, grid_size, batch_size, draws)
+        way: typical_seed(sampler_of(way, grid_size), batch_size, draws)
         for way in (published, fixed, by_title["pad"])
     }
 
@@ -347,12 +364,14 @@ def time_rows(name: str, batch_size: int, rounds: int, draws: int) -> Iterator[R
 
     published_masks, fixed_masks = draw(published), draw(fixed)
     calls = {
-        PUBLISHED: partial(steps["plain"], images, published_masks),
-        f"{PUBLISHED}, masks of fixed": partial(steps["plain"], images, fixed_masks),
+        PUBLISHED: functools.partial(steps["plain"], images, published_masks),
+        f"{PUBLISHED}, masks of fixed": functools.partial(steps["plain"], images, fixed_masks),
         "fixed (the default)": drawing(steps["jepakit"], fixed),
         "pad": drawing(steps["jepakit"], by_title["pad"]),
         "fixed, joint": drawing(steps["joint"], fixed),
-        f"{PUBLISHED}, compiled": partial(steps["plain compiled"], images, published_masks),
+        f"{PUBLISHED}, compiled": functools.partial(
+            steps["plain compiled"], images, published_masks
+        ),
         "fixed, compiled": drawing(steps["jepakit compiled"], fixed),
     }
     times = in_turns(calls, rounds, torch.device("cpu"))
@@ -414,9 +433,8 @@ def throughput_rows(
         )
         for key, times in zip(calls, measured.values(), strict=True):
             way, row = key[0], rows[key]
-            padded = way.context_length == "pad" and not way.published
-            counts = token_counts(way, grid_size, model.batch_size, 20)
-            flops = 2 * cost_model(model, way, padded=padded).mean(counts).multiply_adds
+            counts = token_counts(sampler_of(way, grid_size), model.batch_size, 20)
+            flops = 2 * costs_of(name, way, counts).multiply_adds
             speed = model.batch_size / statistics.median(times)
             row |= {"seconds": times, "images_per_second": speed, "flops_per_image": flops}
             row["peak_ratio"] = flops * speed / peak_tflops / 1e12 if peak_tflops else None
@@ -507,14 +525,20 @@ def cost_tables(model: str, rows: list[Row]) -> list[str]:
 
 def graph_table(model: str, rows: list[Row]) -> list[str]:
     steps, batch = rows[0]["steps"], rows[0]["batch_size"]
-    head = [f"{model}, batch {batch}", f"graphs in {steps} steps"]
+    head = [f"{model}, batch {batch}", f"graphs in {steps} steps", "lengths marked as dynamic"]
     head += ["host synchronisations, masks drawn on the device", "drawn in the loader"]
 
     def found(names: list[str] | None) -> str:
         return "" if names is None else str(len(names))
 
     lines = [
-        [row["name"], str(row["graphs"]), found(row["device"]), found(row["loader"])]
+        [
+            row["name"],
+            str(row["graphs"]),
+            str(row["graphs_marked"]),
+            found(row["device"]),
+            found(row["loader"]),
+        ]
         for row in rows
     ]
     return [markdown(head, lines)]
