@@ -608,7 +608,8 @@ def main() -> None:
         for name in args.models:
             rows += cost_rows(name, args.batch_sizes, args.draws)
         first = args.models[0]
-        rows += graph_rows(first, args.batch_sizes[0], args.steps)
+        if args.steps:
+            rows += graph_rows(first, args.batch_sizes[0], args.steps)
         if args.time_batch_size:
             rows += time_rows(first, args.time_batch_size, args.rounds, args.draws)
         values = f"means over {args.draws} batches; times are medians of {args.rounds} rounds"
@@ -628,7 +629,7 @@ def parse_args() -> argparse.Namespace:
     add("--models", nargs="+", choices=list(MODELS), default=["ViT-S/16", "ViT-H/14"])
     add("--batch-sizes", type=int, nargs="+", default=[8, 64, 256], help="of the counts")
     add("--draws", type=int, default=200, help="batches over which tokens are averaged")
-    add("--steps", type=int, default=50, help="steps over which graphs are counted")
+    add("--steps", type=int, default=50, help="steps over which graphs are counted; 0: none")
     add("--time-batch-size", type=int, default=16, help="of the times on the CPU; 0: none")
     add("--rounds", type=int, default=5, help="rounds of timing")
     add("--device", default="cpu", help="an accelerator: measure throughput on it")

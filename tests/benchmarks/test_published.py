@@ -51,7 +51,9 @@ def test_loss_gradients_and_teacher_are_those_of_jepakit(script) -> None:
     )]  # fmt: skip
     assert weights[0].grad.abs().max() > 0
     torch.testing.assert_close(weights[0].grad, weights[1].grad)
-    torch.testing.assert_close(step.predictor.mask_token.grad, plain.predictor.mask_token.grad[0, 0])
+    torch.testing.assert_close(
+        step.predictor.mask_token.grad, plain.predictor.mask_token.grad[0, 0]
+    )
     for each in (step, plain):
         each.update_teacher()
     torch.testing.assert_close(
