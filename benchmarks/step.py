@@ -51,7 +51,7 @@ from jepakit.masking import ReferenceMultiBlockMask
 from jepakit.optim import param_groups
 
 Row = dict[str, Any]
-PUBLISHED = "published recipe"
+PUBLISHED, FIXED = "published recipe", "fixed (the default)"
 
 
 class Model(NamedTuple):
@@ -80,26 +80,22 @@ class Way(NamedTuple):
 
     title: str
     published: bool = False
-    context_length: str | int = "pad"
+    context_length: str | int = "fixed"
     joint: bool = False
 
 
 def ways(grid_size: tuple[int, ...]) -> list[Way]:
     """The published recipe, jepakit in its modes, and predictors that take all blocks jointly."""
-    fixed, shorter = _fixed_length(grid_size), _fixed_length(grid_size) * 2 // 3
+    shorter = MultiBlockMask(grid_size).min_context_tokens * 2 // 3
     return [
         Way(PUBLISHED, published=True),
-        Way("fixed (the default)", context_length=fixed),
+        Way(FIXED),
         Way(f"an int, {shorter}", context_length=shorter),
         Way("trim", context_length="trim"),
         Way("pad", context_length="pad"),
-        Way("fixed, joint", context_length=fixed, joint=True),
+        Way("fixed, joint", joint=True),
         Way("pad, joint", context_length="pad", joint=True),
     ]
-
-
-def _fixed_length(grid_size: tuple[int, ...]) -> int:
-    return MultiBlockMask(grid_size).min_context_tokens
 
 
 def sampler_of(way: Way, grid_size: tuple[int, ...]) -> Callable[..., Masks]:
@@ -266,24 +262,18 @@ def graphs_compiled(model: Model, way: Way, batch_size: int, steps: int, *, mark
     return backend.graphs
 
 
-def host_synchronisations(model: Model, way: Way, batch_size: int, *, loader: bool) -> list[str]:
+def host_synchronisations(model: Model, way: Way, batch_size: int) -> list[str]:
     """List what would make the host wait for the accelerator in one step, on the meta device.
 
-    Masks are drawn on the device, or with `loader` on the CPU and copied without blocking.
+    jepakit's sampler is called in the step; the loader's workers draw the published masks.
     """
     step = Step(model, way, "meta")
     size = step.grid_size[0] * step.grid_size[1]
     images = torch.zeros(batch_size, 3, model.image_size, model.image_size, device="meta")
     sampler = sampler_of(way, step.grid_size)
-    drawn = sampler(batch_size) if loader else None
     with CountSynchronisations(answer=size // 3) as counter:
-        masks = sampler(batch_size, device="meta") if drawn is None else to_device(drawn, "meta")
-        step(images, masks)
+        step(images, sampler(batch_size, device="meta"))
     return counter.found
-
-
-def to_device(masks: Masks, device: torch.device | str) -> Masks:
-    return masks.to(device, non_blocking=True)
 
 
 def shallow(model: Model) -> Model:
@@ -313,11 +303,7 @@ def graph_rows(name: str, batch_size: int, steps: int) -> Iterator[Row]:
         row |= {"steps": steps}
         for key, marked in (("graphs", False), ("graphs_marked", True)):
             row[key] = graphs_compiled(model, way, batch_size, steps, marked=marked)
-        for loader in (False, True):
-            found = host_synchronisations(model, way, batch_size, loader=loader)
-            row["loader" if loader else "device"] = found
-        if way.published:  # it draws in the workers only
-            row["device"] = None
+        row["synchronisations"] = host_synchronisations(model, way, batch_size)
         yield row
 
 
@@ -349,7 +335,7 @@ def time_rows(name: str, batch_size: int, rounds: int, draws: int) -> Iterator[R
     grid_size = steps["plain"].grid_size
     images = torch.randn(batch_size, 3, model.image_size, model.image_size)
     by_title = {way.title: way for way in ways(grid_size)}
-    fixed, published = by_title["fixed (the default)"], by_title[PUBLISHED]
+    fixed, published = by_title[FIXED], by_title[PUBLISHED]
     seeds = {
         way: typical_seed(sampler_of(way, grid_size), batch_size, draws)
         for way in (published, fixed, by_title["pad"])
@@ -366,7 +352,7 @@ def time_rows(name: str, batch_size: int, rounds: int, draws: int) -> Iterator[R
     calls = {
         PUBLISHED: functools.partial(steps["plain"], images, published_masks),
         f"{PUBLISHED}, masks of fixed": functools.partial(steps["plain"], images, fixed_masks),
-        "fixed (the default)": drawing(steps["jepakit"], fixed),
+        FIXED: drawing(steps["jepakit"], fixed),
         "pad": drawing(steps["jepakit"], by_title["pad"]),
         "fixed, joint": drawing(steps["joint"], fixed),
         f"{PUBLISHED}, compiled": functools.partial(
@@ -401,7 +387,7 @@ def throughput_rows(
     images = torch.randn(model.batch_size, 3, model.image_size, model.image_size, device=device)
     grid_size = Step(model, Way(""), "meta").grid_size
     by_title = {way.title: way for way in ways(grid_size)}
-    published, fixed = by_title[PUBLISHED], by_title["fixed (the default)"]
+    published, fixed = by_title[PUBLISHED], by_title[FIXED]
     eager = [(way, False) for way in (published, fixed, by_title["pad"], by_title["fixed, joint"])]
     # Most important first: the last ones are left out when time is short.
     compiled = [(way, True) for way in (fixed, published, by_title["fixed, joint"])]
@@ -446,7 +432,7 @@ def training(step: Step, images: Tensor) -> Callable[[], None]:
     sampler, batch_size = sampler_of(step.way, step.grid_size), len(images)
     if not step.way.published:
         return lambda: step(images, sampler(batch_size, device=images.device), amp=True)
-    drawn = itertools.cycle([to_device(sampler(batch_size), images.device) for _ in range(20)])
+    drawn = itertools.cycle([sampler(batch_size, device=images.device) for _ in range(20)])
     return lambda: step(images, next(drawn), amp=True)
 
 
@@ -526,18 +512,11 @@ def cost_tables(model: str, rows: list[Row]) -> list[str]:
 def graph_table(model: str, rows: list[Row]) -> list[str]:
     steps, batch = rows[0]["steps"], rows[0]["batch_size"]
     head = [f"{model}, batch {batch}", f"graphs in {steps} steps", "lengths marked as dynamic"]
-    head += ["host synchronisations, masks drawn on the device", "drawn in the loader"]
-
-    def found(names: list[str] | None) -> str:
-        return "" if names is None else str(len(names))
-
+    head += ["host synchronisations"]
     lines = [
         [
             row["name"],
-            str(row["graphs"]),
-            str(row["graphs_marked"]),
-            found(row["device"]),
-            found(row["loader"]),
+            *map(str, (row["graphs"], row["graphs_marked"], len(row["synchronisations"]))),
         ]
         for row in rows
     ]
