@@ -183,17 +183,17 @@ class MaskCollator(Generic[M]):
                     f"samples: must come from IndexedDataset, got {type(sample).__name__}; wrap "
                     "the dataset: DataLoader(IndexedDataset(dataset), collate_fn=MaskCollator(...))"
                 )
-        batch = self.collate_fn([sample.sample for sample in samples])
-        for leaf in pytree.tree_leaves(batch):
-            if isinstance(leaf, Tensor):
-                check_images_finite("samples", leaf)
-        return batch, self._draw(samples)
-
-    def _draw(self, samples: Sequence[Indexed]) -> M:
         # A sampler of the user's own need not take `valid`.
         options: dict[str, Any] = {}
         if self.valid is not None:
             options["valid"] = self._stack_valid(samples)
+        batch = self.collate_fn([sample.sample for sample in samples])
+        for leaf in pytree.tree_leaves(batch):
+            if isinstance(leaf, Tensor):
+                check_images_finite("samples", leaf)
+        return batch, self._draw(samples, options)
+
+    def _draw(self, samples: Sequence[Indexed], options: dict[str, Any]) -> M:
         seed, epoch = self.seed, self._epoch_of(samples)
         indices = [sample.index for sample in samples]
         if isinstance(self.sampler, UniformSampler) and self.sampler.per_sample:
