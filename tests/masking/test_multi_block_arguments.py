@@ -98,17 +98,17 @@ def test_values(arguments, text):
         (
             {"context_length": "cut"},
             ValueError,
-            "context_length='cut': must be 'pad', 'trim' or an int of at least 1",
+            "context_length='cut': must be 'fixed', 'pad', 'trim' or an int of at least 1",
         ),
         (
             {"context_length": 4.0},
             TypeError,
-            "context_length=4.0: must be 'pad', 'trim' or an int of at least 1",
+            "context_length=4.0: must be 'fixed', 'pad', 'trim' or an int of at least 1",
         ),
         (
             {"context_length": True},
             TypeError,
-            "context_length=True: must be 'pad', 'trim' or an int of at least 1",
+            "context_length=True: must be 'fixed', 'pad', 'trim' or an int of at least 1",
         ),
     ],
 )
