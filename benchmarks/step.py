@@ -317,7 +317,12 @@ def typical_seed(sampler: Callable[..., Masks], batch_size: int, draws: int) -> 
     return min(range(draws), key=lambda seed: math.dist(lengths[seed], means))
 
 
-def time_rows(name: str, batch_size: int, rounds: int, draws: int) -> Iterator[Row]:
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+def time_rows(
+    name: str, batch_size: int, rounds: int, draws: int, clock: str = "wall"
+) -> Iterator[Row]:
     """Seconds of a step on the CPU in interleaved rounds.
 
     Masks have the typical numbers of tokens of each way and are the same in every round. jepakit
@@ -360,10 +365,10 @@ def time_rows(name: str, batch_size: int, rounds: int, draws: int) -> Iterator[R
         ),
         "fixed, compiled": drawing(steps["jepakit compiled"], fixed),
     }
-    times = in_turns(calls, rounds, torch.device("cpu"))
+    times = in_turns(calls, rounds, torch.device("cpu"), clock=CLOCKS[clock])
     for title, values in times.items():
         row = {"kind": "time", "model": name, "name": title, "batch_size": batch_size}
-        row |= {"threads": torch.get_num_threads(), "seconds": values}
+        row |= {"threads": torch.get_num_threads(), "clock": clock, "seconds": values}
         for of in (PUBLISHED, f"{PUBLISHED}, compiled"):
             ratios = [a / b for a, b in zip(values, times[of], strict=True)]
             row["ratio" if of == PUBLISHED else "ratio_compiled"] = statistics.median(ratios)
@@ -525,17 +530,13 @@ def graph_table(model: str, rows: list[Row]) -> list[str]:
 
 def time_table(model: str, rows: list[Row]) -> list[str]:
     first = rows[0]
-    head = [f"{model} on the CPU, batch {first['batch_size']}, {first['threads']} threads"]
-    head += ["seconds per step", "of published", "of published, compiled"]
-    lines = [
-        [
-            row["name"],
-            f"{statistics.median(row['seconds']):.2f}",
-            f"{row['ratio']:.2f}",
-            f"{row['ratio_compiled']:.2f}",
-        ]
-        for row in rows
-    ]
+    threads = f"{first['threads']} thread{'s' * (first['threads'] > 1)}"
+    head = [f"{model} on the CPU, batch {first['batch_size']}, {threads}"]
+    head += [f"seconds per step ({first['clock']} time)", "of published", "of published, compiled"]
+    lines = []
+    for row in rows:
+        numbers = statistics.median(row["seconds"]), row["ratio"], row["ratio_compiled"]
+        lines.append([row["name"], *(f"{number:.2f}" for number in numbers)])
     return [markdown(head, lines)]
 
 
@@ -590,7 +591,7 @@ def main() -> None:
         if args.steps:
             rows += graph_rows(first, args.batch_sizes[0], args.steps)
         if args.time_batch_size:
-            rows += time_rows(first, args.time_batch_size, args.rounds, args.draws)
+            rows += time_rows(first, args.time_batch_size, args.rounds, args.draws, args.clock)
         values = f"means over {args.draws} batches; times are medians of {args.rounds} rounds"
     print(f"{time.monotonic() - start:.0f} s", file=sys.stderr)
     save(args, rows, table, args.device, values)
@@ -616,8 +617,16 @@ def parse_args() -> argparse.Namespace:
     add("--peak-tflops", type=float, help="peak of the device; default: known for some")
     add("--minutes", type=float, default=7, help="limit for the throughput, about")
     add("--threads", type=int, default=os.cpu_count(), help="CPU threads")
+    add(
+        "--clock",
+        choices=list(CLOCKS),
+        default="wall",
+        help="cpu: of one thread, on a busy machine",
+    )
     add("--write", type=Path, help="result file, .json; the table is written beside it")
     args = parser.parse_args()
+    if args.clock == "cpu" and args.threads > 1:
+        parser.error("--clock cpu adds up the time of all threads: use --threads 1")
     torch.set_num_threads(args.threads)
     return args
 

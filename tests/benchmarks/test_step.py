@@ -27,8 +27,7 @@ def test_bytes_of_a_view_count_once_and_whole(script) -> None:
 
 
 @pytest.mark.no_hook  # its checks of values would read fake tensors
-@pytest.mark.parametrize("published", [False, True])
-@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(("published", "padded"), [(False, True), (True, False)])
 def test_costs_on_fake_tensors_are_those_of_a_real_step(script, published, padded) -> None:
     """Also at sizes between the counted ones: cost is a quadratic of the numbers of tokens."""
     module, costs = script("step"), script("step_costs")
