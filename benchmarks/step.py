@@ -114,7 +114,7 @@ class Step:
     teacher: nn.Module
     predictor: nn.Module
 
-    def __init__(self, model: Model, way: Way, device: str, *, compiled: bool = False) -> None:
+    def __init__(self, model: Model, way: Way, device: str) -> None:
         with torch.device(device):
             torch.manual_seed(0)
             backbone = timm.create_model(
@@ -126,8 +126,8 @@ class Step:
                 self._build_published(backbone, *size)
             else:
                 self._build_jepakit(backbone, *size, way.joint)
-        self.way, self.compiled = way, compiled
-        self._loss = torch.compile(self.loss) if compiled else self.loss
+        self.way = way
+        self.compiled_loss = torch.compile(self.loss)
         self.optimizer: torch.optim.Optimizer | None = None
 
     def _build_published(self, backbone: Any, dim: int, depth: int, heads: int) -> None:
@@ -167,7 +167,9 @@ class Step:
         else:
             self.teacher.update(self.encoder)
 
-    def __call__(self, images: Tensor, masks: Masks, amp: bool = False) -> None:
+    def __call__(
+        self, images: Tensor, masks: Masks, *, amp: bool = False, compiled: bool = False
+    ) -> None:
         if self.optimizer is None:
             learned = nn.ModuleList([self.encoder, self.predictor])
             # The published code calls AdamW with torch's defaults.
@@ -175,7 +177,10 @@ class Step:
             self.optimizer = torch.optim.AdamW(param_groups(learned, 0.05), lr=1e-4, **fused)
         precision = torch.autocast(images.device.type, torch.bfloat16) if amp else nullcontext()
         with precision:
-            loss = self._loss(images, mark_lengths(masks) if self.compiled else masks)
+            if compiled:
+                loss = self.compiled_loss(images, mark_lengths(masks))
+            else:
+                loss = self.loss(images, masks)
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -329,15 +334,9 @@ def time_rows(
     draws them within the step.
     """
     model = MODELS[name]
-    plain, jepakit_step = Way("", published=True), Way("")
-    steps = {
-        "plain": Step(model, plain, "cpu"),
-        "jepakit": Step(model, jepakit_step, "cpu"),
-        "joint": Step(model, Way("", joint=True), "cpu"),
-        "plain compiled": Step(model, plain, "cpu", compiled=True),
-        "jepakit compiled": Step(model, jepakit_step, "cpu", compiled=True),
-    }
-    grid_size = steps["plain"].grid_size
+    plain = Step(model, Way("", published=True), "cpu")
+    separate, joint = Step(model, Way(""), "cpu"), Step(model, Way("", joint=True), "cpu")
+    grid_size = plain.grid_size
     images = torch.randn(batch_size, 3, model.image_size, model.image_size)
     by_title = {way.title: way for way in ways(grid_size)}
     fixed, published = by_title[FIXED], by_title[PUBLISHED]
@@ -350,20 +349,18 @@ def time_rows(
         generator = torch.Generator().manual_seed(seeds[way])
         return sampler_of(way, grid_size)(batch_size, generator=generator)
 
-    def drawing(step: Step, way: Way) -> Callable[[], None]:
-        return lambda: step(images, draw(way))
+    def drawing(step: Step, way: Way, compiled: bool = False) -> Callable[[], None]:
+        return lambda: step(images, draw(way), compiled=compiled)
 
     published_masks, fixed_masks = draw(published), draw(fixed)
     calls = {
-        PUBLISHED: functools.partial(steps["plain"], images, published_masks),
-        f"{PUBLISHED}, masks of fixed": functools.partial(steps["plain"], images, fixed_masks),
-        FIXED: drawing(steps["jepakit"], fixed),
-        "pad": drawing(steps["jepakit"], by_title["pad"]),
-        "fixed, joint": drawing(steps["joint"], fixed),
-        f"{PUBLISHED}, compiled": functools.partial(
-            steps["plain compiled"], images, published_masks
-        ),
-        "fixed, compiled": drawing(steps["jepakit compiled"], fixed),
+        PUBLISHED: functools.partial(plain, images, published_masks),
+        f"{PUBLISHED}, masks of fixed": functools.partial(plain, images, fixed_masks),
+        FIXED: drawing(separate, fixed),
+        "pad": drawing(separate, by_title["pad"]),
+        "fixed, joint": drawing(joint, fixed),
+        f"{PUBLISHED}, compiled": functools.partial(plain, images, published_masks, compiled=True),
+        "fixed, compiled": drawing(separate, fixed, compiled=True),
     }
     times = in_turns(calls, rounds, torch.device("cpu"), clock=CLOCKS[clock])
     for title, values in times.items():
@@ -396,55 +393,68 @@ def throughput_rows(
     eager = [(way, False) for way in (published, fixed, by_title["pad"], by_title["fixed, joint"])]
     # Most important first: the last ones are left out when time is short.
     compiled = [(way, True) for way in (fixed, published, by_title["fixed, joint"])]
+    torch._dynamo.reset()  # its cache of the loss has few places
+
+    @functools.cache
+    def step_of(published: bool, joint: bool) -> Step:
+        """Modules are shared by what differs in its masks only, to save memory."""
+        return Step(model, Way("", published=published, joint=joint), str(device))
+
     rows: dict[tuple[Way, bool], Row] = {}
-    calls: dict[tuple[Way, bool], Callable[[], None]] = {}
+    calls: dict[str, Callable[[], None]] = {}
     for way, is_compiled in [*eager, *compiled]:
-        row = {"kind": "throughput", "model": name, "batch_size": model.batch_size}
+        counts = token_counts(sampler_of(way, grid_size), model.batch_size, 20)
+        row: Row = {"kind": "throughput", "model": name, "batch_size": model.batch_size}
         row |= {"name": way.title, "compiled": is_compiled, "error": None}
+        row |= {"flops_per_image": 2 * costs_of(name, way, counts).multiply_adds}
         rows[way, is_compiled] = row
         if is_compiled and time.monotonic() > deadline - 120:
             row["error"] = "not measured: no time left"
             continue
         try:
-            call = training(Step(model, way, str(device), compiled=is_compiled), images)
+            call = training(step_of(way.published, way.joint), way, images, compiled=is_compiled)
             row |= warm_up(call, device, compiled=is_compiled)
         except Exception as error:
-            row["error"] = f"{type(error).__name__}: {str(error).splitlines()[0][:100]}"
+            row["error"] = failure(error)
             continue
-        calls[way, is_compiled] = call
-    if calls:
+        calls[str(len(rows) - 1)] = call
+    try:
         one_round = sum(seconds(call, device) for call in calls.values())
-        repeats = max(1, min(10, int(3 / one_round)))
-        affordable = int((deadline - time.monotonic()) / 3 / (one_round * repeats))
-        measured = in_turns(
-            {str(number): call for number, call in enumerate(calls.values())},
-            max(1, min(rounds, affordable)),
-            device,
-            repeats=repeats,
-        )
-        for key, times in zip(calls, measured.values(), strict=True):
-            way, row = key[0], rows[key]
-            counts = token_counts(sampler_of(way, grid_size), model.batch_size, 20)
-            flops = 2 * costs_of(name, way, counts).multiply_adds
-            speed = model.batch_size / statistics.median(times)
-            row |= {"seconds": times, "images_per_second": speed, "flops_per_image": flops}
-            row["peak_ratio"] = flops * speed / peak_tflops / 1e12 if peak_tflops else None
-    yield from rows.values()
+        repeats = max(1, min(10, int(3 / max(one_round, 0.01))))
+        affordable = int((deadline - time.monotonic()) / (one_round * repeats or 1)) - 1
+        times = in_turns(calls, max(1, min(rounds, affordable)), device, repeats=repeats)
+    except Exception as error:
+        for row in rows.values():
+            row["error"] = row["error"] or failure(error)
+        times = {}
+    for number, row in enumerate(rows.values()):
+        if str(number) in times:
+            row["seconds"] = times[str(number)]
+            row["images_per_second"] = model.batch_size / statistics.median(row["seconds"])
+            flops = row["flops_per_image"] * row["images_per_second"]
+            row["peak_ratio"] = flops / peak_tflops / 1e12 if peak_tflops else None
+        yield row
 
 
-def training(step: Step, images: Tensor) -> Callable[[], None]:
+def failure(error: Exception) -> str:
+    """The first line of an error, for a cell of the table."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0][:80]}".replace("|", "/")
+
+
+def training(step: Step, way: Way, images: Tensor, *, compiled: bool = False) -> Callable[[], None]:
     """A step under bfloat16 autocast; jepakit draws masks in it, the loader those of published."""
-    sampler, batch_size = sampler_of(step.way, step.grid_size), len(images)
-    if not step.way.published:
-        return lambda: step(images, sampler(batch_size, device=images.device), amp=True)
+    sampler, batch_size = sampler_of(way, step.grid_size), len(images)
+    train = functools.partial(step, images, amp=True, compiled=compiled)
+    if not way.published:
+        return lambda: train(sampler(batch_size, device=images.device))
     drawn = itertools.cycle([sampler(batch_size, device=images.device) for _ in range(20)])
-    return lambda: step(images, next(drawn), amp=True)
+    return lambda: train(next(drawn))
 
 
 def warm_up(call: Callable[[], None], device: torch.device, *, compiled: bool) -> Row:
-    """Run and compile, then memory, flash kernels and host synchronisations of a step."""
+    """Run and compile, then find memory, flash kernels and host synchronisations of a step."""
     start = time.monotonic()
-    for _ in range(4):  # a second length of the targets compiles once more
+    for _ in range(4):
         call()
     row: Row = {"warm_up_seconds": time.monotonic() - start}
     if not compiled:
@@ -457,8 +467,9 @@ def warm_up(call: Callable[[], None], device: torch.device, *, compiled: bool) -
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)  # weights and optimisers, of other ways too
         call()
-        row["peak_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
+        row["peak_gib"] = (torch.cuda.max_memory_allocated(device) - before) / 2**30
         torch.cuda.set_sync_debug_mode("error")
         try:
             call()
@@ -542,7 +553,7 @@ def time_table(model: str, rows: list[Row]) -> list[str]:
 
 def throughput_table(model: str, rows: list[Row]) -> list[str]:
     head = [f"{model}, batch {rows[0]['batch_size']}", "images/s", "of published, eager"]
-    head += ["of the peak", "GiB at most", "flash kernels", "synchronises"]
+    head += ["of the peak", "GiB beyond weights", "flash kernels only", "synchronises"]
     base = rows[0].get("images_per_second")
     lines = []
     for row in rows:

@@ -1,6 +1,7 @@
 """What `benchmarks/step.py` counts is what a pencil counts, and the script runs to its end."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -131,8 +132,10 @@ def test_counts_at_a_tiny_scale(run_script, tmp_path) -> None:
 @pytest.mark.slow
 @pytest.mark.no_hook
 @pytest.mark.parametrize("option", ["--time-batch-size", "--throughput"])
-def test_times_at_a_tiny_scale(run_script, tmp_path, option) -> None:
+def test_times_at_a_tiny_scale(run_script, monkeypatch, tmp_path, option) -> None:
     """The table of an accelerator is made on a CPU: its figures need one, its code does not."""
+    # The default backend generates machine code, which takes most of the time.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     written = tmp_path / "step.json"
     value = () if option == "--throughput" else (2,)
     small = ("--models", "tiny", "--batch-sizes", 2, "--draws", 3, "--steps", 2, "--rounds", 1)
