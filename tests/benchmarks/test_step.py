@@ -12,10 +12,9 @@ BATCH = 2
 
 def test_multiply_adds_and_bytes_of_a_linear_layer(script) -> None:
     costs = script("step_costs")
-    layer, x = nn.Linear(8, 16), torch.randn(BATCH, 3, 8)
+    layer, x = nn.Linear(8, 16), torch.randn(BATCH, 3, 8, requires_grad=True)
     cost = costs.count(lambda: layer(x).sum(), [layer], BATCH)
-    # Forward, and backward for the weight; the input needs no gradient.
-    assert cost.multiply_adds == 2 * 3 * 8 * 16
+    assert cost.multiply_adds == 3 * (3 * 8 * 16)  # forward, and backward for weight and input
     assert cost.saved_bytes == 3 * 8 * 4  # the input; the weight is a parameter
 
 
