@@ -36,14 +36,14 @@ class Quantized(NamedTuple):
         loss: The weighted commitment loss, to be added to the others.
         perplexity: Effective number of codes in use, $\exp(-\sum_k p_k \log p_k)$, where $p_k$ is
             the fraction of the valid vectors of all ranks that have code $k$; 1 if none is valid.
-        usage: Fraction of the codes that the batch uses. A batch of few vectors cannot use many.
+        usage_ratio: Fraction of the codes that the batch uses; few vectors cannot use many.
     """
 
     quantized: Float[Tensor, "*batch d"]
     indices: Int[Tensor, "*batch"]
     loss: Float[Tensor, ""]
     perplexity: Float[Tensor, ""]
-    usage: Float[Tensor, ""]
+    usage_ratio: Float[Tensor, ""]
 
 
 class VectorQuantizer(nn.Module):

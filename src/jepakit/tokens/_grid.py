@@ -78,7 +78,7 @@ def coarsen_mask(
     return cells.reshape(*batch, math.prod(coarse)), coarse
 
 
-def num_halvings(grid_size: tuple[int, ...]) -> int:
+def max_halvings(grid_size: tuple[int, ...]) -> int:
     """Number of halvings, upwards, after which a grid is a single cell."""
     return max(side - 1 for side in grid_size).bit_length()
 
@@ -89,7 +89,7 @@ def level_grids(grid_size: tuple[int, ...], num_levels: object) -> tuple[tuple[i
     Sides are halved upwards: 14 x 14, 7 x 7, 4 x 4, 2 x 2, 1 x 1.
     """
     levels = as_int("num_levels", num_levels, minimum=1)
-    most = num_halvings(grid_size)
+    most = max_halvings(grid_size)
     if levels - 1 > most:
         raise ValueError(
             f"num_levels={levels}: the grid {grid_size} is a single cell on level {most}, so "
