@@ -17,11 +17,12 @@ from jepakit._checks import (
     as_number,
     check_floating,
     check_generator,
+    check_rows,
     check_tensor,
 )
 from jepakit._distributed import broadcast_from_first, gather_scalars, sum_over_ranks
 from jepakit._precision import full_precision
-from jepakit._rows import check_rows, to_rows
+from jepakit._rows import to_rows
 
 __all__ = ["Quantized", "VectorQuantizer"]
 

@@ -6,18 +6,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from jepakit._checks import as_int, check_tensor
-
-
-def check_mask(mask: Tensor, grid_size: tuple[int, ...]) -> None:
-    """Raise unless a mask is bool and flat over the grid."""
-    check_tensor("mask", mask, torch.bool)
-    size = math.prod(grid_size)
-    if mask.dim() < 1 or mask.shape[-1] != size:
-        raise ValueError(
-            f"mask {tuple(mask.shape)}: must be flat over the grid {grid_size}, "
-            f"[*batch, {size}]; flatten the grid's axes first"
-        )
+from jepakit._checks import as_int, check_on_grid, check_tensor
 
 
 def mask_of_indices(
@@ -32,21 +21,9 @@ def mask_of_indices(
         )
     if idx.dim() < 1:
         raise ValueError(f"{name} (): must be [*batch, n]")
-    check_positions(name, idx, grid_size)
+    check_on_grid(name, idx, grid_size)
     mask = torch.zeros(*idx.shape[:-1], math.prod(grid_size), dtype=torch.bool, device=idx.device)
     return mask.scatter_(-1, idx.long(), True)
-
-
-def check_positions(name: str, idx: Tensor, grid_size: tuple[int, ...]) -> None:
-    """Raise unless all positions are on the grid; a host synchronisation on an accelerator."""
-    if idx.numel() == 0:
-        return
-    size, (low, high) = math.prod(grid_size), torch.stack(torch.aminmax(idx)).tolist()
-    if low < 0 or high >= size:
-        raise ValueError(
-            f"{name}: must lie on the grid {grid_size}, in [0, {size - 1}], got values from {low} "
-            f"to {high}"
-        )
 
 
 def member_positions(

@@ -19,14 +19,14 @@ from jepakit._checks import (
     as_int,
     as_ints,
     check_device,
+    check_mask,
+    check_on_grid,
     check_tensor,
     store_fields,
     type_name,
     values_readable,
 )
 from jepakit.tokens._grid import (
-    check_mask,
-    check_positions,
     coarsen_mask,
     mask_of_indices,
     max_halvings,
@@ -352,7 +352,7 @@ def _check_values(idx: Tensor, valid: Tensor, grid_size: tuple[int, ...], padded
         return
     if not padded and not valid.all():
         raise ValueError("padded=False: promises that every entry is valid, but some are not")
-    check_positions("idx", idx, grid_size)
+    check_on_grid("idx", idx, grid_size)
     both = valid[..., 1:]
     if (both & ~valid[..., :-1]).any():
         raise ValueError("valid: valid entries must come first in every set")
