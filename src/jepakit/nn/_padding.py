@@ -5,7 +5,7 @@ from torch import Tensor
 
 from jepakit._checks import check_floating
 from jepakit.tokens import TokenSet
-from jepakit.tokens._checks import check_same_device, check_token_set
+from jepakit.tokens._arguments import check_same_device, check_token_set
 
 
 def check_features(features: Tensor, dim: int, rule: str) -> None:

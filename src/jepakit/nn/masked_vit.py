@@ -17,7 +17,7 @@ from jepakit._checks import (
 from jepakit.nn._backbones import adapt
 from jepakit.nn._padding import zero_padding
 from jepakit.tokens import TokenSet
-from jepakit.tokens._checks import check_same_device, check_token_set
+from jepakit.tokens._arguments import check_same_device, check_token_set
 
 __all__ = ["MaskedViT"]
 

@@ -23,7 +23,7 @@ from jepakit.nn._blocks import Block
 from jepakit.nn._padding import check_features, check_positions, key_mask, zero_padding
 from jepakit.nn.positions import rotary_table, sincos_table
 from jepakit.tokens import TokenSet
-from jepakit.tokens._checks import check_same_device, check_token_set
+from jepakit.tokens._arguments import check_same_device, check_token_set
 from jepakit.tokens._grid import level_grids
 
 __all__ = ["MaskedPredictor"]

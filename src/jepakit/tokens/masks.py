@@ -9,7 +9,7 @@ from torch.serialization import add_safe_globals
 from torch.utils import _pytree as pytree
 
 from jepakit._checks import store_fields, type_name
-from jepakit.tokens._checks import check_token_set
+from jepakit.tokens._arguments import check_token_set
 from jepakit.tokens.token_set import TokenSet
 
 __all__ = ["Masks"]

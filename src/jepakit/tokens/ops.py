@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jepakit._checks import check_floating
-from jepakit.tokens._checks import check_entries, check_same_device, check_token_set
+from jepakit.tokens._arguments import check_entries, check_same_device, check_token_set
 from jepakit.tokens.token_set import TokenSet
 
 __all__ = ["mean_tokens", "put_tokens", "take_tokens"]
