@@ -34,7 +34,7 @@ def public_modules() -> list[ModuleType]:
     for info in pkgutil.iter_modules(jepakit.__path__, "jepakit."):
         if not info.name.rpartition(".")[2].startswith("_"):
             found.append(importlib.import_module(info.name))
-    # Public, and not re-exported by its package, which is to do without hypothesis.
+    # Its package imports it when it is asked for: it needs hypothesis.
     found.append(importlib.import_module("jepakit.testing.strategies"))
     return found
 
