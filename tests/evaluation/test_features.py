@@ -48,7 +48,7 @@ def test_rows_stay_in_order() -> None:
 
 @pytest.mark.parametrize("way", ["module", "method", "partial"])
 def test_eval_mode_meanwhile_and_every_mode_back(way: str) -> None:
-    """Law 15. Trap: a probe that leaves the user's model in another state, or evaluates with dropout."""
+    """Law 15. Trap: a probe that leaves the model in another state, or evaluates with dropout."""
     encoder = Encoder()
     encode = {
         "module": encoder,
