@@ -123,7 +123,7 @@ MASKS = RandomMask((4, 4))(2)
         (
             plots.plot_curves,
             ({"loss": [1, 2, 3]},),
-            "curves['loss'][0]=1: must be a point (step, value)",
+            "curves['loss']: must be a sequence of points (step, value)",
         ),
         (
             plots.plot_patch_pca,
