@@ -46,11 +46,11 @@ def first_of_order(
     first = order[:, :length]
     if counts is None:
         valid = torch.ones_like(first, dtype=torch.bool)
-        return TokenSet._trusted(sort_rows(first), valid, grid_size, padded=False)
+        return TokenSet._trusted(sort_rows(first).long(), valid, grid_size, padded=False)
     valid = torch.arange(length, device=order.device) < counts[:, None]
     # A number after all positions moves padding to the end, where it becomes 0.
     idx = sort_rows(torch.where(valid, first, math.prod(grid_size)))
-    return TokenSet._trusted(idx * valid, valid, grid_size, padded=True)
+    return TokenSet._trusted(idx.long() * valid, valid, grid_size, padded=True)
 
 
 def squared_distances(

@@ -66,7 +66,7 @@ def random_order(
         keys = keys.long() | distance << 30
     if members is not None:
         keys |= (~members).to(keys.dtype) << (30 if distance is None else 62)
-    return (sort_rows(keys) & ((1 << position_bits) - 1)).long()
+    return sort_rows(keys) & ((1 << position_bits) - 1)
 
 
 def sort_rows(values: Int[Tensor, "b n"]) -> Int[Tensor, "b n"]:
