@@ -1,17 +1,20 @@
 """Shared by all plots: figures, colours, images as pixels, axes without ticks."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from einops import repeat
 from jaxtyping import Float
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 # Okabe and Ito's palette: distinct for colour-blind readers, on light and dark pages.
 TARGET_COLOURS = ("#E69F00", "#D55E00", "#CC79A7", "#F0E442")
 
 
-def new_figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, Any]:
+def new_figure(rows: int, columns: int, width: float, height: float) -> "tuple[Figure, Any]":
     """An empty figure of a size in inches, and its axes `[rows, columns]`."""
     try:
         import matplotlib.pyplot as plt
