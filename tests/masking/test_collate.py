@@ -435,6 +435,10 @@ def test_errors_of_valid_name_the_sample():
         dataset = IndexedDataset([first, {"there": wrong}])
         with pytest.raises(ValueError, match="valid of sample 1: must be bool, with one entry"):
             collate([dataset[0], dataset[1]])
+    assert "valid='there'" in repr(collate)
+
+
+@pytest.mark.no_hook
+def test_a_mask_of_one_batch_is_no_field():
     with pytest.raises(TypeError, match="valid=3: must be the name of a field or valid"):
         MaskCollator(RandomMask((3,)), valid=3)
-    assert "valid='there'" in repr(collate)

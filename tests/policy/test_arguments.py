@@ -130,7 +130,7 @@ CASES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
             "target_aspect_ratio": (0.5, 2.0),
             "temporal_scale": (0.5, 1.0),
             "context_scale": (0.85, 1.0),
-            "max_temporal_keep": 0.75,
+            "context_frames_ratio": 0.75,
             "min_context_coverage": 0.25,
             "context_length": 40,
         },

@@ -63,19 +63,25 @@ SAMPLERS: dict[str, Callable[[], Any]] = {
     "multi-block, sizes by sample": lambda: MultiBlockMask(
         IMAGE, target_size_per="sample", context_length="pad"
     ),
-    "multi-block, trim": lambda: MultiBlockMask(IMAGE, context_length="trim"),
-    "multi-block, trim, sizes by sample": lambda: MultiBlockMask(
-        IMAGE, context_length="trim", target_size_per="sample"
+    "multi-block, trim": lambda: MultiBlockMask(
+        IMAGE, context_length="trim", context_subset="random"
     ),
-    "multi-block, length 40": lambda: MultiBlockMask(IMAGE, context_length=40),
+    "multi-block, trim, sizes by sample": lambda: MultiBlockMask(
+        IMAGE, context_length="trim", context_subset="random", target_size_per="sample"
+    ),
+    "multi-block, length 40": lambda: MultiBlockMask(
+        IMAGE, context_length=40, context_subset="random"
+    ),
     "multi-block, length 40, sizes by sample": lambda: MultiBlockMask(
-        IMAGE, context_length=40, target_size_per="sample"
+        IMAGE, context_length=40, context_subset="random", target_size_per="sample"
     ),
     "multi-block, disjoint": lambda: MultiBlockMask(IMAGE, **DISJOINT, context_length="pad"),
     "multi-block, disjoint, sizes by sample": lambda: MultiBlockMask(
         IMAGE, **DISJOINT, target_size_per="sample", context_length="pad"
     ),
-    "multi-block, disjoint, trim": lambda: MultiBlockMask(IMAGE, **DISJOINT, context_length="trim"),
+    "multi-block, disjoint, trim": lambda: MultiBlockMask(
+        IMAGE, **DISJOINT, context_length="trim", context_subset="random"
+    ),
     "multi-block, disjoint, tight": lambda: MultiBlockMask(
         (8, 8),
         num_targets=3,
@@ -112,7 +118,11 @@ SAMPLERS: dict[str, Callable[[], Any]] = {
     ),
     "multi-block, small grid": lambda: MultiBlockMask(SMALL, context_length="pad"),
     "multi-block, small grid, disjoint": lambda: MultiBlockMask(
-        SMALL, num_targets=2, allow_target_overlap=False, context_length="trim"
+        SMALL,
+        num_targets=2,
+        allow_target_overlap=False,
+        context_length="trim",
+        context_subset="random",
     ),
     "multi-block, 2 x 2": lambda: MultiBlockMask((2, 2), num_targets=2, context_length="pad"),
     "multi-block, published configuration": lambda: MultiBlockMask.from_ijepa_config(
@@ -127,14 +137,15 @@ SAMPLERS: dict[str, Callable[[], Any]] = {
         min_keep=30,
         target_size_per="sample",
         context_length=25,
+        context_subset="random",
     ),
     # Multi-block, other grids
     "multi-block, text": lambda: MultiBlockMask(TEXT, context_length="pad"),
     "multi-block, text, disjoint, length 12": lambda: MultiBlockMask(
-        TEXT, **DISJOINT, context_length=12
+        TEXT, **DISJOINT, context_length=12, context_subset="random"
     ),
     "multi-block, text, trim, sizes by sample": lambda: MultiBlockMask(
-        TEXT, context_length="trim", target_size_per="sample"
+        TEXT, context_length="trim", context_subset="random", target_size_per="sample"
     ),
     "multi-block, video": lambda: MultiBlockMask(VIDEO, context_length="pad"),
     "multi-block, video, short range": lambda: MultiBlockMask(
@@ -147,18 +158,27 @@ SAMPLERS: dict[str, Callable[[], Any]] = {
         VIDEO, temporal_scale=(0.25, 0.75), target_size_per="sample", context_length="pad"
     ),
     "multi-block, video, early context": lambda: MultiBlockMask(
-        VIDEO, max_temporal_keep=0.5, min_context_coverage=0.1, context_length="trim"
+        VIDEO,
+        context_frames_ratio=0.5,
+        min_context_coverage=0.1,
+        context_length="trim",
+        context_subset="random",
     ),
     "multi-block, video, disjoint": lambda: MultiBlockMask(
-        VIDEO, **DISJOINT, temporal_scale=(0.5, 1.0), max_temporal_keep=0.75, context_length=100
+        VIDEO,
+        **DISJOINT,
+        temporal_scale=(0.5, 1.0),
+        context_frames_ratio=0.75,
+        context_length=100,
+        context_subset="random",
     ),
     "multi-block, one frame": lambda: MultiBlockMask((1, 10, 10), context_length="pad"),
     # Multi-block, contexts of a fixed length
     "multi-block, fixed": lambda: MultiBlockMask(IMAGE),
     "multi-block, fixed, sizes by sample": lambda: MultiBlockMask(IMAGE, target_size_per="sample"),
-    "multi-block, fixed, nearest": lambda: MultiBlockMask(IMAGE, context_subset="nearest"),
+    "multi-block, fixed, random": lambda: MultiBlockMask(IMAGE, context_subset="random"),
     "multi-block, fixed, disjoint": lambda: MultiBlockMask(IMAGE, **DISJOINT),
-    "multi-block, fixed, video": lambda: MultiBlockMask(VIDEO, context_subset="nearest"),
+    "multi-block, fixed, video": lambda: MultiBlockMask(VIDEO),
     "multi-block, fixed, published configuration": lambda: MultiBlockMask.from_ijepa_config(IMAGE),
     "nested, fixed": lambda: NestedMask(IMAGE, MultiBlockMask((4, 4))),
     "complement, fixed": lambda: ComplementMask(MultiBlockMask(IMAGE)),
@@ -193,7 +213,7 @@ SAMPLERS: dict[str, Callable[[], Any]] = {
         MultiBlockMask(IMAGE, context_length="pad")
     ),
     "complement of multi-block, length 30": lambda: ComplementMask(
-        MultiBlockMask(IMAGE, context_length=30)
+        MultiBlockMask(IMAGE, context_length=30, context_subset="random")
     ),
     "mixture": lambda: MultiContextMask(
         (
@@ -227,9 +247,14 @@ SAMPLERS: dict[str, Callable[[], Any]] = {
         ),
     ),
     "nested, trim, sizes by sample": lambda: NestedMask(
-        (16, 16), MultiBlockMask((4, 4), target_size_per="sample", context_length="trim")
+        (16, 16),
+        MultiBlockMask(
+            (4, 4), target_size_per="sample", context_length="trim", context_subset="random"
+        ),
     ),
-    "nested, length 3": lambda: NestedMask(IMAGE, MultiBlockMask((4, 4), context_length=3)),
+    "nested, length 3": lambda: NestedMask(
+        IMAGE, MultiBlockMask((4, 4), context_length=3, context_subset="random")
+    ),
     "nested, video": lambda: NestedMask(
         (8, 16, 16), MultiBlockMask((4, 8, 8), context_length="pad")
     ),
