@@ -84,6 +84,7 @@ def test_same_generator_state_same_masks(sampler, seed, batch):
 
 @pytest.mark.no_hook
 def test_python_random_is_left_alone():
+    """Law 15."""
     before = random.getstate()
     for sampler in SAMPLERS:
         sampler(3)
