@@ -165,7 +165,7 @@ def test_every_parameter_learns_from_any_levels(position) -> None:
     predictor = MaskedPredictor(
         (8, 8), 10, predictor_embed_dim=48, depth=2, num_heads=4, position=position, num_levels=3
     )
-    masks = NestedMask((8, 8), MultiBlockMask((2, 2)))(2)
+    masks = NestedMask((8, 8), MultiBlockMask((2, 2), context_length="pad"))(2)
     pyramid = HierarchicalPyramid((8, 8), 10)
     levels = pyramid(torch.randn(*masks.context.shape, 10), masks.context)
     for chosen in ([0], [2], [0, 1, 2]):

@@ -109,7 +109,7 @@ def losses(student, goals, predict, patches, masks) -> tuple[Tensor, dict[str, T
 def drawn(seed: int, batch: int = 16):
     """Patches of a sample have a common part, so that targets can be predicted from a context."""
     generator = torch.Generator().manual_seed(seed)
-    sampler = NestedMask(GRID, MultiBlockMask((2, 2), num_targets=2))
+    sampler = NestedMask(GRID, MultiBlockMask((2, 2), num_targets=2, context_length="pad"))
     patches = torch.randn(batch, 64, 5, generator=generator) * 0.5
     common = torch.randn(batch, 1, 5, generator=generator)
     return patches + common, sampler(batch, generator=generator)
