@@ -10,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import pad
 
 from jepakit import MaskedPredictor, TokenSet
+from jepakit.nn.positions import grid_coordinates, rotary_features, sincos_table
 
 GRIDS = [(7,), (4, 5), (2, 3, 2)]
 POSITIONS = ["sincos", "rope", "learned"]
@@ -41,10 +42,18 @@ def features(tokens: TokenSet, dim: int = 10) -> torch.Tensor:
     return torch.randn(*tokens.shape, dim)
 
 
+def positions_of(predictor: MaskedPredictor, grid: tuple[int, ...]) -> torch.Tensor:
+    if predictor.position == "learned":
+        return predictor.position_table
+    if predictor.position == "rope":
+        return rotary_features(grid_coordinates(grid), 48 // 4)
+    return sincos_table(grid, 48)
+
+
 def plain(predictor, context, context_tokens, target_tokens):
     """The docstring's formula, a sample and a block at a time, without padding or any mask."""
     out = torch.zeros(*target_tokens.shape, context.shape[-1])
-    table = predictor.position_table
+    table = positions_of(predictor, context_tokens.grid_size)
     rope = predictor.position == "rope"
     for b in range(len(context)):
         known = predictor.embed(context[b, context_tokens.valid[b]])
