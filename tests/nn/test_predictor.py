@@ -295,6 +295,30 @@ def test_runs_on_fused_attention(position, joint, ragged, assert_close, monkeypa
     assert {shape[1:3] for shape in calls} == {(1, 1)}
 
 
+@KINDS
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "autocast"])
+def test_one_key_mask_for_all_blocks(position, joint, precision, ragged, monkeypatch) -> None:
+    """Traps: a bool mask, which attention converts in every block; a float32 mask beside queries in
+    half precision, which no fused kernel takes."""
+    predictor = build(position=position, joint=joint)
+    here, asked = ragged((4, 5), 3, at_least=1), ragged((4, 5), 3, 2)
+    masks, attend = [], torch.nn.functional.scaled_dot_product_attention
+
+    def seen(q, k, v, attn_mask=None, **kwargs):
+        assert q.dtype == k.dtype == attn_mask.dtype
+        masks.append(attn_mask)
+        return attend(q, k, v, attn_mask=attn_mask, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", seen)
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
+        inputs = features(here)
+        if precision == "bfloat16":
+            predictor, inputs = predictor.bfloat16(), inputs.bfloat16()
+        predictor(inputs, here, asked)
+    assert len(masks) == 2 and masks[0] is masks[1]
+    assert masks[0].dtype == (torch.float32 if precision == "float32" else torch.bfloat16)
+
+
 def test_no_key_mask_without_padding(monkeypatch) -> None:
     predictor = build()
     masks = []

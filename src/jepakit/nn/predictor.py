@@ -20,7 +20,12 @@ from jepakit._checks import (
     check_floating,
 )
 from jepakit.nn._blocks import Block
-from jepakit.nn._padding import check_features, check_positions, key_mask, zero_padding
+from jepakit.nn._padding import (
+    additive_key_mask,
+    check_features,
+    check_positions,
+    zero_padding,
+)
 from jepakit.nn.positions import Kind, diagonal_table, grid_table
 from jepakit.tokens import TokenSet
 from jepakit.tokens._arguments import check_same_device, check_token_set
@@ -198,6 +203,7 @@ class MaskedPredictor(nn.Module):
         batch, num_targets, length = targets.shape
 
         visible = self.embed(zero_padding(features, context))
+        dtype = visible.dtype  # of queries and keys too, also under autocast
         queries = self.mask_token.expand(*targets.shape, -1)
         if len(self.grid_sizes) > 1:
             visible = visible + self.level_embedding[context_level]
@@ -216,8 +222,9 @@ class MaskedPredictor(nn.Module):
             visible, queries = visible + context_positions, queries + target_positions
 
         x = self._join(visible, queries)
-        padded = context.padded or targets.padded
-        mask = key_mask(self._join(context.valid, targets.valid)) if padded else None
+        mask = None
+        if context.padded or targets.padded:
+            mask = additive_key_mask(self._join(context.valid, targets.valid), dtype)
         for block in self.blocks:
             x = block(x, mask, rotary)
         out = self.proj(self.norm(x[:, context.shape[-1] :]))
