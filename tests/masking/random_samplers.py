@@ -60,7 +60,7 @@ def multiblock_arguments(rng: random.Random, grid_size: Grid) -> dict[str, Any]:
     c0 = c1 * choose([1.0, fraction(0.3, 1.0)])
     room = max(0.0, c1 - high * (1 if overlap else num_targets))
     coverage = choose([0.0, room, room * fraction(0.0, 1.0), room * fraction(0.0, 1.0)])
-    length = choose(["pad", "trim", "int"])
+    length = choose(["fixed", "fixed", "pad", "trim", "int"])
     arguments: dict[str, Any] = {
         "num_targets": num_targets,
         "target_scale": (low, high),
@@ -77,6 +77,8 @@ def multiblock_arguments(rng: random.Random, grid_size: Grid) -> dict[str, Any]:
         arguments["max_temporal_keep"] = choose([1.0, 1.0, fraction(0.1, 1.0)])
         arguments["min_context_coverage"] *= choose([1.0, 0.5, 0.1])
     need = needed_tokens(arguments["min_context_coverage"], size)
+    if length != "pad":
+        arguments["context_subset"] = choose(["random", "nearest"])
     return arguments | {"context_length": integer(1, need) if length == "int" else length}
 
 

@@ -147,7 +147,7 @@ def test_generators_of_another_kind():
 
 @pytest.mark.parametrize("shape", [(0, 13), (2, 12)])
 def test_tables_of_uniforms(shape):
-    sampler = MultiBlockMask((8, 8))
+    sampler = MultiBlockMask((8, 8), context_length="pad")
     assert sampler.num_uniforms == 13
     with raises(ValueError, f"uniforms {shape}: must be [batch, 13], with a batch of at least 1"):
         sampler.from_uniforms(torch.rand(shape))

@@ -74,6 +74,7 @@ def test_a_perfect_packing_in_space_and_time_is_found(seed):
         min_context_coverage=0.0,
         allow_target_overlap=False,
         target_size_per="sample",
+        context_length="pad",
     )
     masks = sampler(8, generator=torch.Generator().manual_seed(seed))
     assert_guarantee(sampler, masks, 8)
@@ -89,6 +90,7 @@ def test_the_long_and_the_short_sets_of_video():
             target_scale=(scale, scale),
             min_context_coverage=0.05,
             context_scale=(1.0, 1.0),
+            context_length="pad",
         )
         masks = sampler(16, generator=torch.Generator().manual_seed(0))
         assert_guarantee(sampler, masks, 16)

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from jepakit import MultiBlockMask
-from jepakit.masking._engine.context_length import fit_context
+from jepakit.masking._engine.context_length import first_of_order
+from jepakit.masking._engine.random_numbers import random_order
 
 # Thousands of draws: an order of magnitude faster without the type-checking hook.
 pytestmark = pytest.mark.no_hook
@@ -15,7 +16,7 @@ NOISE = 5.0
 MODES = [
     {"target_size_per": target_size_per, "context_length": length, "allow_target_overlap": overlap}
     for target_size_per in ("batch", "sample")
-    for length in ("pad", "trim", 40)
+    for length in ("fixed", "pad", "trim", 40)
     for overlap in (True, False)
 ]
 
@@ -129,9 +130,9 @@ def test_trimming_takes_a_random_subset(length):
     mask = torch.rand(2000, 100, generator=generator) < 0.5
     mask[:, :30] = True  # at least 30 members
     uniforms = torch.rand(2000, 100, generator=generator)
-    tokens = fit_context(mask, (10, 10), length, uniforms)
+    shortest = length if isinstance(length, int) else int(mask.sum(1).min())
+    tokens = first_of_order(random_order(uniforms, mask), shortest, (10, 10))
     kept = tokens.to_mask()
-    assert tokens.shape[1] == (length if isinstance(length, int) else int(mask.sum(1).min()))
     assert not (kept & ~mask).any()
     # Of c members n are kept, each with chance n / c: hypergeometric in each tenth of the ranks.
     count = mask.sum(dim=1, keepdim=True)

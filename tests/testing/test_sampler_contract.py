@@ -424,11 +424,14 @@ class OwnUniform(UniformSampler[Masks]):
     def positions(self, u: Tensor) -> Tensor:
         return (u * 5).long()
 
-    def _draw(self, uniforms: Tensor, device: Any) -> Masks:
+    def _draw(self, uniforms: Tensor, valid: Tensor | None) -> Masks:
         context = self.positions(uniforms[:, 0])
         target = (context + 1 + (uniforms[:, 1] * 4).long()) % 5
         one_hot = torch.nn.functional.one_hot
         return masks_of(one_hot(context, 5).bool(), one_hot(target, 5).bool()[:, None], (5,))
+
+    def _check_feasible_in(self, valid: Tensor) -> None:
+        """Nothing is checked."""
 
 
 class OffTheGridAtTheEnds(OwnUniform):
@@ -447,8 +450,8 @@ class DependsOnItsBatch(OwnUniform):
 
 
 class ChangesItsTable(OwnUniform):
-    def _draw(self, uniforms: Tensor, device: Any) -> Masks:
-        masks = super()._draw(uniforms, device)
+    def _draw(self, uniforms: Tensor, valid: Tensor | None) -> Masks:
+        masks = super()._draw(uniforms, valid)
         uniforms.mul_(0.5)
         return masks
 

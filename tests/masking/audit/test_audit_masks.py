@@ -152,8 +152,8 @@ def test_good_samplers_have_no_faults(sampler):
 
 def test_trimmed_tokens():
     """The same draw, once trimmed and once not."""
-    whole = MultiBlockMask((12, 12))
-    for length in ("trim", 20):
+    whole = MultiBlockMask((12, 12), context_length="pad")
+    for length in ("fixed", "trim", 20):
         sampler = dataclasses.replace(whole, context_length=length)
         found = audit_masks(sampler, num_batches=6, batch_size=16, generator=generator())
         g, lost = generator(), 0
@@ -180,7 +180,7 @@ TRIMMED = MultiBlockMask((12, 12), context_length=20)
         (BlockMask((9, 8)), 0),
         (InverseBlockMask((9, 8)), 0),
         (CausalMask((9,), context_size_per="sample"), 0),
-        (NestedMask((24, 24), MultiBlockMask((6, 6))), 0),
+        (NestedMask((24, 24), MultiBlockMask((6, 6), context_length="pad")), 0),
         (NestedMask((24, 24), MultiBlockMask((6, 6), context_length=5)), 64),
         (TubeMask(3, RandomMask((4, 4))), 0),
         (TubeMask(3, TRIMMED), 15),
@@ -199,7 +199,7 @@ def test_trimmed_tokens_are_known_for_every_sampler(sampler, least):
 
 
 def test_a_mixture_is_held_to_its_members():
-    plain = MultiBlockMask((12, 12), min_context_coverage=0.3)
+    plain = MultiBlockMask((12, 12), min_context_coverage=0.3, context_length="pad")
     found = audit_masks(MultiContextMask((plain, TRIMMED)), num_batches=3, batch_size=8)
     assert [one.min_context_tokens for one in found] == [plain.min_context_tokens, 20]
     assert found[0].trimmed_tokens == 0 < found[1].trimmed_tokens
@@ -209,7 +209,7 @@ def test_prefix_truncation_shows():
     """Trap: a foreign sampler that cuts contexts to a prefix, so that bottom rows are rare."""
 
     def prefix(batch_size: int, *, generator: torch.Generator) -> Masks:
-        masks = MultiBlockMask((12, 12))(batch_size, generator=generator)
+        masks = MultiBlockMask((12, 12), context_length="pad")(batch_size, generator=generator)
         length = int(masks.context.counts().min())
         return masks_from_indices(
             masks.context.idx[:, :length], [*masks.targets.idx.unbind(1)], (12, 12)
