@@ -82,7 +82,7 @@ def sincos_table(grid_size: tuple[int, ...], dim: int) -> Float[Tensor, "N dim"]
     return sincos_features(grid_coordinates(grid_size), dim)
 
 
-# Tables for all grids
+# One table for all grids
 
 Kind = Literal["sincos", "rope"]
 
@@ -110,14 +110,14 @@ def grid_table(
     # Widths of the parts that follow the axes in turn: the features of each axis, or the cosines
     # of each and then its sines.
     widths = 2 * _pairs_of_axes(axes, dim) if kind == "rope" else axes * [dim // axes]
-    cells = [-(-side // 2**level) for side in grid_size]
+    sides = [-(-side // 2**level) for side in grid_size]  # in cells
     parts = []
-    for number, part in enumerate(diagonal.split(widths, dim=-1)):
+    for number, part in enumerate(torch.split(diagonal, widths, dim=-1)):
         axis = number % axes
         rows = _rows_of_cells(part, grid_size[axis], level)
         # [1, h, 1, width] for the second of three axes
         rows = rows[(None,) * axis + (slice(None),) + (None,) * (axes - 1 - axis)]
-        parts.append(rows.expand(*cells, -1))
+        parts.append(rows.expand(*sides, -1))
     return torch.cat(parts, dim=-1).flatten(0, -2)
 
 

@@ -204,10 +204,10 @@ class MaskedPredictor(nn.Module):
 
         visible = self.embed(zero_padding(features, context))
         dtype = visible.dtype  # of queries and keys too, also under autocast
-        queries = self.mask_token.expand(*targets.shape, -1)
+        hidden = self.mask_token.expand(*targets.shape, -1)
         if len(self.grid_sizes) > 1:
             visible = visible + self.level_embedding[context_level]
-            queries = queries + self.level_embedding[target_level]
+            hidden = hidden + self.level_embedding[target_level]
 
         # Rows of a fixed or learned table: embeddings, or cosines and sines for `rope`.
         table = self._position_rows(context.grid_size, context_level)
@@ -217,11 +217,11 @@ class MaskedPredictor(nn.Module):
         target_positions = F.embedding(targets.idx, table)
         rotary = None
         if self.position == "rope":
-            rotary = self._join(context_positions, target_positions)
+            rotary = self._join(context_positions, target_positions).to(dtype)
         else:
-            visible, queries = visible + context_positions, queries + target_positions
+            visible, hidden = visible + context_positions, hidden + target_positions
 
-        x = self._join(visible, queries)
+        x = self._join(visible, hidden)
         mask = None
         if context.padded or targets.padded:
             mask = additive_key_mask(self._join(context.valid, targets.valid), dtype)
@@ -296,7 +296,7 @@ class MaskedPredictor(nn.Module):
         # 12 x 16 and 16 x 12 patches apart.
         if any(2 * side > len(table) for side in finest):
             table = self._fixed_table(_CPU, max(finest)).to(table)
-        return grid_table(table, cast(Kind, self.position), finest, level)
+        return grid_table(table, self.position, finest, level)
 
     def _check(self, features: Tensor, context: TokenSet, targets: TokenSet) -> None:
         check_token_set("context", context, like="masks.context")
