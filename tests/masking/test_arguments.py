@@ -264,7 +264,7 @@ def same_masks(one: Any, other: Any) -> bool:
             lambda: MultiBlockMask.from_ijepa_config(
                 np.array([14, 14]), enc_mask_scale=[0.85, 1], min_keep=np.int64(49)
             ),
-            lambda: MultiBlockMask((14, 14), min_context_coverage=0.25),
+            lambda: MultiBlockMask((14, 14), min_context_coverage=0.25, context_length="trim"),
         ),
         (
             lambda: RandomMask([4, 5], target_ratio=np.float32(0.5), context_length=np.int64(3)),

@@ -129,7 +129,7 @@ CHANGES = {
     "allow_target_overlap": False,
     "target_size_per": "sample",
     "context_length": "trim",
-    "context_subset": "nearest",
+    "context_subset": "random",
     "temporal_scale": (0.5, 0.5),
     "max_temporal_keep": 0.5,
 }

@@ -26,7 +26,7 @@ SAMPLERS = [
     MultiBlockMask((8, 9), context_length=5),
     MultiBlockMask((8, 9), context_length="pad", target_size_per="sample"),
     MultiBlockMask((8, 9), context_length="trim", target_size_per="sample"),
-    MultiBlockMask((8, 9), context_subset="nearest"),
+    MultiBlockMask((8, 9), context_subset="random"),
     MultiBlockMask((8, 9), target_size_per="sample", **SMALL),
     MultiBlockMask((4, 6, 6), temporal_scale=(0.5, 1.0), target_size_per="sample"),
     MultiBlockMask((40,)),

@@ -31,6 +31,7 @@ QUIRKS = (
     "relax_when_stuck",
 )
 ALL_OFF = dict.fromkeys(QUIRKS, False)
+TRIM = {"context_length": "trim", "context_subset": "random"}
 NOISE = 5.0
 
 
@@ -376,7 +377,7 @@ def test_without_relaxing_the_place_that_keeps_most_is_taken():
 def test_all_off_agrees_with_multiblockmask(grid, arguments):
     """In distribution, where the budget of `MultiBlockMask` does not bind."""
     reference = ReferenceMultiBlockMask(grid, min_keep=0, **ALL_OFF, **arguments)
-    other = MultiBlockMask(grid, min_context_coverage=0.0, context_length="trim", **arguments)
+    other = MultiBlockMask(grid, min_context_coverage=0.0, **TRIM, **arguments)
     size = math.prod(grid)
     for batch, count in ((1, 800), (8, 400)):
         one = frequencies(of_sampler(reference, batch, 1), count, size)
@@ -417,7 +418,7 @@ def test_the_comparison_can_fail():
     """Any one quirk left on is seen by the comparison above, where it matters."""
     # Ranges in which each of them matters.
     ranges = {"target_scale": (0.1, 0.3), "target_aspect_ratio": (0.3, 1.0), "num_targets": 2}
-    other = MultiBlockMask((9, 12), min_context_coverage=0.0, context_length="trim", **ranges)
+    other = MultiBlockMask((9, 12), min_context_coverage=0.0, **TRIM, **ranges)
     two = frequencies(of_sampler(other, 8, 2), 400, 108)
     for quirk in QUIRKS[:-1]:
         switches = ALL_OFF | {quirk: True}

@@ -232,7 +232,8 @@ def copy_masks(masks: M, device: Device) -> M:
 
     if device is None or torch.device(device).type == "cpu":
         return masks
-    return pytree.tree_map(copy, masks, is_leaf=lambda part: isinstance(part, TokenSet))
+    copied: M = pytree.tree_map(copy, masks, is_leaf=lambda part: isinstance(part, TokenSet))
+    return copied
 
 
 def check_sampler(name: str, value: object) -> None:

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from jepakit._checks import (
@@ -33,7 +33,7 @@ from jepakit.masking._engine.placement import (
     place_disjoint,
     place_within_budget,
 )
-from jepakit.masking._engine.random_numbers import random_order
+from jepakit.masking._engine.random_numbers import random_members, random_order
 from jepakit.masking._engine.region import bounding_box, draw_in_region, first_frames
 from jepakit.masking.base import InfeasibleMaskError, UniformSampler, check_samples
 from jepakit.tokens import Masks, TokenSet
@@ -77,9 +77,9 @@ class MultiBlockMask(UniformSampler[Masks]):
         context_length: `"fixed"`: every context has exactly $n_{\min}$ tokens, so all batches have
             one shape and nothing is padded. An int of at most $n_{\min}$: that many. `"trim"`: as
             many as the shortest of the batch. `"pad"`: all tokens, padded to the longest.
-        context_subset: Tokens that stay where a context is shortened, never a prefix: a `"random"`
-            subset, or those `"nearest"` to a random patch, nearly a disc. Without effect, so
-            refused, with `"pad"`.
+        context_subset: Tokens that stay where a context is shortened, never a prefix: those
+            `"nearest"` to a random patch, which keeps the prediction as hard as a block does, or a
+            `"random"` subset. Without effect, so refused, with `"pad"`.
 
     Raises:
         InfeasibleMaskError: If $n_{\min}$ + the largest target (all targets if they must not
@@ -122,7 +122,7 @@ class MultiBlockMask(UniformSampler[Masks]):
     allow_target_overlap: bool = True
     target_size_per: Literal["batch", "sample"] = "batch"
     context_length: Literal["fixed", "pad", "trim"] | int = "fixed"
-    context_subset: Literal["random", "nearest"] = "random"
+    context_subset: Literal["nearest", "random"] = "nearest"
 
     def __post_init__(self) -> None:
         store_fields(
@@ -140,7 +140,7 @@ class MultiBlockMask(UniformSampler[Masks]):
             allow_target_overlap=as_bool("allow_target_overlap", self.allow_target_overlap),
             target_size_per=as_choice("target_size_per", self.target_size_per, ("batch", "sample")),
             context_length=as_context_length(self.context_length, ("fixed", "pad", "trim")),
-            context_subset=as_choice("context_subset", self.context_subset, ("random", "nearest")),
+            context_subset=as_choice("context_subset", self.context_subset, ("nearest", "random")),
         )
         without_effect = ["target_aspect_ratio"] if len(self.grid_size) == 1 else []
         if len(self.grid_size) < 3 or self.grid_size[0] == 1:
@@ -151,7 +151,7 @@ class MultiBlockMask(UniformSampler[Masks]):
                     f"{name}={getattr(self, name)}: has no effect on the grid {self.grid_size}, so "
                     "must be left out"
                 )
-        if self.context_length == "pad" and self.context_subset != "random":
+        if self.context_length == "pad" and self.context_subset != type(self).context_subset:
             raise ValueError(
                 f"context_subset={self.context_subset!r}: has no effect with context_length='pad', "
                 "so must be left out"
@@ -176,7 +176,8 @@ class MultiBlockMask(UniformSampler[Masks]):
         min_keep: int = 10,
         allow_overlap: bool = False,
         target_size_per: Literal["batch", "sample"] = "batch",
-        context_length: Literal["fixed", "pad", "trim"] | int = "fixed",
+        context_length: Literal["fixed", "pad", "trim"] | int = "trim",
+        context_subset: Literal["nearest", "random"] = "nearest",
     ) -> "MultiBlockMask":
         """Build a sampler from the key names of I-JEPA's published configuration files.
 
@@ -190,7 +191,7 @@ class MultiBlockMask(UniformSampler[Masks]):
             min_keep: Patches that a context keeps; becomes a floor of `min_keep` / N that holds
                 after batching (the published code checks it before).
             allow_overlap: Of context with targets; only False. Targets may overlap each other.
-            target_size_per: As in the constructor.
+            target_size_per, context_subset: As in the constructor.
             context_length: As in the constructor. The default, as in the published code, is the
                 shortest context of the batch: `min_keep` is a floor, far below the usual length.
 
@@ -217,6 +218,7 @@ class MultiBlockMask(UniformSampler[Masks]):
             min_context_coverage=min_keep / size,
             target_size_per=target_size_per,
             context_length=context_length,
+            context_subset=context_subset,
         )
 
     @cached_property
@@ -240,7 +242,7 @@ class MultiBlockMask(UniformSampler[Masks]):
             "target_order": self.num_targets,
             "packing": num_packing_uniforms(self._spec.packing),
             "context_subset": num_positions if shortened else 0,
-            "context_centre": 1 if self.context_subset == "nearest" else 0,
+            "context_centre": 1 if shortened and self.context_subset == "nearest" else 0,
         }
         return [numbers[use] for use in _Numbers._fields]
 
@@ -306,7 +308,7 @@ class MultiBlockMask(UniformSampler[Masks]):
         order = numbers.target_order.argsort(dim=1, stable=True)
         targets = targets.gather(1, order[:, :, None].expand_as(targets))
         return Masks(
-            self._fit_context(visible, numbers, valid.sum(dim=1)),
+            self._fit_context(visible, numbers, valid),
             TokenSet._up_to_length(targets, spec.largest_target, self.grid_size),
         )
 
@@ -314,9 +316,9 @@ class MultiBlockMask(UniformSampler[Masks]):
         self,
         visible: Bool[Tensor, "b N"],
         numbers: "_Numbers",
-        num_valid: Int[Tensor, " b"] | None = None,
+        valid: Bool[Tensor, "b N"] | None = None,
     ) -> TokenSet:
-        """Contexts of one length; where samples differ in `num_valid`, of one for each sample."""
+        """Contexts of one length; of one for each sample where they differ in what is `valid`."""
         grid_size, size = self.grid_size, visible.shape[1]
         readable = values_readable(visible)
         if self.context_length == "pad":
@@ -324,8 +326,8 @@ class MultiBlockMask(UniformSampler[Masks]):
                 return TokenSet.from_mask(visible, grid_size)
             return TokenSet._up_to_length(visible, size, grid_size)
         promised, counts = self.min_context_tokens, None
-        if num_valid is not None:
-            counts = self._spec.min_context_tokens_of(num_valid).clamp_max(promised)
+        if valid is not None:
+            counts = self._spec.min_context_tokens_of(valid.sum(dim=1)).clamp_max(promised)
         length = promised
         if self.context_length == "trim":
             shortest = visible.sum(dim=1).min()
@@ -337,14 +339,23 @@ class MultiBlockMask(UniformSampler[Masks]):
                 length = int(counts.max()) if readable else size
         distance = None
         if self.context_subset == "nearest":
-            distance = squared_distances(grid_size, numbers.context_centre)
-        order = random_order(numbers.context_subset, visible, distance=distance)
+            if valid is None:
+                centre = (numbers.context_centre * size).long().clamp_max(size - 1)
+            else:
+                centre = random_members(valid, numbers.context_centre)
+            distance = squared_distances(grid_size, centre)
+        order = random_order(
+            numbers.context_subset,
+            visible,
+            distance=distance,
+            max_distance=0 if distance is None else sum((side - 1) ** 2 for side in grid_size),
+        )
         return first_of_order(order, length, grid_size, counts)
 
     def _untrimmed(self, uniforms: Float[Tensor, "b k"]) -> Masks:
         if self.context_length == "pad":
             return self._draw(uniforms, None)
-        whole = replace(self, context_length="pad", context_subset="random")
+        whole = replace(self, context_length="pad", context_subset="nearest")
         # The numbers for shortening are the last ones of a row.
         return whole._draw(uniforms[:, : whole.num_uniforms], None)
 

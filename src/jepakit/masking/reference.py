@@ -41,7 +41,8 @@ class ReferenceMultiBlockMask(UniformSampler[Masks]):
     $\rho = r_0 + u (r_1 - r_0)$, so it is
     $\mathrm{round}\sqrt{a \rho} \times \mathrm{round}\sqrt{a / \rho}$. The context is a block less
     the union of the targets. With every switch False this is, in distribution,
-    `MultiBlockMask(context_length="trim")` where the budget of that sampler does not bind.
+    `MultiBlockMask(context_length="trim", context_subset="random")` where the budget of that
+    sampler does not bind.
 
     Args:
         grid_size: `(H, W)` in patches.

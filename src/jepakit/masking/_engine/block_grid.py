@@ -85,6 +85,12 @@ class BlockGrid:
         """Cells of the largest block; a host synchronisation on an accelerator."""
         return int(self.volumes.max())
 
+    def of_samples(self, samples: Int[Tensor, " k"]) -> "BlockGrid":
+        """The blocks of some samples of the batch."""
+        if len(self.sizes) == 1:
+            return self
+        return BlockGrid(self.grid_size, self.sizes[samples])
+
     @cached_property
     def fits(self) -> Bool[Tensor, "k p"]:
         """True for places at which the whole block is on the grid."""
@@ -168,7 +174,7 @@ class BlockGrid:
         self, padded_mask: Int[Tensor, "b t"], place: Int[Tensor, "b *m"], value: int
     ) -> None:
         """Write a value to all cells of the blocks, in place."""
-        cells = place.view(len(padded_mask), -1, 1) + self._padded_offsets[:, None]
+        cells = place.reshape(len(padded_mask), -1, 1) + self._padded_offsets[:, None]
         padded_mask.scatter_(1, cells.flatten(1), value)
 
     def token_sets(self, place: Int[Tensor, "b m"]) -> TokenSet:
@@ -241,7 +247,9 @@ def remove_padding(
     """The flat mask of a padded mask."""
     batch = padded_mask.shape[:-1]
     grid = padded_mask.view(*batch, *(side + 1 for side in grid_size))
-    return grid[(..., *(slice(1, None) for _ in grid_size))].flatten(len(batch)).bool()
+    for axis, side in enumerate(grid_size, start=len(batch)):
+        grid = grid.narrow(axis, 1, side)
+    return grid.flatten(len(batch)).bool()
 
 
 def _flat_positions(coordinates: list[Int[Tensor, "*b"]], strides: list[int]) -> Int[Tensor, "*b"]:

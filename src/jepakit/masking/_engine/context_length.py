@@ -5,7 +5,7 @@ from collections.abc import Collection
 from numbers import Integral
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from jepakit._checks import as_choice, as_int
@@ -46,22 +46,19 @@ def first_of_order(
     first = order[:, :length]
     if counts is None:
         valid = torch.ones_like(first, dtype=torch.bool)
-        return TokenSet._trusted(sort_rows(first), valid, grid_size, padded=False)
+        return TokenSet._trusted(sort_rows(first).long(), valid, grid_size, padded=False)
     valid = torch.arange(length, device=order.device) < counts[:, None]
     # A number after all positions moves padding to the end, where it becomes 0.
     idx = sort_rows(torch.where(valid, first, math.prod(grid_size)))
-    return TokenSet._trusted(idx * valid, valid, grid_size, padded=True)
+    return TokenSet._trusted(idx.long() * valid, valid, grid_size, padded=True)
 
 
-def squared_distances(
-    grid_size: tuple[int, ...], uniforms: Float[Tensor, "b 1"]
-) -> Int[Tensor, "b N"]:
-    """Squared distances, in patches, of all positions to a random one for each sample."""
-    size = math.prod(grid_size)
-    centre = (uniforms * size).long().clamp_max(size - 1)
+def squared_distances(grid_size: tuple[int, ...], centre: Int[Tensor, "b 1"]) -> Int[Tensor, "b N"]:
+    """Squared distances, in patches, of all positions to one of each sample."""
+    centre = centre.int()
     distances = torch.zeros_like(centre)
     for axis, side in enumerate(grid_size):
         coordinate = centre // math.prod(grid_size[axis + 1 :]) % side
-        steps = torch.arange(side, device=uniforms.device) - coordinate
+        steps = torch.arange(side, dtype=torch.int32, device=centre.device) - coordinate
         distances = (distances[:, :, None] + steps[:, None] ** 2).flatten(1)
     return distances

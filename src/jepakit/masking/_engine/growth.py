@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from jepakit.masking._engine.block_sizes import round_half_up
+from jepakit.masking._engine.random_numbers import random_members
 
 # Uniforms for one block: number of cells, aspect ratio, centre, and the side that fills up first.
 UNIFORMS_PER_BLOCK = 4
@@ -79,8 +80,7 @@ def _draw_blocks(
     """
     height, width = grid_size
     u = uniforms.double().view(len(uniforms), -1, UNIFORMS_PER_BLOCK)
-    rank = valid.cumsum(dim=1)
-    size = rank[:, -1:]
+    size = valid.sum(dim=1, keepdim=True)
     least, most = (torch.floor(end * size + 0.5).long().clamp_min(1) for end in block_scale)
     num_cells = torch.minimum(least + (u[..., 0] * (most - least + 1)).long(), most)
     low, high = math.log(aspect_ratio[0]), math.log(aspect_ratio[1])
@@ -89,8 +89,7 @@ def _draw_blocks(
     # is a line until it meets both borders.
     longest = math.log(max(height, width))
     root = ((low + (high - low) * u[..., 1]) / 2).clamp(-longest, longest).exp()
-    chosen = torch.minimum((u[..., 2] * size).long(), size - 1)
-    centre = torch.searchsorted(rank.expand(len(u), -1).contiguous(), chosen + 1)
+    centre = random_members(valid, u[..., 2])
     angle = 2 * math.pi * u[..., 3]
     tilt = _SIDE_WEIGHT / (height + width)  # over the whole grid less than one ring
     columns = [num_cells, centre, 1 / root, root, tilt * angle.sin(), tilt * angle.cos()]

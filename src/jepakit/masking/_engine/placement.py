@@ -35,15 +35,19 @@ def place_within_budget(
     """
     # Blocks that fit the budget even if no two overlap can go anywhere: no need to count cells.
     free = (smallest_context - min_context_tokens) // blocks.largest_volume
-    places = blocks.draw_places(uniforms[:, :free])
-    blocks.fill_blocks(context, places, 0)
-    for column in uniforms[:, free:].unbind(1):
-        table = summed_area(context, blocks.grid_size)
-        budget = table[:, -1:] - min_context_tokens  # the last entry counts the whole context
-        affordable = blocks.covered_cells(table) <= budget
-        place = blocks.draw_allowed_place(affordable, column).place[:, None]
-        blocks.fill_blocks(context, place, 0)
-        places = torch.cat([places, place], dim=1)
+    places = blocks.draw_places(uniforms)
+    blocks.fill_blocks(context, places[:, :free], 0)
+    for number in range(free, uniforms.shape[1]):
+        budget = context.sum(dim=1, dtype=torch.int32) - min_context_tokens
+        # Likewise, where the whole block is within the budget; the others are drawn again.
+        bound = (budget < blocks.volumes).nonzero().squeeze(1)
+        if len(bound) > 0:
+            bound_blocks = blocks.of_samples(bound)
+            covered = bound_blocks.covered_cells(summed_area(context[bound], blocks.grid_size))
+            affordable = covered <= budget[bound, None]
+            drawn = bound_blocks.draw_allowed_place(affordable, uniforms[bound, number])
+            places[bound, number] = drawn.place
+        blocks.fill_blocks(context, places[:, number], 0)
     return places
 
 

@@ -49,6 +49,7 @@ def random_order(
     members: Bool[Tensor, "b N"] | None = None,
     *,
     distance: Int[Tensor, "b N"] | None = None,
+    max_distance: int = 0,
 ) -> Int[Tensor, "b N"]:
     """Positions in a random order; `members` before all others, those at a small distance first.
 
@@ -58,15 +59,29 @@ def random_order(
     in millions has equal random bits and goes by position.
     """
     size = uniforms.shape[1]
-    position_bits = (size - 1).bit_length()
-    random_bits = min(24, 30 - position_bits)
-    keys = (uniforms * 2.0**random_bits).int() << position_bits
-    keys |= torch.arange(size, dtype=torch.int32, device=uniforms.device)
+    position_bits, distance_bits = (size - 1).bit_length(), max_distance.bit_length()
+    # Positions at one distance are few, so few random bits are enough to order them.
+    random_bits = min(24, max(8, 30 - position_bits - distance_bits))
+    num_bits = position_bits + random_bits + distance_bits
+    # Keys of 32 bits are sorted in half the time.
+    dtype = torch.int32 if num_bits <= 30 else torch.int64
+    keys = (uniforms * 2.0**random_bits).to(dtype) << position_bits
+    keys |= torch.arange(size, dtype=dtype, device=uniforms.device)
     if distance is not None:
-        keys = keys.long() | distance << 30
+        keys |= distance.to(dtype) << (position_bits + random_bits)
     if members is not None:
-        keys |= (~members).to(keys.dtype) << (30 if distance is None else 62)
-    return (sort_rows(keys) & ((1 << position_bits) - 1)).long()
+        keys |= (~members).to(dtype) << num_bits
+    return sort_rows(keys) & ((1 << position_bits) - 1)
+
+
+def random_members(
+    members: Bool[Tensor, "k N"], uniforms: Float[Tensor, "b m"]
+) -> Int[Tensor, "b m"]:
+    """Positions drawn from the members of one mask, or of one for each sample."""
+    rank = members.cumsum(dim=1)
+    count = rank[:, -1:]
+    number = torch.minimum((uniforms * count).long(), count - 1)
+    return torch.searchsorted(rank.expand(len(uniforms), -1).contiguous(), number + 1)
 
 
 def sort_rows(values: Int[Tensor, "b n"]) -> Int[Tensor, "b n"]:
