@@ -10,7 +10,7 @@ from torch import Tensor
 from jepakit._checks import as_grid_size, store_fields
 from jepakit.masking.base import MaskTransform, UniformSampler, check_sampler
 from jepakit.tokens import Masks, TokenSet
-from jepakit.tokens._grid import coarsen_mask, level_grids, num_halvings
+from jepakit.tokens._grid import coarsen_mask, level_grids, max_halvings
 
 __all__ = ["NestedMask"]
 
@@ -64,7 +64,7 @@ class NestedMask(MaskTransform):
     @cached_property
     def _grids(self) -> tuple[tuple[int, ...], ...]:
         """Grids of all possible levels, from the finest up."""
-        return level_grids(self.grid_size, num_halvings(self.grid_size) + 1)
+        return level_grids(self.grid_size, max_halvings(self.grid_size) + 1)
 
     @cached_property
     def num_levels(self) -> int:
