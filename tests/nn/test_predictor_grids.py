@@ -42,7 +42,7 @@ def inputs(grid: tuple[int, ...]) -> tuple[torch.Tensor, TokenSet, TokenSet]:
 
 @FIXED
 @pytest.mark.parametrize("joint", [False, True])
-@settings(max_examples=20)
+@settings(max_examples=8)
 @given(
     st.integers(0, 2**32 - 1),
     st.integers(1, 3).flatmap(
