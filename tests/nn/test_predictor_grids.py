@@ -181,7 +181,7 @@ class OnMetaAlone(TorchDispatchMode):
 @FIXED
 def test_other_grids_survive_where_modules_are_moved(position) -> None:
     """Traps: positions of a module from the meta device; rounded ones after half precision; a table
-    that is copied to the device in every step, or a number that is read back from there."""
+    that is copied to the device in every step, or a host synchronisation."""
     expected = build((6, 3), position=position)
     with torch.device("meta"):
         later = MaskedPredictor((4, 5), 10, position=position, **SHAPE).eval()
