@@ -141,9 +141,9 @@ def test_no_argument_is_left_out(kind):
             "temporal_scale=(0.5, 1.0): has no effect on the grid (1, 14, 14), so must be left out",
         ),
         (
-            lambda: MultiBlockMask((1, 14, 14), max_temporal_keep=0.5),
+            lambda: MultiBlockMask((1, 14, 14), context_frames_ratio=0.5),
             ValueError,
-            "max_temporal_keep=0.5: has no effect on the grid (1, 14, 14), so must be left out",
+            "context_frames_ratio=0.5: has no effect on the grid (1, 14, 14), so must be left out",
         ),
         (
             lambda: TubeMask(0, RandomMask((4, 4))),

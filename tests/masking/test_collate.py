@@ -144,6 +144,7 @@ def test_seed_and_epoch_matter(sampler):
 
 
 def test_drawing_leaves_the_global_generator_alone():
+    """Law 15."""
     for sampler in (*PER_SAMPLE, *PER_BATCH):
         before = torch.get_rng_state()
         draw(MaskCollator(sampler), range(4))

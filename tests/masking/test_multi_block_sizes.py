@@ -131,7 +131,7 @@ CHANGES = {
     "context_length": "trim",
     "context_subset": "random",
     "temporal_scale": (0.5, 0.5),
-    "max_temporal_keep": 0.5,
+    "context_frames_ratio": 0.5,
 }
 
 

@@ -148,7 +148,7 @@ def test_the_known_defects():
         assert (role[:-1, :-1] > 0).all()
     assert abs(float(context[0].mean()) - 0.75) < 0.02
     assert abs(float(context[6:8].mean()) - 0.20) < 0.03
-    assert found.leak_rate == 0 and found.undersized_context_rate == 0
+    assert found.leak_ratio == 0 and found.undersized_context_ratio == 0
     assert len(found.target_sizes) == 5
 
 
@@ -339,8 +339,8 @@ STUCK = {
 def test_relax_when_stuck():
     """Trap: after n tries the context overlaps targets, silently."""
     on, removed = off("relax_when_stuck", **STUCK)
-    assert on.leak_rate > 0.3 and on.undersized_context_rate == 0
-    assert removed.leak_rate == 0 and removed.undersized_context_rate > 0.3
+    assert on.leak_ratio > 0.3 and on.undersized_context_ratio == 0
+    assert removed.leak_ratio == 0 and removed.undersized_context_ratio > 0.3
     assert on.target_frequency.equal(removed.target_frequency)
     assert off("relax_when_stuck")[0].context_frequency.equal(
         off("relax_when_stuck")[1].context_frequency

@@ -315,6 +315,7 @@ def test_pure_function_of_the_generator(kind, text):
 
 @pytest.mark.parametrize("kind", [GlobalTorch, GlobalNumpy, GlobalPython])
 def test_the_contract_leaves_global_generators_alone(kind):
+    """Law 15, for a sampler that breaks it itself too."""
     before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
     with violates(Law.PURE):
         assert_sampler_contract(kind(), varies=False)

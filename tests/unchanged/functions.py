@@ -400,19 +400,22 @@ def schedules() -> Outputs:
 
 def audited() -> Outputs:
     found = {}
-    samplers = (MultiBlockMask((8, 9), context_length="trim"), ReferenceMultiBlockMask((10, 10)))
+    samplers = (
+        MultiBlockMask((8, 9), context_length="trim", context_subset="random"),
+        ReferenceMultiBlockMask((10, 10)),
+    )
     for name, sampler in zip(("multi-block", "published"), samplers, strict=True):
         report = audit_masks(sampler, num_batches=5, batch_size=8, generator=seeded())
         fields = (
-            report.undersized_context_rate,
-            report.leak_rate,
-            report.trimmed_tokens,
+            report.undersized_context_ratio,
+            report.leak_ratio,
+            report.mean_trimmed_tokens,
             report.min_context_tokens,
         )
         shares = (
-            report.empty_target_rate,
-            report.duplicate_target_rate,
-            report.partial_target_rate,
+            report.empty_target_ratio,
+            report.duplicate_target_ratio,
+            report.partial_target_ratio,
         )
         found |= {
             f"{name}, contexts": report.context_frequency,

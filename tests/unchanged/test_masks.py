@@ -159,7 +159,7 @@ SAMPLERS: dict[str, Callable[[], Any]] = {
     ),
     "multi-block, video, early context": lambda: MultiBlockMask(
         VIDEO,
-        max_temporal_keep=0.5,
+        context_frames_ratio=0.5,
         min_context_coverage=0.1,
         context_length="trim",
         context_subset="random",
@@ -168,7 +168,7 @@ SAMPLERS: dict[str, Callable[[], Any]] = {
         VIDEO,
         **DISJOINT,
         temporal_scale=(0.5, 1.0),
-        max_temporal_keep=0.75,
+        context_frames_ratio=0.75,
         context_length=100,
         context_subset="random",
     ),

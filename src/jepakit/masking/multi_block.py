@@ -67,7 +67,7 @@ class MultiBlockMask(UniformSampler[Masks]):
             of the grid (of a frame), uniform; the block has the grid's own aspect. The low end is
             raised to $n_{\min}$ + the largest target where it lies below (all targets if they
             must not overlap), since no smaller block could keep the promise.
-        max_temporal_keep: Fraction of the frames, from the first, that the context lies in; at
+        context_frames_ratio: Fraction of the frames, from the first, that the context lies in; at
             least one frame. Only on `(T, H, W)`, of 2 frames or more.
         min_context_coverage: Fraction $c$ of the grid that the context has at least, after targets
             are removed, after trimming and batching.
@@ -117,7 +117,7 @@ class MultiBlockMask(UniformSampler[Masks]):
     target_aspect_ratio: tuple[float, float] = (0.75, 1.5)
     temporal_scale: tuple[float, float] = (1.0, 1.0)
     context_scale: tuple[float, float] = (0.85, 1.0)
-    max_temporal_keep: float = 1.0
+    context_frames_ratio: float = 1.0
     min_context_coverage: float = 0.25
     allow_target_overlap: bool = True
     target_size_per: Literal["batch", "sample"] = "batch"
@@ -133,8 +133,8 @@ class MultiBlockMask(UniformSampler[Masks]):
             target_aspect_ratio=as_range("target_aspect_ratio", self.target_aspect_ratio),
             temporal_scale=as_range("temporal_scale", self.temporal_scale, high=1.0),
             context_scale=as_range("context_scale", self.context_scale, high=1.0),
-            max_temporal_keep=as_fraction(
-                "max_temporal_keep", self.max_temporal_keep, open_low=True
+            context_frames_ratio=as_fraction(
+                "context_frames_ratio", self.context_frames_ratio, open_low=True
             ),
             min_context_coverage=as_fraction("min_context_coverage", self.min_context_coverage),
             allow_target_overlap=as_bool("allow_target_overlap", self.allow_target_overlap),
@@ -144,7 +144,7 @@ class MultiBlockMask(UniformSampler[Masks]):
         )
         without_effect = ["target_aspect_ratio"] if len(self.grid_size) == 1 else []
         if len(self.grid_size) < 3 or self.grid_size[0] == 1:
-            without_effect += ["temporal_scale", "max_temporal_keep"]
+            without_effect += ["temporal_scale", "context_frames_ratio"]
         for name in without_effect:
             if getattr(self, name) != getattr(type(self), name):  # the default
                 raise ValueError(

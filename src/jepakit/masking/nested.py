@@ -10,7 +10,7 @@ from torch import Tensor
 from jepakit._checks import as_grid_size, store_fields
 from jepakit.masking.base import MaskTransform, UniformSampler, check_sampler
 from jepakit.tokens import Masks, TokenSet
-from jepakit.tokens._grid import coarsen_mask, level_grids, num_halvings
+from jepakit.tokens._grid import coarsen_mask, level_grids, max_halvings
 
 __all__ = ["NestedMask"]
 
@@ -64,7 +64,7 @@ class NestedMask(MaskTransform):
     @cached_property
     def _grids(self) -> tuple[tuple[int, ...], ...]:
         """Grids of all possible levels, from the finest up."""
-        return level_grids(self.grid_size, num_halvings(self.grid_size) + 1)
+        return level_grids(self.grid_size, max_halvings(self.grid_size) + 1)
 
     @cached_property
     def num_levels(self) -> int:
@@ -97,7 +97,7 @@ class NestedMask(MaskTransform):
         """Cells with data."""
         return coarsen_mask(valid, self.grid_size, self._cell)[0]
 
-    def _refine(self, coarse: TokenSet, valid: Bool[Tensor, "b *m N"] | None) -> TokenSet:
+    def _refine(self, coarse: TokenSet, valid: Bool[Tensor, "b ... N"] | None) -> TokenSet:
         """The patches of a set of cells, those with data."""
         batch = coarse.shape[:-1]
         mask = coarse.to_mask().view(math.prod(batch), *coarse.grid_size)

@@ -55,7 +55,7 @@ class MultiBlockSpec:
     target_aspect_ratio: tuple[float, float]
     temporal_scale: tuple[float, float]
     context_scale: tuple[float, float]
-    max_temporal_keep: float
+    context_frames_ratio: float
     min_context_coverage: float
     allow_target_overlap: bool
     context_length: str | int
@@ -78,7 +78,7 @@ class MultiBlockSpec:
         """Frames, from the first, that a context may lie in; 1 without time."""
         if len(self.grid_size) < 3:
             return 1
-        return max(1, math.floor(self.max_temporal_keep * self.grid_size[0] + 1e-9))
+        return max(1, math.floor(self.context_frames_ratio * self.grid_size[0] + 1e-9))
 
     def min_context_tokens_of(self, num_positions: Int[Tensor, " b"]) -> Int[Tensor, " b"]:
         """Context tokens that `min_context_coverage` promises for samples of `num_positions`."""
@@ -87,7 +87,7 @@ class MultiBlockSpec:
 
     def context_frames_of(self, num_frames: Int[Tensor, "*b"]) -> Int[Tensor, "*b"]:
         """Frames, from the first, that the context of samples of `num_frames` may lie in."""
-        frames = torch.floor(self.max_temporal_keep * num_frames.double() + 1e-9)
+        frames = torch.floor(self.context_frames_ratio * num_frames.double() + 1e-9)
         return frames.long().clamp_min(1)
 
     @cached_property
@@ -211,7 +211,7 @@ class MultiBlockSpec:
             self._with_largest_scale(),
             self._with_promised_tokens(),
             replace(self, context_scale=(self.context_scale[0], 1.0)),
-            replace(self, max_temporal_keep=1.0),
+            replace(self, context_frames_ratio=1.0),
             replace(self, context_length=self.min_context_tokens),
         ]
         if not self.allow_target_overlap:
