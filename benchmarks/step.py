@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 import timm
 import torch
 from published import PlainEncoder, PlainPredictor, make_teacher, plain_loss, update_teacher
-from runs import save
+from runs import save, unbroken
 from step_costs import (
     Cost,
     CostModel,
@@ -495,8 +495,9 @@ def table(rows: list[Row]) -> str:
 
 
 def markdown(head: list[str], lines: list[list[str]]) -> str:
-    """A table; its first head says what it is about."""
-    return "\n".join([f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *lines)])
+    """A table; its first head says what it is about, and may wrap as the cells may not."""
+    lines = [["---"] * len(head), *([unbroken(cell) for cell in line] for line in lines)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, *lines))
 
 
 def cost_tables(model: str, rows: list[Row]) -> list[str]:
@@ -509,7 +510,9 @@ def cost_tables(model: str, rows: list[Row]) -> list[str]:
 
     def of(key: str, show: Callable[[Row], str]) -> str:
         lines = [[name, *[show(cell[name, batch]) for batch in batches]] for name in names]
-        return markdown([f"{title}: {key}", *[f"batch {batch}" for batch in batches]], lines)
+        return markdown(
+            [f"{title}: {key}", *[unbroken(f"batch {batch}") for batch in batches]], lines
+        )
 
     def with_ratio(key: str, unit: float) -> Callable[[Row], str]:
         def show(row: Row) -> str:

@@ -58,7 +58,7 @@ def test_loss_gradients_and_teacher_are_those_of_jepakit(script) -> None:
     for each in (step, plain):
         each.update_teacher()
     torch.testing.assert_close(
-        step.teacher.module.backbone.norm.weight, plain.teacher.norm.weight, rtol=0, atol=1e-7
+        step.teacher.module.backbone.norm.weight, plain.teacher.norm.weight, rtol=0, atol=1e-6
     )
     assert not plain.teacher.norm.weight.equal(plain.encoder.norm.weight)
 
