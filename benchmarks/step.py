@@ -495,8 +495,11 @@ def table(rows: list[Row]) -> str:
 
 
 def markdown(head: list[str], lines: list[list[str]]) -> str:
-    """A table; its first head says what it is about, and may wrap as the cells may not."""
-    lines = [["---"] * len(head), *([unbroken(cell) for cell in line] for line in lines)]
+    """A table; its first head says what it is about. Cells with numbers stay in one line."""
+    lines = [
+        ["---"] * len(head),
+        *([unbroken(cell) if cell[:1].isdigit() else cell for cell in line] for line in lines),
+    ]
     return "\n".join(f"| {' | '.join(line)} |" for line in (head, *lines))
 
 
