@@ -25,7 +25,8 @@ from jepakit.masking._engine.block_sizes import draw_sizes
 from jepakit.masking._engine.context_length import (
     as_context_length,
     first_of_order,
-    squared_distances,
+    nearest_order,
+    num_nearest_uniforms,
 )
 from jepakit.masking._engine.feasibility import MultiBlockSpec
 from jepakit.masking._engine.placement import (
@@ -233,7 +234,11 @@ class MultiBlockMask(UniformSampler[Masks]):
 
     @cached_property
     def _columns(self) -> list[int]:
-        shortened, num_positions = self.context_length != "pad", self._spec.num_positions
+        subset = 0
+        if self.context_length != "pad":
+            is_random = self.context_subset == "random"
+            size = self._spec.num_positions
+            subset = size if is_random else num_nearest_uniforms(self.grid_size)
         numbers = {
             "target_size": 3,  # scale, aspect ratio, scale in time
             "context_size": 1,
@@ -241,8 +246,8 @@ class MultiBlockMask(UniformSampler[Masks]):
             "target_places": self.num_targets,
             "target_order": self.num_targets,
             "packing": num_packing_uniforms(self._spec.packing),
-            "context_subset": num_positions if shortened else 0,
-            "context_centre": 1 if shortened and self.context_subset == "nearest" else 0,
+            "context_subset": subset,
+            "context_centre": 1 if subset and self.context_subset == "nearest" else 0,
         }
         return [numbers[use] for use in _Numbers._fields]
 
@@ -273,9 +278,10 @@ class MultiBlockMask(UniformSampler[Masks]):
             numbers.target_size,
             largest_rectangle=spec.largest_rectangle,
         )
-        target_blocks = BlockGrid(grid_size, target_sizes)
-        context_blocks = BlockGrid(grid_size, spec.context_sizes.draw(numbers.context_size[:, 0]))
-        room = grid_size if len(grid_size) < 3 else (spec.context_frames, *grid_size[1:])
+        target_blocks = BlockGrid.of_sizes(grid_size, target_sizes)
+        context_sizes = spec.context_sizes.draw(numbers.context_size[:, 0])
+        context_blocks = BlockGrid.of_sizes(grid_size, context_sizes)
+        room = None if len(grid_size) < 3 else (spec.context_frames, *grid_size[1:])
         place = context_blocks.draw_places(numbers.context_place, within=room)
         context = context_blocks.padded_mask(place[:, 0])
         # Both functions remove the targets from `context`.
@@ -337,19 +343,14 @@ class MultiBlockMask(UniformSampler[Masks]):
                 counts = counts.maximum(shortest)
                 # Off the CPU the longest that there can be, since the numbers are not looked at.
                 length = int(counts.max()) if readable else size
-        distance = None
-        if self.context_subset == "nearest":
+        if self.context_subset == "random":
+            order = random_order(numbers.context_subset, visible)
+        else:
             if valid is None:
                 centre = (numbers.context_centre * size).long().clamp_max(size - 1)
             else:
                 centre = random_members(valid, numbers.context_centre)
-            distance = squared_distances(grid_size, centre)
-        order = random_order(
-            numbers.context_subset,
-            visible,
-            distance=distance,
-            max_distance=0 if distance is None else sum((side - 1) ** 2 for side in grid_size),
-        )
+            order = nearest_order(grid_size, centre, numbers.context_subset, visible, length)
         return first_of_order(order, length, grid_size, counts)
 
     def _untrimmed(self, uniforms: Float[Tensor, "b k"]) -> Masks:
