@@ -1,5 +1,6 @@
 """Adapter for timm's `NaFlexVit`, which embeds patches and positions in a module of its own."""
 
+from functools import partial
 from typing import Any, cast
 
 from jaxtyping import Float
@@ -7,12 +8,14 @@ from torch import Tensor
 
 from jepakit.nn._backbones.backbone import (
     DroppingBackbone,
-    KeepContext,
     Missing,
     check_drops_nothing,
     check_multiples,
+    keep_context,
     missing_attribute,
 )
+from jepakit.nn._backbones.stand_in import followed_by, stand_in
+from jepakit.tokens import TokenSet
 
 
 class NaFlexBackbone(DroppingBackbone):
@@ -27,8 +30,6 @@ class NaFlexBackbone(DroppingBackbone):
         super().__init__(model)
         check_drops_nothing(model.patch_drop)
         self.default_size = cast(tuple[int, int], _default_size(model))
-        self.keep = KeepContext(model.num_prefix_tokens)
-        model.embeds.pos_drop.register_forward_hook(self.keep.hook)
 
     @classmethod
     def missing_feature(cls, model: Any) -> Missing | None:
@@ -40,6 +41,12 @@ class NaFlexBackbone(DroppingBackbone):
         if _default_size(model) is None:
             return Missing("an image size to report a grid for; build it with img_size")
         return None
+
+    def keeping(self, context: TokenSet) -> Any:
+        embeds = self.model.embeds
+        keep = partial(keep_context, context=context, num_prefix_tokens=self.num_prefix_tokens)
+        pos_drop = followed_by(embeds.pos_drop, keep)
+        return stand_in(self.model, embeds=stand_in(embeds, pos_drop=pos_drop))
 
     @property
     def grid_size(self) -> tuple[int, int]:
