@@ -47,6 +47,8 @@ def test_one_graph(kind, build, images_for, assert_close) -> None:
             )
 
 
+# From torch 2.6, about stack traces: a stand-in for a module is no child of the encoder.
+@pytest.mark.filterwarnings("ignore:Unable to find the path of the module")
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_exports(kind, build, images_for, assert_close, tmp_path) -> None:
     """Saved and loaded, the program takes other images and other contexts of the same length."""

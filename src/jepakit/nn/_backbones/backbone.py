@@ -112,7 +112,7 @@ class DroppingBackbone(Backbone):
 
     @property
     def grid_size(self) -> tuple[int, int]:
-        return cast(tuple[int, int], self.model.patch_embed.grid_size)
+        return cast("tuple[int, int]", self.model.patch_embed.grid_size)
 
     def grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
         embed = self.model.patch_embed
@@ -121,7 +121,7 @@ class DroppingBackbone(Backbone):
             return self.grid_size
         if not embed.dynamic_img_pad:
             check_multiples(size, embed.feat_ratio(as_scalar=False), "patch size")
-        return cast(tuple[int, int], embed.dynamic_feat_size(size))
+        return cast("tuple[int, int]", embed.dynamic_feat_size(size))
 
     def features(self, images: Images, context: TokenSet | None) -> Features:
         model, arguments = self._prepare(context)

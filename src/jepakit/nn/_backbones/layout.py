@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from jepakit._wrapped import eval_mode
 from jepakit.nn._backbones.backbone import Missing, missing_attribute
-from jepakit.nn._backbones.stand_in import followed_by, stand_in
+from jepakit.nn._backbones.stand_in import FollowedBy, stand_in
 
 Order = Literal["NLC", "NHWC", "NCHW"]
 
@@ -54,7 +54,7 @@ def layout_of(model: Any) -> Layout | Missing:
         outputs.append(output)
         return output
 
-    recording = stand_in(model, patch_embed=followed_by(model.patch_embed, record))
+    recording = stand_in(model, patch_embed=FollowedBy(model.patch_embed, record))
     try:
         with eval_mode(model), torch.no_grad():
             like = next(model.parameters())
@@ -138,7 +138,7 @@ def image_size_of(model: Any) -> tuple[int, int] | None:
         size = configured[1:] if configured else None
     if isinstance(size, int):
         size = (size, size)
-    return None if size is None else cast(tuple[int, int], tuple(size))
+    return None if size is None else cast("tuple[int, int]", tuple(size))
 
 
 def _possible_orders(

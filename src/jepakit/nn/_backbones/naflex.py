@@ -14,7 +14,7 @@ from jepakit.nn._backbones.backbone import (
     keep_context,
     missing_attribute,
 )
-from jepakit.nn._backbones.stand_in import followed_by, stand_in
+from jepakit.nn._backbones.stand_in import FollowedBy, stand_in
 from jepakit.tokens import TokenSet
 
 
@@ -29,7 +29,7 @@ class NaFlexBackbone(DroppingBackbone):
     def __init__(self, model: Any) -> None:
         super().__init__(model)
         check_drops_nothing(model.patch_drop)
-        self.default_size = cast(tuple[int, int], _default_size(model))
+        self.default_size = cast("tuple[int, int]", _default_size(model))
 
     @classmethod
     def missing_feature(cls, model: Any) -> Missing | None:
@@ -45,7 +45,7 @@ class NaFlexBackbone(DroppingBackbone):
     def keeping(self, context: TokenSet) -> Any:
         embeds = self.model.embeds
         keep = partial(keep_context, context=context, num_prefix_tokens=self.num_prefix_tokens)
-        pos_drop = followed_by(embeds.pos_drop, keep)
+        pos_drop = FollowedBy(embeds.pos_drop, keep)
         return stand_in(self.model, embeds=stand_in(embeds, pos_drop=pos_drop))
 
     @property
@@ -56,7 +56,7 @@ class NaFlexBackbone(DroppingBackbone):
         embeds = self.model.embeds
         if not embeds.dynamic_img_pad:
             check_multiples(size, embeds.patch_size, "patch size")
-        return cast(tuple[int, int], embeds.dynamic_feat_size(size))
+        return cast("tuple[int, int]", embeds.dynamic_feat_size(size))
 
     @property
     def has_class_token(self) -> bool:
@@ -69,7 +69,7 @@ class NaFlexBackbone(DroppingBackbone):
 def _default_size(model: Any) -> tuple[int, int] | None:
     embeds = model.embeds
     if embeds.default_img_size is not None:
-        return cast(tuple[int, int], tuple(embeds.default_img_size))
+        return cast("tuple[int, int]", tuple(embeds.default_img_size))
     if embeds.pos_embed_grid_size is not None:
         (rows, columns), (height, width) = embeds.pos_embed_grid_size, embeds.patch_size
         return rows * height, columns * width

@@ -25,7 +25,7 @@ from jepakit.nn._backbones.backbone import (
     missing_attribute,
     sequence_positions,
 )
-from jepakit.nn._backbones.stand_in import followed_by, stand_in
+from jepakit.nn._backbones.stand_in import FollowedBy, stand_in
 from jepakit.tokens import TokenSet
 
 _KNOWN = (beit.Attention, beit.RelativePositionBias, RelPosAttention, RelPosBias, RelPosMlp)
@@ -85,7 +85,7 @@ class RelativeBackbone(DroppingBackbone):
         if hasattr(model, "rel_pos_bias"):
             # BEiT puts its class token in front before it adds positions.
             keep = partial(keep_context, context=context, num_prefix_tokens=prefix)
-            replaced = {"pos_drop": followed_by(model.pos_drop, keep)}
+            replaced = {"pos_drop": FollowedBy(model.pos_drop, keep)}
             shared, own = model.rel_pos_bias, model.blocks[0].attn.relative_position_bias_table
             if shared is not None:
                 replaced["rel_pos_bias"] = lambda: pairs.gather(shared())
@@ -94,7 +94,7 @@ class RelativeBackbone(DroppingBackbone):
         else:
             # RelPos models add no positions and put their class token in front later.
             keep = partial(keep_context, context=context, num_prefix_tokens=0)
-            replaced = {"patch_embed": followed_by(model.patch_embed, keep)}
+            replaced = {"patch_embed": FollowedBy(model.patch_embed, keep)}
             shared, own = model.shared_rel_pos, model.blocks[0].attn.rel_pos
             if shared is not None:
                 replaced["shared_rel_pos"] = _gathering(shared, "get_bias", pairs)

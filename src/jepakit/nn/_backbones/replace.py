@@ -17,7 +17,7 @@ from jepakit.nn._backbones.backbone import (
     keep_context,
 )
 from jepakit.nn._backbones.layout import Layout, flat_features, image_size_of
-from jepakit.nn._backbones.stand_in import followed_by, stand_in
+from jepakit.nn._backbones.stand_in import FollowedBy, stand_in
 from jepakit.tokens import TokenSet, take_tokens
 
 
@@ -116,4 +116,4 @@ class ReplacingBackbone(Backbone):
                 return (self.replacing(output[0], hidden), *output[1:])
             return self.replacing(output, hidden)
 
-        return stand_in(self.model, patch_embed=followed_by(self.model.patch_embed, replace))
+        return stand_in(self.model, patch_embed=FollowedBy(self.model.patch_embed, replace))

@@ -1,7 +1,6 @@
-"""`stand_in`: a module with a few attributes replaced, beside the module, for one call."""
+"""Modules with a few attributes replaced, beside the modules, for one call."""
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import torch
@@ -28,26 +27,30 @@ def stand_in(module: Any, **attributes: Any) -> Any:
     return copy
 
 
-# Compiled graphs take the class as it is: they cannot make one.
+_CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+# Not traced: a graph takes the class as it is, and cannot make one.
 @torch.compiler.assume_constant_result
-@cache
 def _class_of(kind: type[nn.Module]) -> type[nn.Module]:
-    def __getattr__(self: Any, name: str) -> Any:
-        return getattr(self._stands_for, name)
+    if kind not in _CLASSES:
 
-    return type(kind.__name__, (kind,), {"__getattr__": __getattr__})
+        def __getattr__(self: Any, name: str) -> Any:
+            return getattr(self._stands_for, name)
 
-
-_NO_HOOKS: dict[str, Any] = {
-    name: {}
-    for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-}
+        _CLASSES[kind] = type(kind.__name__, (kind,), {"__getattr__": __getattr__})
+    return _CLASSES[kind]
 
 
-def followed_by(module: nn.Module, function: Callable[[Any], Any]) -> Any:
-    """Return a stand-in that calls the module, hooks included, and a function on its output."""
+class FollowedBy:
+    """A module, hooks included, and a function of its output; has the module's attributes."""
 
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        return function(module(*args, **kwargs))
+    def __init__(self, module: nn.Module, function: Callable[[Any], Any]) -> None:
+        self._module = module
+        self._function = function
 
-    return stand_in(module, forward=forward, **_NO_HOOKS)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._function(self._module(*args, **kwargs))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
