@@ -7,14 +7,14 @@ added for padding.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
 from timm.layers.pos_embed_rel import RelPosBias, RelPosMlp
 from timm.models import beit
 from timm.models.vision_transformer_relpos import RelPosAttention
-from torch import Tensor
+from torch import Tensor, nn
 
 from jepakit._wrapped import unwrap
 from jepakit.nn._backbones.backbone import (
@@ -99,7 +99,7 @@ class RelativeBackbone(DroppingBackbone):
             if shared is not None:
                 replaced["shared_rel_pos"] = _gathering(shared, "get_bias", pairs)
         if own is not None:
-            replaced["blocks"] = [_gathering_block(block, pairs) for block in model.blocks]
+            replaced["blocks"] = [partial(_run_block, block, pairs) for block in model.blocks]
         return stand_in(model, **replaced)
 
 
@@ -107,6 +107,11 @@ def _gathering(module: Any, method: str, pairs: KeptPairs) -> Any:
     """Return a stand-in for a module, one of whose methods returns the bias of the kept pairs."""
     compute = getattr(module, method)
     return stand_in(module, **{method: lambda: pairs.gather(compute())})
+
+
+def _run_block(block: nn.Module, pairs: KeptPairs, x: Tensor, **arguments: Any) -> Tensor:
+    # The stand-in is made here, so that it lies within what checkpointing compiles and runs again.
+    return cast(Tensor, _gathering_block(block, pairs)(x, **arguments))
 
 
 def _gathering_block(block: Any, pairs: KeptPairs) -> Any:
