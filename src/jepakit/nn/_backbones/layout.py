@@ -45,6 +45,8 @@ def layout_of(model: Any) -> Layout | Missing:
         return missing
     if not isinstance(model.patch_embed, nn.Module):
         return Missing("a patch_embed that is a module")
+    if isinstance(model.patch_embed, nn.ModuleList):
+        return Missing("a patch_embed that returns one tensor of patches")
     size = image_size_of(model)
     if size is None:
         return Missing("an image size (patch_embed.img_size or pretrained_cfg['input_size'])")
