@@ -27,8 +27,8 @@ CALLS = ("EMATeacher.update", "loop over named_parameters")
 
 
 def small_blocks() -> nn.Module:
-    """The 144 tensors of 12 transformer blocks, 2.4 million numbers."""
-    return nn.Sequential(*[timm.models.vision_transformer.Block(128, 4, True) for _ in range(12)])
+    """The 144 tensors of 12 transformer blocks, 5.3 million numbers."""
+    return nn.Sequential(*[timm.models.vision_transformer.Block(192, 4, True) for _ in range(12)])
 
 
 def vit_small() -> nn.Module:
@@ -36,7 +36,7 @@ def vit_small() -> nn.Module:
 
 
 CASES: dict[str, tuple[Callable[[], nn.Module], int]] = {
-    "144 small tensors (12 blocks of width 128)": (small_blocks, 50),
+    "144 small tensors (12 blocks of width 192)": (small_blocks, 50),
     "ViT-S/16 at 224": (vit_small, 2),
 }
 
