@@ -2,8 +2,9 @@
 
 import gc
 import weakref
+from functools import partial
 from operator import attrgetter, call, is_
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +50,7 @@ class Pairs:
         # the teacher's memory would wait for the garbage collector.
         held: list[list[Any]] = [*self._averaged, self._converted, self._copied]
         held += [each for snapshot in self._snapshots for each in snapshot.held]
-        self._student = weakref.ref(student, lambda _: [each.clear() for each in held])
+        self._student = weakref.ref(student, partial(_clear, held))
 
     def still_hold(self, teacher: nn.Module, student: nn.Module) -> bool:
         """True if nothing was replaced in either module; always False for sharded ones."""
@@ -95,7 +96,7 @@ class Snapshot:
             _nothing if child is None else weakref.ref(child)
             for child in gc.get_referents(*[m._modules for m in modules if m._modules])
         ]
-        self._dicts = [d for m in modules for d in (m._parameters, m._buffers)]
+        self._dicts: list[Any] = [d for m in modules for d in (m._parameters, m._buffers)]
         self._dicts += [m._modules for m in modules if not m._modules]  # to see them filled
         self._values = gc.get_referents(*self._dicts)
         self._tensors = [value for value in self._values if isinstance(value, Tensor)]
@@ -123,6 +124,11 @@ class Snapshot:
 _children_of = attrgetter("_modules")
 
 
+def _clear(lists: list[list[Any]], _reference: object) -> None:
+    for each in lists:
+        each.clear()
+
+
 def _nothing() -> None:
     """In place of a weak reference to None."""
 
@@ -137,7 +143,7 @@ def _kind(tensor: Tensor) -> tuple[torch.dtype, torch.device]:
 
 def _local(tensor: Any) -> Tensor:
     """Return this rank's shard of a sharded tensor, or the tensor."""
-    return tensor.to_local() if isinstance(tensor, _dtensor()) else tensor
+    return cast(Tensor, tensor.to_local()) if issubclass(type(tensor), _dtensor()) else tensor
 
 
 def _dtensor() -> tuple[type, ...]:

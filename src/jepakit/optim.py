@@ -201,7 +201,8 @@ def _resizable(name: str, module: nn.Module, size: tuple[int, int]) -> Any:
 def _resize(encoder: Any, size: tuple[int, int]) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
     """Resize an encoder; return the old and the new parameter for each name that has another."""
     before = dict(encoder.named_parameters())
-    unwrap(encoder.backbone).set_input_size(img_size=size)
+    backbone: Any = unwrap(encoder.backbone)
+    backbone.set_input_size(img_size=size)
     replaced = {}
     for name, parameter in encoder.named_parameters():
         old = before[name]

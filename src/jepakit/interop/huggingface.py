@@ -94,7 +94,7 @@ def load_hf_ijepa(
         raise TypeError(f"model: must be an IJepaModel or its state dict, got {type_name(model)}")
     if any(str(name).startswith("ijepa.") for name in state):
         raise ValueError("model: must be the IJepaModel alone; pass model.ijepa of one with a head")
-    weights, adaptations = _timm_names(state), []
+    weights, adaptations = _timm_names(state), list[Adaptation]()
     if as_bool("adapt", adapt):
         grid = _configured_grid(model) if isinstance(model, nn.Module) else None
         weights, adaptations = adapt_encoder("encoder", weights, ours, target.grid_size, grid)

@@ -85,7 +85,7 @@ class RelativeBackbone(DroppingBackbone):
         if hasattr(model, "rel_pos_bias"):
             # BEiT puts its class token in front before it adds positions.
             keep = partial(keep_context, context=context, num_prefix_tokens=prefix)
-            replaced = {"pos_drop": FollowedBy(model.pos_drop, keep)}
+            replaced: dict[str, Any] = {"pos_drop": FollowedBy(model.pos_drop, keep)}
             shared, own = model.rel_pos_bias, model.blocks[0].attn.relative_position_bias_table
             if shared is not None:
                 replaced["rel_pos_bias"] = lambda: pairs.gather(shared())
@@ -105,7 +105,7 @@ class RelativeBackbone(DroppingBackbone):
 
 def _gathering(module: Any, method: str, pairs: KeptPairs) -> Any:
     """Return a stand-in for a module, one of whose methods returns the bias of the kept pairs."""
-    compute = getattr(module, method)
+    compute: Any = getattr(module, method)
     return stand_in(module, **{method: lambda: pairs.gather(compute())})
 
 
@@ -115,11 +115,11 @@ def _run_block(block: nn.Module, pairs: KeptPairs, x: Tensor, **arguments: Any) 
 
 
 def _gathering_block(block: Any, pairs: KeptPairs) -> Any:
-    block = unwrap(block)  # compiled for itself, it would call its own attention
+    block = cast(Any, unwrap(block))  # compiled for itself, it would call its own attention
     inner = getattr(block, "_checkpoint_wrapped_module", None)
     if inner is not None:
         return stand_in(block, _checkpoint_wrapped_module=_gathering_block(inner, pairs))
-    attn = unwrap(block.attn)
+    attn: Any = unwrap(block.attn)
     if isinstance(attn, beit.Attention):
         return stand_in(block, attn=_gathering(attn, "_get_rel_pos_bias", pairs))
     rel_pos = _gathering(unwrap(attn.rel_pos), "get_bias", pairs)

@@ -13,7 +13,7 @@ def adapt_patch_kernel(
 
     Unchanged where timm has no rule: from other than 3 channels to several.
     """
-    from timm.layers import resample_patch_embed
+    from timm.layers.patch_embed import resample_patch_embed
     from timm.models import adapt_input_conv
 
     done = []
@@ -36,7 +36,7 @@ def adapt_positions(
 
     Unchanged if the table is on no such grid.
     """
-    from timm.layers import resample_abs_pos_embed
+    from timm.layers.pos_embed import resample_abs_pos_embed
 
     count = positions.shape[1]
     rows, columns = old_grid or (isqrt(count), isqrt(count))

@@ -30,9 +30,7 @@ def stand_in(module: Any, **attributes: Any) -> Any:
 _CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
 
 
-# Not traced: a graph takes the class as it is, and cannot make one.
-@torch.compiler.assume_constant_result
-def _class_of(kind: type[nn.Module]) -> type[nn.Module]:
+def _make_class(kind: type[nn.Module]) -> type[nn.Module]:
     if kind not in _CLASSES:
 
         def __getattr__(self: Any, name: str) -> Any:
@@ -40,6 +38,10 @@ def _class_of(kind: type[nn.Module]) -> type[nn.Module]:
 
         _CLASSES[kind] = type(kind.__name__, (kind,), {"__getattr__": __getattr__})
     return _CLASSES[kind]
+
+
+# Not traced: a graph takes the class as it is, and cannot make one.
+_class_of: Any = torch.compiler.assume_constant_result(_make_class)  # type: ignore[no-untyped-call]
 
 
 class FollowedBy:
