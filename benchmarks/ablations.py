@@ -35,7 +35,10 @@ GROUPS: dict[str, dict[str, list[str]]] = {
         "0.4": [*_FOUR, "--min-context-coverage", "0.4"],
     },
     "context length": {
-        "trim": [],
+        "trim, random": [],
+        "trim, nearest": ["--context-subset", "nearest"],
+        "fixed, random": ["--context-length", "fixed"],
+        "fixed, nearest": ["--context-length", "fixed", "--context-subset", "nearest"],
         "pad": ["--context-length", "pad"],
     },
     "target blocks": {

@@ -101,7 +101,12 @@ def main() -> None:
     coarsest = tuple(-(-side // 2 ** (args.mask_levels - 1)) for side in encoder.grid_size)
     sampler = NestedMask(
         encoder.grid_size,
-        MultiBlockMask(coarsest, num_targets=args.num_targets, context_length="trim"),
+        MultiBlockMask(
+            coarsest,
+            num_targets=args.num_targets,
+            context_length="trim",
+            context_subset="random",
+        ),
     )
     weights = level_weights(args.weights, args.levels)
     learned = nn.ModuleList([student, predictors])

@@ -210,6 +210,8 @@ def make_sampler(grid_size: tuple[int, ...], args: argparse.Namespace) -> Any:
     blocks: dict[str, Any] = dict(num_targets=args.num_targets, target_scale=args.target_scale)
     if args.sampler == "reference":  # the published code's masks; see docs/what_masks_show.md
         return ReferenceMultiBlockMask(grid_size, **blocks)
+    if args.context_length != "pad":  # nothing is cut
+        blocks["context_subset"] = args.context_subset
     return jepakit.MultiBlockMask(
         grid_size,
         min_context_coverage=args.min_context_coverage,
@@ -273,8 +275,10 @@ def parse_args() -> argparse.Namespace:
     add("--num-targets", 4, "target blocks per image")
     add("--target-scale", (0.15, 0.2), "area of a target as a fraction of the grid")
     add("--min-context-coverage", 0.25, "smallest context as a fraction of the grid")
-    add("--context-length", "trim", "trim contexts at random to the shortest, or pad them",
-        choices=("trim", "pad"))  # fmt: skip
+    add("--context-length", "trim", "cut contexts to the least, or to the shortest, or pad them",
+        choices=("fixed", "trim", "pad"))  # fmt: skip
+    add("--context-subset", "random", "tokens that stay in a context that is cut",
+        choices=("nearest", "random"))  # fmt: skip
     add(
         "--recipe",
         "paper",
@@ -308,9 +312,9 @@ def parse_args() -> argparse.Namespace:
     add("--resume", False, "continue from the checkpoint in --out, if there is one")
     add("--out", "ijepa-out", "folder for the checkpoint, the teacher and the pictures")
     args = parser.parse_args()
-    changed = [args.min_context_coverage, args.context_length] != [0.25, "trim"]
-    if args.sampler == "reference" and changed:
-        parser.error("--sampler reference: takes no --min-context-coverage or --context-length")
+    context = [args.min_context_coverage, args.context_length, args.context_subset]
+    if args.sampler == "reference" and context != [0.25, "trim", "random"]:
+        parser.error("--sampler reference: takes no --min-context-coverage and no --context-...")
     if args.vicreg_weight < 0:
         parser.error(f"--vicreg-weight {args.vicreg_weight}: must not be negative")
     if args.steps is not None and args.steps < 1:

@@ -79,9 +79,16 @@ def shared_data() -> Callable[[str], Path]:
     return find
 
 
+# Destroyed groups, never freed. In torch 2.6 a group that is freed right after a sum can hang: its
+# thread waits for the GIL to free the summed tensor, while the destructor, which holds the GIL,
+# waits for the thread.
+_GROUPS: list[object] = []
+
+
 @pytest.fixture
 def process_group(tmp_path: Path) -> Iterator[None]:
     """A group of this process alone, as wrappers want one."""
     dist.init_process_group("gloo", f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    _GROUPS.append(dist.group.WORLD)
     yield
     dist.destroy_process_group()

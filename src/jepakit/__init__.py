@@ -74,14 +74,14 @@ __all__ = [
 ]
 
 # Reachable as `jepakit.plots` and so on, and imported only then: some of them cost time to import.
-_SUBPACKAGES = frozenset({"data", "evaluation", "interop", "optim", "plots", "testing"})
+_LAZY = frozenset({"data", "evaluation", "interop", "optim", "plots", "testing"})
 
 
 def __getattr__(name: str) -> _ModuleType:
-    if name in _SUBPACKAGES:
+    if name in _LAZY:
         return _importlib.import_module(f"jepakit.{name}")
     raise AttributeError(f"module 'jepakit' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_SUBPACKAGES})
+    return sorted({*globals(), *_LAZY})

@@ -283,6 +283,50 @@ def check_row_mask(name: str, features: Tensor, valid: Tensor | None) -> None:
         )
 
 
+def check_rows(
+    name: str,
+    features: Tensor,
+    valid: Tensor | None,
+    process_group: ProcessGroup | None = None,
+    *,
+    minimum: int = 1,
+) -> None:
+    """Raise unless `features` are `[*batch d]` with `minimum` rows, and `valid` fits them."""
+    check_floating(name, features)
+    check_process_group(process_group)
+    shape = tuple(features.shape)
+    if features.dim() < 2 or shape[-1] == 0:
+        raise ValueError(f"{name} {shape}: must have the shape [*batch, d] with d at least 1")
+    check_row_mask(name, features, valid)
+    rows = features.shape[:-1].numel()
+    # One rank of several may have no rows: it still takes part in the collectives.
+    if process_group is None and rows < minimum:
+        raise ValueError(f"{name} {shape}: must have at least {minimum} rows, got {rows}")
+
+
+def check_mask(mask: Tensor, grid_size: tuple[int, ...]) -> None:
+    """Raise unless a mask is bool and flat over the grid."""
+    check_tensor("mask", mask, torch.bool)
+    size = math.prod(grid_size)
+    if mask.dim() < 1 or mask.shape[-1] != size:
+        raise ValueError(
+            f"mask {tuple(mask.shape)}: must be flat over the grid {grid_size}, "
+            f"[*batch, {size}]; flatten the grid's axes first"
+        )
+
+
+def check_on_grid(name: str, idx: Tensor, grid_size: tuple[int, ...]) -> None:
+    """Raise unless all positions are on the grid; a host synchronisation on an accelerator."""
+    if idx.numel() == 0:
+        return
+    size, (low, high) = math.prod(grid_size), torch.stack(torch.aminmax(idx)).tolist()
+    if low < 0 or high >= size:
+        raise ValueError(
+            f"{name}: must lie on the grid {grid_size}, in [0, {size - 1}], got values from {low} "
+            f"to {high}"
+        )
+
+
 def check_generator(generator: object) -> None:
     """Raise unless `generator` is a torch generator or None; a seed is neither."""
     if generator is not None and not isinstance(generator, torch.Generator):

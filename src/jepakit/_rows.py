@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from jepakit._checks import check_floating, check_process_group, check_row_mask
+from jepakit._checks import check_rows
 from jepakit._distributed import sum_over_ranks
 from jepakit._precision import float32_or_wider
 
@@ -18,34 +18,26 @@ class Rows(NamedTuple):
     valid: Tensor  # [n 1], bool
 
 
-def check_rows(
-    name: str,
-    features: Tensor,
-    valid: Tensor | None,
-    process_group: ProcessGroup | None = None,
-    *,
-    minimum: int = 1,
-) -> None:
-    """Raise unless `features` are `[*batch d]` with `minimum` rows, and `valid` fits them."""
-    check_floating(name, features)
-    check_process_group(process_group)
-    shape = tuple(features.shape)
-    if features.dim() < 2 or shape[-1] == 0:
-        raise ValueError(f"{name} {shape}: must have the shape [*batch, d] with d at least 1")
-    check_row_mask(name, features, valid)
-    rows = features.shape[:-1].numel()
-    # One rank of several may have no rows: it still takes part in the collectives.
-    if process_group is None and rows < minimum:
-        raise ValueError(f"{name} {shape}: must have at least {minimum} rows, got {rows}")
-
-
 def to_rows(features: Tensor, valid: Tensor | None) -> Rows:
     """All axes but the last as rows, with padding set to 0, NaN included."""
     values = float32_or_wider(features).flatten(0, -2)
     if valid is None:
-        return Rows(values, torch.ones(len(values), 1, dtype=torch.bool, device=values.device))
-    valid = valid.reshape(-1, 1)
-    return Rows(values.masked_fill(~valid, 0), valid)
+        return Rows(values, everything_valid(values).unsqueeze(1))
+    valid = valid.flatten()
+    return Rows(zero_invalid(values, valid), valid.unsqueeze(1))
+
+
+def everything_valid(features: Tensor) -> Tensor:
+    """Return True for every feature vector: the `valid` that None stands for."""
+    return torch.ones(features.shape[:-1], dtype=torch.bool, device=features.device)
+
+
+def zero_invalid(features: Tensor, valid: Tensor) -> Tensor:
+    """Return features with exact zeros where `valid` is False, in place of NaN too.
+
+    To be called before anything is computed from them: a NaN times a gradient of 0 is a NaN still.
+    """
+    return features.masked_fill(~valid.unsqueeze(-1), 0)
 
 
 def centred_rows(
@@ -62,4 +54,4 @@ def centred_rows(
         sums = sum_over_ranks(sums.detach(), process_group)
     count = sums[-1]
     centred = rows.values - sums[:-1] / count.clamp(min=1)
-    return centred.masked_fill(~rows.valid, 0), count
+    return zero_invalid(centred, rows.valid.squeeze(1)), count

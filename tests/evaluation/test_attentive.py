@@ -68,8 +68,8 @@ def test_does_not_see_the_test_labels(sets):
 
 
 def test_same_numbers_every_time_and_nothing_is_touched(sets, monkeypatch):
-    """Traps: a probe that draws from torch's own generator; one that trains the encoder, or leaves
-    it in another mode."""
+    """Law 15. Traps: a probe that draws from torch's own generator; one that trains the encoder, or
+    leaves it in another mode."""
     encoder = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.9))
     before = [parameter.clone() for parameter in encoder.parameters()]
     torch.manual_seed(3)

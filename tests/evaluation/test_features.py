@@ -52,7 +52,7 @@ def test_rows_stay_in_order() -> None:
 
 @pytest.mark.parametrize("way", ["module", "method", "partial"])
 def test_eval_mode_meanwhile_and_every_mode_back(way: str) -> None:
-    """Trap: a probe that leaves the user's model in another state, or evaluates with dropout."""
+    """Law 15. Trap: a probe that leaves the model in another state, or evaluates with dropout."""
     encoder = Encoder()
     encode = {
         "module": encoder,
@@ -70,6 +70,7 @@ def test_eval_mode_meanwhile_and_every_mode_back(way: str) -> None:
 
 
 def test_modes_come_back_after_an_error() -> None:
+    """Law 15."""
     encoder = Encoder()
     with pytest.raises(ValueError, match="batch 0"):
         extract_features(encoder, [(torch.full((2, 3, 4, 4), torch.nan), torch.arange(2))])
@@ -78,7 +79,7 @@ def test_modes_come_back_after_an_error() -> None:
 
 
 def test_parameters_are_left_alone() -> None:
-    """Trap: a linear probe that leaves the user's model frozen."""
+    """Law 15. Trap: a linear probe that leaves the user's model frozen."""
     encoder = nn.Sequential(nn.Flatten(), nn.Linear(48, 5))
     features = extract_features(encoder, batches())
     assert all(p.requires_grad and p.grad is None for p in encoder.parameters())

@@ -95,6 +95,7 @@ def test_collapsed_features_score_like_chance(width: int) -> None:
 
 
 def test_the_same_twice_and_no_trace_in_the_global_generators() -> None:
+    """Law 15."""
     train, test = blobs(150, 0, noise=3.0), blobs(90, 1, noise=3.0)
     state = torch.get_rng_state()
     scores = {linear_probe(train, test, C=(0.01, 1.0)) for _ in range(3)}

@@ -58,7 +58,7 @@ def test_a_few_rows_of_each_class_are_enough_to_choose():
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_look_at_the_scores_changes_no_training(sets, num_workers):
-    """Trap: a loader draws a seed for its workers from torch's own generator."""
+    """Law 15. Trap: a loader draws a seed for its workers from torch's own generator."""
     state = torch.get_rng_state()
     evaluate(torch.nn.Identity(), *sets, num_workers=num_workers)
     assert torch.equal(torch.get_rng_state(), state)

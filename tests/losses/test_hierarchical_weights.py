@@ -27,12 +27,12 @@ def test_decay_falls_by_its_factor_and_sums_to_one(num_levels, decay) -> None:
     ("call", "error", "text"),
     [
         (lambda: decay_weights(1), ValueError, "num_levels=1: must be at least 2"),
-        (lambda: decay_weights(3, 0.0), ValueError, "decay=0: must lie in (0, 1)"),
-        (lambda: decay_weights(3, 2.0), ValueError, "decay=2: must lie in (0, 1)"),
+        (lambda: decay_weights(3, 0.0), ValueError, "decay_ratio=0: must lie in (0, 1)"),
+        (lambda: decay_weights(3, 2.0), ValueError, "decay_ratio=2: must lie in (0, 1)"),
         (
             lambda: decay_weights(3, 1.0),
             ValueError,
-            "decay=1: must lie in (0, 1)",
+            "decay_ratio=1: must lie in (0, 1)",
         ),
         (
             lambda: decay_weights(3, heaviest="top"),

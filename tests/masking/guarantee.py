@@ -64,7 +64,9 @@ def assert_guarantee(sampler: MultiBlockMask, masks: Masks, batch_size: int) -> 
     if len(grid) == 3:
         assert_lengths_follow(sides[..., 0], sampler.temporal_scale, grid[0])
         frames = context.view(-1, *grid).any(dim=(2, 3))
-        assert not frames[:, max(1, math.floor(sampler.max_temporal_keep * grid[0] + 1e-9)) :].any()
+        assert not frames[
+            :, max(1, math.floor(sampler.context_frames_ratio * grid[0] + 1e-9)) :
+        ].any()
 
     # The context lies inside one block of the grid's own aspect.
     space = grid[-2:]

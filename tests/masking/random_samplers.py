@@ -60,7 +60,7 @@ def multiblock_arguments(rng: random.Random, grid_size: Grid) -> dict[str, Any]:
     c0 = c1 * choose([1.0, fraction(0.3, 1.0)])
     room = max(0.0, c1 - high * (1 if overlap else num_targets))
     coverage = choose([0.0, room, room * fraction(0.0, 1.0), room * fraction(0.0, 1.0)])
-    length = choose(["pad", "trim", "int"])
+    length = choose(["fixed", "fixed", "pad", "trim", "int"])
     arguments: dict[str, Any] = {
         "num_targets": num_targets,
         "target_scale": (low, high),
@@ -74,9 +74,11 @@ def multiblock_arguments(rng: random.Random, grid_size: Grid) -> dict[str, Any]:
         del arguments["target_aspect_ratio"]
     if len(grid_size) == 3 and grid_size[0] > 1:
         arguments["temporal_scale"] = between(rng, 0.05, 1.0)
-        arguments["max_temporal_keep"] = choose([1.0, 1.0, fraction(0.1, 1.0)])
+        arguments["context_frames_ratio"] = choose([1.0, 1.0, fraction(0.1, 1.0)])
         arguments["min_context_coverage"] *= choose([1.0, 0.5, 0.1])
     need = needed_tokens(arguments["min_context_coverage"], size)
+    if length != "pad":
+        arguments["context_subset"] = choose(["random", "nearest"])
     return arguments | {"context_length": integer(1, need) if length == "int" else length}
 
 
@@ -146,7 +148,7 @@ def nested(rng: random.Random, axes: int, largest: dict[int, Grid]) -> NestedMas
     levels = rng.randint(1, min(3, max(grid).bit_length()))
     coarsest = tuple(-(-side // (1 << (levels - 1))) for side in grid)
     arguments = multiblock_arguments(rng, coarsest)
-    for name in ("temporal_scale", "max_temporal_keep"):
+    for name in ("temporal_scale", "context_frames_ratio"):
         arguments.pop(name, None)
     arguments["target_scale"] = between(rng, 0.05, 0.4)
     arguments["num_targets"] = rng.randint(1, 4)

@@ -141,9 +141,9 @@ def test_no_argument_is_left_out(kind):
             "temporal_scale=(0.5, 1.0): has no effect on the grid (1, 14, 14), so must be left out",
         ),
         (
-            lambda: MultiBlockMask((1, 14, 14), max_temporal_keep=0.5),
+            lambda: MultiBlockMask((1, 14, 14), context_frames_ratio=0.5),
             ValueError,
-            "max_temporal_keep=0.5: has no effect on the grid (1, 14, 14), so must be left out",
+            "context_frames_ratio=0.5: has no effect on the grid (1, 14, 14), so must be left out",
         ),
         (
             lambda: TubeMask(0, RandomMask((4, 4))),
@@ -264,7 +264,7 @@ def same_masks(one: Any, other: Any) -> bool:
             lambda: MultiBlockMask.from_ijepa_config(
                 np.array([14, 14]), enc_mask_scale=[0.85, 1], min_keep=np.int64(49)
             ),
-            lambda: MultiBlockMask((14, 14), min_context_coverage=0.25),
+            lambda: MultiBlockMask((14, 14), min_context_coverage=0.25, context_length="trim"),
         ),
         (
             lambda: RandomMask([4, 5], target_ratio=np.float32(0.5), context_length=np.int64(3)),

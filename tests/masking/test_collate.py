@@ -5,9 +5,11 @@ import multiprocessing
 import pickle
 import re
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import pytest
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from jepakit import IndexedDataset, MaskCollator, Masks, MultiBlockMask, RandomMask
@@ -142,6 +144,7 @@ def test_seed_and_epoch_matter(sampler):
 
 
 def test_drawing_leaves_the_global_generator_alone():
+    """Law 15."""
     for sampler in (*PER_SAMPLE, *PER_BATCH):
         before = torch.get_rng_state()
         draw(MaskCollator(sampler), range(4))
@@ -374,3 +377,68 @@ def test_masks_of_a_batch_depend_on_the_order_of_its_indices():
 def test_what_cannot_collate_is_refused(arguments, text):
     with pytest.raises(TypeError, match=text):
         MaskCollator(**arguments)
+
+
+class Clip(NamedTuple):
+    """A padded clip and where it holds data."""
+
+    frames: Tensor
+    has_data: Tensor
+
+
+def clips(lengths: list[int]) -> list[Clip]:
+    return [Clip(torch.zeros(6, 4), torch.arange(24) < 4 * n) for n in lengths]
+
+
+@pytest.mark.parametrize("per", ["sample", "batch"])
+@pytest.mark.parametrize(
+    "valid",
+    ["has_data", lambda clip: clip.has_data.view(6, 2, 2).numpy()],
+    ids=["name", "function"],
+)
+def test_masks_lie_where_a_sample_holds_data(per, valid):
+    """Trap: clips are padded to one length, and the masks do not know."""
+    lengths = [6, 2, 3, 6]
+    sampler = MultiBlockMask((6, 2, 2), target_size_per=per)
+    collate = MaskCollator(sampler, valid=valid)
+    loader = DataLoader(IndexedDataset(clips(lengths)), batch_size=4, collate_fn=collate)
+    batch, masks = next(iter(loader))
+    assert masks.context.counts().tolist() == [6, 2, 3, 6]  # a quarter of what is there
+    for tokens in (masks.context.to_mask()[:, None], masks.targets.to_mask()):
+        assert not (tokens & ~batch.has_data[:, None]).any()
+    if per == "sample":  # the masks of a sample are its own, whatever it is batched with
+        alone = collate([IndexedDataset(clips(lengths))[1]])[1]
+        assert torch.equal(alone.context.to_mask()[0], masks.context.to_mask()[1])
+        assert torch.equal(alone.targets.to_mask()[0], masks.targets.to_mask()[1])
+
+
+def test_fields_of_mappings_and_samplers_of_the_user():
+    samples = [{"x": 1, "there": torch.tensor([True, False, True])}]
+    seen = {}
+
+    def own(batch_size: int, *, generator: torch.Generator, valid: Tensor) -> Masks:
+        seen["valid"] = valid
+        return RandomMask((3,), target_ratio=0.5)(batch_size, valid=valid, generator=generator)
+
+    MaskCollator(own, valid="there")([IndexedDataset(samples)[0]])
+    assert torch.equal(seen["valid"], samples[0]["there"][None])
+
+
+def test_errors_of_valid_name_the_sample():
+    collate = MaskCollator(RandomMask((3,)), valid="there")
+    with pytest.raises(TypeError, match=r"valid='there': must name a field .* sample 0 is dict"):
+        collate([IndexedDataset([{"x": 1}])[0]])
+    with pytest.raises(TypeError, match=r"valid='there': must name a field .* sample 0 is int"):
+        collate([IndexedDataset([1])[0]])
+    for wrong in (torch.ones(3), torch.ones(2, dtype=torch.bool)):
+        first = {"there": torch.ones(3, dtype=torch.bool)}
+        dataset = IndexedDataset([first, {"there": wrong}])
+        with pytest.raises(ValueError, match="valid of sample 1: must be bool, with one entry"):
+            collate([dataset[0], dataset[1]])
+    assert "valid='there'" in repr(collate)
+
+
+@pytest.mark.no_hook
+def test_a_mask_of_one_batch_is_no_field():
+    with pytest.raises(TypeError, match="valid=3: must be the name of a field or valid"):
+        MaskCollator(RandomMask((3,)), valid=3)

@@ -41,7 +41,7 @@ def test_shares_reach_from_the_low_to_the_high_end():
     aspect = (0.5, 2.0)
 
     def grown(scale: tuple[float, float], draws: torch.Tensor) -> torch.Tensor:
-        return grow_blocks((8, 8), 32, scale, aspect, draws, None)
+        return grow_blocks((8, 8), torch.tensor([32]), scale, aspect, draws)
 
     for number, scale in ((0.0, (0.1, 0.1)), (1 - 2**-24, (0.5, 0.5))):
         ends = u.clone()

@@ -79,7 +79,7 @@ def test_drawn_sizes_are_the_reachable_ones(case, seed):
 def test_feasible_exactly_up_to_the_boundary(case):
     """need + a <= A, both sides of it, with a and A found by trying scales densely."""
     grid, arguments = case
-    arguments |= {"allow_target_overlap": True, "context_length": "pad"}
+    arguments |= {"allow_target_overlap": True, "context_length": "fixed"}
     size = math.prod(grid)
     sizes = reachable_rectangles(grid, arguments["target_scale"], arguments["target_aspect_ratio"])
     a = max(h * w for h, w in sizes)

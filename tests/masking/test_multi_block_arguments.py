@@ -98,17 +98,17 @@ def test_values(arguments, text):
         (
             {"context_length": "cut"},
             ValueError,
-            "context_length='cut': must be 'pad', 'trim' or an int of at least 1",
+            "context_length='cut': must be 'fixed', 'pad', 'trim' or an int of at least 1",
         ),
         (
             {"context_length": 4.0},
             TypeError,
-            "context_length=4.0: must be 'pad', 'trim' or an int of at least 1",
+            "context_length=4.0: must be 'fixed', 'pad', 'trim' or an int of at least 1",
         ),
         (
             {"context_length": True},
             TypeError,
-            "context_length=True: must be 'pad', 'trim' or an int of at least 1",
+            "context_length=True: must be 'fixed', 'pad', 'trim' or an int of at least 1",
         ),
     ],
 )
@@ -147,7 +147,7 @@ def test_generators_of_another_kind():
 
 @pytest.mark.parametrize("shape", [(0, 13), (2, 12)])
 def test_tables_of_uniforms(shape):
-    sampler = MultiBlockMask((8, 8))
+    sampler = MultiBlockMask((8, 8), context_length="pad")
     assert sampler.num_uniforms == 13
     with raises(ValueError, f"uniforms {shape}: must be [batch, 13], with a batch of at least 1"):
         sampler.from_uniforms(torch.rand(shape))
@@ -164,10 +164,10 @@ def test_ijepa_config():
         "allow_overlap": False,
     }
     assert MultiBlockMask.from_ijepa_config((14, 14), **published) == MultiBlockMask(
-        (14, 14), min_context_coverage=10 / 196
+        (14, 14), min_context_coverage=10 / 196, context_length="trim"
     )
     assert MultiBlockMask.from_ijepa_config((14, 14)) == MultiBlockMask(
-        (14, 14), min_context_coverage=10 / 196
+        (14, 14), min_context_coverage=10 / 196, context_length="trim"
     )
 
 
@@ -181,6 +181,7 @@ def test_ijepa_config():
         ("min_keep", 49, "min_context_coverage", 0.25),
         ("target_size_per", "sample", "target_size_per", "sample"),
         ("context_length", 10, "context_length", 10),
+        ("context_subset", "random", "context_subset", "random"),
     ],
 )
 def test_every_ijepa_key_matters(key, value, field, expected):

@@ -74,6 +74,7 @@ def test_a_perfect_packing_in_space_and_time_is_found(seed):
         min_context_coverage=0.0,
         allow_target_overlap=False,
         target_size_per="sample",
+        context_length="pad",
     )
     masks = sampler(8, generator=torch.Generator().manual_seed(seed))
     assert_guarantee(sampler, masks, 8)
@@ -89,6 +90,7 @@ def test_the_long_and_the_short_sets_of_video():
             target_scale=(scale, scale),
             min_context_coverage=0.05,
             context_scale=(1.0, 1.0),
+            context_length="pad",
         )
         masks = sampler(16, generator=torch.Generator().manual_seed(0))
         assert_guarantee(sampler, masks, 16)
@@ -115,7 +117,7 @@ def test_time_positions_are_used_alike():
 
 def test_context_keeps_to_the_first_frames():
     sampler = MultiBlockMask(
-        (8, 6, 6), temporal_scale=(0.5, 1.0), max_temporal_keep=0.5, min_context_coverage=0.1
+        (8, 6, 6), temporal_scale=(0.5, 1.0), context_frames_ratio=0.5, min_context_coverage=0.1
     )
     masks = sampler(32, generator=torch.Generator().manual_seed(0))
     frames = masks.context.to_mask().view(32, 8, 36).any(dim=2)
@@ -127,9 +129,9 @@ def test_context_keeps_to_the_first_frames():
     ("grid", "name", "value"),
     [
         ((8, 8), "temporal_scale", (0.5, 1.0)),
-        ((8, 8), "max_temporal_keep", 0.5),
+        ((8, 8), "context_frames_ratio", 0.5),
         ((20,), "temporal_scale", (0.5, 1.0)),
-        ((20,), "max_temporal_keep", 0.5),
+        ((20,), "context_frames_ratio", 0.5),
         ((20,), "target_aspect_ratio", (1.0, 1.0)),
     ],
 )
@@ -146,6 +148,6 @@ def test_infeasible_in_time_says_so():
     )
     with pytest.raises(InfeasibleMaskError, match=re.escape(text)) as raised:
         MultiBlockMask(
-            (8, 6, 6), temporal_scale=(0.5, 0.5), max_temporal_keep=0.25, target_scale=(0.3, 0.4)
+            (8, 6, 6), temporal_scale=(0.5, 0.5), context_frames_ratio=0.25, target_scale=(0.3, 0.4)
         )
-    assert "max_temporal_keep=1.0" in str(raised.value)
+    assert "context_frames_ratio=1.0" in str(raised.value)

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from jepakit import MultiBlockMask
-from jepakit.masking._engine.context_length import fit_context
+from jepakit.masking._engine.context_length import first_of_order
+from jepakit.masking._engine.random_numbers import random_order
 
 # Thousands of draws: an order of magnitude faster without the type-checking hook.
 pytestmark = pytest.mark.no_hook
@@ -13,11 +14,18 @@ pytestmark = pytest.mark.no_hook
 # 196 positions and a few maps each: 5 standard errors is a chance of about 1e-4 in all.
 NOISE = 5.0
 MODES = [
-    {"target_size_per": target_size_per, "context_length": length, "allow_target_overlap": overlap}
+    {"target_size_per": target_size_per, "allow_target_overlap": overlap, **context}
     for target_size_per in ("batch", "sample")
-    for length in ("pad", "trim", 40)
+    for context in (
+        {"context_length": "fixed"},
+        {"context_length": "pad"},
+        {"context_length": "trim", "context_subset": "random"},
+        {"context_length": "trim", "context_subset": "nearest"},
+        {"context_length": 40, "context_subset": "random"},
+    )
     for overlap in (True, False)
 ]
+FIXED, FIXED_DISJOINT, PADDED, _, TRIMMED, _, _, _, INT, *_ = MODES
 
 
 def paper(grid: tuple[int, int] = (14, 14), **mode: object) -> MultiBlockMask:
@@ -80,7 +88,7 @@ def test_every_position_is_used_and_no_side_is_preferred(mode):
         assert lopsidedness(rows, grid) < NOISE, role
 
 
-@pytest.mark.parametrize("mode", [MODES[0], MODES[4], MODES[7]])  # pad, an int, disjoint
+@pytest.mark.parametrize("mode", [FIXED, PADDED, INT, FIXED_DISJOINT])
 def test_the_map_does_not_depend_on_the_batch(mode):
     """Trap: the larger the batch, the shorter and the more one-sided the contexts."""
     sampler = paper(**mode)
@@ -92,7 +100,7 @@ def test_the_map_does_not_depend_on_the_batch(mode):
 
 def test_a_batch_of_any_size_keeps_the_floor():
     """Trap, measured with a published sampler: 86 tokens at batch 1, 54 at 128, 41 at 1024."""
-    sampler = MultiBlockMask((14, 14), target_size_per="sample")
+    sampler = MultiBlockMask((14, 14), target_size_per="sample", context_length="pad")
     generator = torch.Generator().manual_seed(0)
     means = [
         float(sampler(n, generator=generator).context.counts().float().mean()) for n in (512,) * 4
@@ -129,9 +137,9 @@ def test_trimming_takes_a_random_subset(length):
     mask = torch.rand(2000, 100, generator=generator) < 0.5
     mask[:, :30] = True  # at least 30 members
     uniforms = torch.rand(2000, 100, generator=generator)
-    tokens = fit_context(mask, (10, 10), length, uniforms)
+    shortest = length if isinstance(length, int) else int(mask.sum(1).min())
+    tokens = first_of_order(random_order(uniforms, mask), shortest, (10, 10))
     kept = tokens.to_mask()
-    assert tokens.shape[1] == (length if isinstance(length, int) else int(mask.sum(1).min()))
     assert not (kept & ~mask).any()
     # Of c members n are kept, each with chance n / c: hypergeometric in each tenth of the ranks.
     count = mask.sum(dim=1, keepdim=True)
@@ -146,7 +154,7 @@ def test_trimming_takes_a_random_subset(length):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", MODES[:5:2] + MODES[1:2])  # one size a batch; disjoint too
+@pytest.mark.parametrize("mode", [FIXED, FIXED_DISJOINT, PADDED, TRIMMED])
 def test_frequencies_over_20000_samples(mode):
     """Paper's settings on 14x14: batch 1 and batch 64 draw the same map, each over its mean.
 

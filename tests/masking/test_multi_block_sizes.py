@@ -30,6 +30,7 @@ def context_areas(scale: tuple[float, float], count: int = 2000) -> torch.Tensor
         context_scale=scale,
         min_context_coverage=0.0,
         target_size_per="sample",
+        context_length="pad",
     )
     masks = sampler(count, generator=torch.Generator().manual_seed(0))
     fields = masks.context.to_mask().view(count, 20, 20)
@@ -38,7 +39,7 @@ def context_areas(scale: tuple[float, float], count: int = 2000) -> torch.Tensor
 
 def test_scale_and_aspect_ratio_are_independent():
     """Trap: one random number drives both, so they are fully correlated."""
-    sampler = MultiBlockMask((48, 48), target_scale=(0.02, 0.2), target_aspect_ratio=(0.3, 3.0))
+    sampler = MultiBlockMask((48, 48), target_scale=(0.02, 0.2), target_aspect_ratio=(1 / 3, 3.0))
     h, w = target_sides(sampler, 4000).unbind(1)
     scale, log_aspect = h * w / 48**2, (h / w).log()
     pair = torch.stack([scale, log_aspect])
@@ -82,7 +83,7 @@ def test_many_sizes_occur_each_as_often_as_it_should():
 
 
 def test_batch_mode_draws_a_size_for_every_batch():
-    sampler = MultiBlockMask((14, 14))
+    sampler = MultiBlockMask((14, 14), context_length="pad")
     generator = torch.Generator().manual_seed(0)
     lengths = {sampler(2, generator=generator).targets.shape[2] for _ in range(60)}
     assert lengths == {30, 35, 36, 40, 42}
@@ -105,7 +106,11 @@ def test_a_context_block_as_large_as_the_grid_is_all_of_it():
 
 def test_a_low_context_scale_is_raised_to_what_is_promised():
     sampler = MultiBlockMask(
-        (14, 14), context_scale=(0.1, 1.0), min_context_coverage=0.5, target_size_per="sample"
+        (14, 14),
+        context_scale=(0.1, 1.0),
+        min_context_coverage=0.5,
+        target_size_per="sample",
+        context_length="pad",
     )
     masks = sampler(500, generator=torch.Generator().manual_seed(0))
     union = masks.context.to_mask() | masks.targets.to_mask().any(1)
@@ -124,8 +129,9 @@ CHANGES = {
     "allow_target_overlap": False,
     "target_size_per": "sample",
     "context_length": "trim",
+    "context_subset": "random",
     "temporal_scale": (0.5, 0.5),
-    "max_temporal_keep": 0.5,
+    "context_frames_ratio": 0.5,
 }
 
 

@@ -31,6 +31,7 @@ QUIRKS = (
     "relax_when_stuck",
 )
 ALL_OFF = dict.fromkeys(QUIRKS, False)
+TRIM = {"context_length": "trim", "context_subset": "random"}
 NOISE = 5.0
 
 
@@ -147,7 +148,7 @@ def test_the_known_defects():
         assert (role[:-1, :-1] > 0).all()
     assert abs(float(context[0].mean()) - 0.75) < 0.02
     assert abs(float(context[6:8].mean()) - 0.20) < 0.03
-    assert found.leak_rate == 0 and found.undersized_context_rate == 0
+    assert found.leak_ratio == 0 and found.undersized_context_ratio == 0
     assert len(found.target_sizes) == 5
 
 
@@ -338,8 +339,8 @@ STUCK = {
 def test_relax_when_stuck():
     """Trap: after n tries the context overlaps targets, silently."""
     on, removed = off("relax_when_stuck", **STUCK)
-    assert on.leak_rate > 0.3 and on.undersized_context_rate == 0
-    assert removed.leak_rate == 0 and removed.undersized_context_rate > 0.3
+    assert on.leak_ratio > 0.3 and on.undersized_context_ratio == 0
+    assert removed.leak_ratio == 0 and removed.undersized_context_ratio > 0.3
     assert on.target_frequency.equal(removed.target_frequency)
     assert off("relax_when_stuck")[0].context_frequency.equal(
         off("relax_when_stuck")[1].context_frequency
@@ -376,7 +377,7 @@ def test_without_relaxing_the_place_that_keeps_most_is_taken():
 def test_all_off_agrees_with_multiblockmask(grid, arguments):
     """In distribution, where the budget of `MultiBlockMask` does not bind."""
     reference = ReferenceMultiBlockMask(grid, min_keep=0, **ALL_OFF, **arguments)
-    other = MultiBlockMask(grid, min_context_coverage=0.0, context_length="trim", **arguments)
+    other = MultiBlockMask(grid, min_context_coverage=0.0, **TRIM, **arguments)
     size = math.prod(grid)
     for batch, count in ((1, 800), (8, 400)):
         one = frequencies(of_sampler(reference, batch, 1), count, size)
@@ -417,7 +418,7 @@ def test_the_comparison_can_fail():
     """Any one quirk left on is seen by the comparison above, where it matters."""
     # Ranges in which each of them matters.
     ranges = {"target_scale": (0.1, 0.3), "target_aspect_ratio": (0.3, 1.0), "num_targets": 2}
-    other = MultiBlockMask((9, 12), min_context_coverage=0.0, context_length="trim", **ranges)
+    other = MultiBlockMask((9, 12), min_context_coverage=0.0, **TRIM, **ranges)
     two = frequencies(of_sampler(other, 8, 2), 400, 108)
     for quirk in QUIRKS[:-1]:
         switches = ALL_OFF | {quirk: True}

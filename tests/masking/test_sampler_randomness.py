@@ -39,7 +39,7 @@ SAMPLERS = [
     RandomMask((30,), target_ratio=0.5, context_length=7),
     RandomMask((2, 3, 4), target_ratio=0.9),
     MultiBlockMask((30,), target_size_per="sample"),
-    MultiBlockMask((4, 6, 6), temporal_scale=(0.5, 1.0), max_temporal_keep=0.75),
+    MultiBlockMask((4, 6, 6), temporal_scale=(0.5, 1.0), context_frames_ratio=0.75),
     BlockMask((8, 9)),
     InverseBlockMask((8, 9), block_scale=(0.1, 0.1)),
     TubeMask(2, MultiBlockMask((8, 9), target_size_per="sample")),
@@ -84,6 +84,7 @@ def test_same_generator_state_same_masks(sampler, seed, batch):
 
 @pytest.mark.no_hook
 def test_python_random_is_left_alone():
+    """Law 15."""
     before = random.getstate()
     for sampler in SAMPLERS:
         sampler(3)

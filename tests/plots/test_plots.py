@@ -69,15 +69,15 @@ def test_features_are_drawn_on_their_grid():
     images, features = torch.rand(2, 1, 24, 16), {"a": torch.randn(2, 24, 8)}
     figure = plots.plot_patch_pca(images, features, (6, 4))
     assert [ax.images[0].get_array().shape[:2] for ax in figure.axes[::2]] == [(24, 16), (6, 4)]
-    for grid_size, columns, rows, error in (
+    for grid_size, num_images, rows, error in (
         ((4, 4), 6, features, r"features\['a'\] \(2, 24, 8\): must hold .* on the grid \(4, 4\)"),
-        ((6, 4), 0, features, "columns=0: must be at least 1"),
+        ((6, 4), 0, features, "num_images=0: must be at least 1"),
         ((6, 4), 6, {}, "features=.*: must hold at least one row"),
         ((6, 0), 6, features, r"grid_size=\(6, 0\)"),
         ((24,), 6, features, r"grid_size=\(24,\): must have 2 axes, got 1"),
     ):
         with pytest.raises(ValueError, match=error):
-            plots.plot_patch_pca(images, rows, grid_size, columns=columns)
+            plots.plot_patch_pca(images, rows, grid_size, num_images=num_images)
 
 
 def test_autocast_leaves_the_colours_alone():
@@ -98,10 +98,10 @@ def test_curves_are_drawn_over_what_was_counted():
         assert [tuple(point) for point in ax.lines[0].get_xydata()] == points
 
 
-@pytest.mark.parametrize(("columns", "shown"), [(1, 1), (2, 2), (9, 3)])
-def test_no_more_images_than_columns(columns, shown):
+@pytest.mark.parametrize(("num_images", "shown"), [(1, 1), (2, 2), (9, 3)])
+def test_no_more_images_than_num_images(num_images, shown):
     images, masks = torch.rand(3, 1, 8, 8), RandomMask((4, 4))(3)
-    panels = plots.plot_masks(images, masks, columns=columns).axes
+    panels = plots.plot_masks(images, masks, num_images=num_images).axes
     assert len(panels) == 3 * shown
     for image, ax in zip(images[:shown], panels[:shown], strict=True):
         assert torch.equal(torch.as_tensor(ax.images[0].get_array())[..., 0], image[0])
@@ -123,7 +123,7 @@ MASKS = RandomMask((4, 4))(2)
         (
             plots.plot_curves,
             ({"loss": [1, 2, 3]},),
-            "curves['loss'][0]=1: must be a point (step, value)",
+            "curves['loss']: must be a sequence of points (step, value)",
         ),
         (
             plots.plot_patch_pca,

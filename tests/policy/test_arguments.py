@@ -117,8 +117,8 @@ CASES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     ),
     "TokenSet.full": (jepakit.TokenSet.full, {"grid_size": (2, 2), "batch_shape": (3,)}),
     "TokenSet.coarsen": (
-        lambda levels: jepakit.TokenSet.full((4, 4), (2,)).coarsen(levels),
-        {"levels": 1},
+        lambda num_halvings: jepakit.TokenSet.full((4, 4), (2,)).coarsen(num_halvings),
+        {"num_halvings": 1},
     ),
     # masking
     "MultiBlockMask": (
@@ -130,7 +130,7 @@ CASES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
             "target_aspect_ratio": (0.5, 2.0),
             "temporal_scale": (0.5, 1.0),
             "context_scale": (0.85, 1.0),
-            "max_temporal_keep": 0.75,
+            "context_frames_ratio": 0.75,
             "min_context_coverage": 0.25,
             "context_length": 40,
         },
@@ -270,7 +270,7 @@ CASES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "FeatureQueue": (losses.FeatureQueue, {"size": 8, "dim": 4}),
     "UncertaintyWeights": (losses.UncertaintyWeights, {"num_levels": 3, "max_weight": 4.0}),
     "SoftOptimalWeights": (losses.SoftOptimalWeights, {"temperature": 2.0}),
-    "decay_weights": (losses.decay_weights, {"num_levels": 3, "decay": 0.5}),
+    "decay_weights": (losses.decay_weights, {"num_levels": 3, "decay_ratio": 0.5}),
     "LossSum": (lambda weight: losses.LossSum({"prediction": weight}), {"weight": 1.0}),
     "hierarchical_loss": (
         lambda weights: jepakit.hierarchical_loss(
@@ -429,8 +429,8 @@ EXCEPT = {
     "ijepa_checkpoint": "epoch is written to a file as it is",
     "load_ijepa": "reads a file; steps_per_epoch is checked as others are",
     "plot_curves": "takes points of curves",
-    "plot_masks": "draws; columns is checked as others are",
-    "plot_patch_pca": "draws; columns is checked as others are",
+    "plot_masks": "draws; num_images is checked as others are",
+    "plot_patch_pca": "draws; num_images is checked as others are",
     "assert_encoder_contract": "takes a tolerance and a seed, as assert_predictor_contract does",
     "assert_loss_contract": "takes a tolerance and a seed, as assert_predictor_contract does",
     "assert_teacher_contract": "takes a seed, as assert_predictor_contract does",

@@ -34,7 +34,7 @@ def public_modules() -> list[ModuleType]:
     for info in pkgutil.iter_modules(jepakit.__path__, "jepakit."):
         if not info.name.rpartition(".")[2].startswith("_"):
             found.append(importlib.import_module(info.name))
-    # Public, and not re-exported by its package, which is to do without hypothesis.
+    # Its package imports it when it is asked for: it needs hypothesis.
     found.append(importlib.import_module("jepakit.testing.strategies"))
     return found
 
@@ -92,8 +92,8 @@ def members(cls: type) -> dict[str, Def]:
 
 
 def fields(cls: type) -> dict[str, ast.AnnAssign]:
-    """Fields of a dataclass, bases first."""
-    if not dataclasses.is_dataclass(cls):
+    """Fields of a dataclass, bases first, or of a named tuple."""
+    if not dataclasses.is_dataclass(cls) and not issubclass(cls, tuple):
         return {}  # a module declares its buffers like this, for the type checker
     found: dict[str, ast.AnnAssign] = {}
     for node in reversed(lineage(cls)):
@@ -102,7 +102,7 @@ def fields(cls: type) -> dict[str, ast.AnnAssign]:
                 name = ast.unparse(child.target)
                 if not name.startswith("_"):
                     found[name] = child
-    own = {field.name for field in dataclasses.fields(cls)}
+    own = getattr(cls, "_fields", None) or {field.name for field in dataclasses.fields(cls)}
     return {name: node for name, node in found.items() if name in own}
 
 
@@ -117,7 +117,7 @@ def describe(name: str, obj: Any) -> list[str]:
     bases = [base.__name__ for base in obj.__bases__ if base is not object]
     lines = [f"class {name}" + (f"({', '.join(bases)})" if bases else "")]
     for key, field in fields(obj).items():
-        keyword = obj.__dataclass_fields__[key].kw_only
+        keyword = dataclasses.is_dataclass(obj) and obj.__dataclass_fields__[key].kw_only
         lines.append(f"    {'* ' if keyword else ''}{ast.unparse(field)}")
     for method, node in members(obj).items():
         kind = decorators(node) & {"property", "classmethod", "staticmethod", "cached_property"}

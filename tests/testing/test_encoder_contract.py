@@ -86,6 +86,7 @@ def test_replace_mode_passes():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_masked_vit_passes(kind):
+    """And its mode and its tensors are left as they were, law 15."""
     name, arguments = KINDS[kind]
     backbone = timm.create_model(
         name, **arguments, depth=2, embed_dim=64, num_heads=4, num_classes=0, drop_path_rate=0.3

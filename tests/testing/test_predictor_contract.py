@@ -57,6 +57,7 @@ class Own(nn.Module):
 @pytest.mark.parametrize("position", ["sincos", "rope", "learned"])
 @pytest.mark.parametrize("grid", [(7,), (3, 4), (2, 3, 2)])
 def test_masked_predictor_passes(grid, position, joint):
+    """And its mode and its tensors are left as they were, law 15."""
     predictor = MaskedPredictor(
         grid, 10, predictor_embed_dim=48, depth=2, num_heads=4, position=position, joint=joint
     ).train()

@@ -315,6 +315,7 @@ def test_pure_function_of_the_generator(kind, text):
 
 @pytest.mark.parametrize("kind", [GlobalTorch, GlobalNumpy, GlobalPython])
 def test_the_contract_leaves_global_generators_alone(kind):
+    """Law 15, for a sampler that breaks it itself too."""
     before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
     with violates(Law.PURE):
         assert_sampler_contract(kind(), varies=False)
@@ -424,11 +425,14 @@ class OwnUniform(UniformSampler[Masks]):
     def positions(self, u: Tensor) -> Tensor:
         return (u * 5).long()
 
-    def _draw(self, uniforms: Tensor, device: Any) -> Masks:
+    def _draw(self, uniforms: Tensor, valid: Tensor | None) -> Masks:
         context = self.positions(uniforms[:, 0])
         target = (context + 1 + (uniforms[:, 1] * 4).long()) % 5
         one_hot = torch.nn.functional.one_hot
         return masks_of(one_hot(context, 5).bool(), one_hot(target, 5).bool()[:, None], (5,))
+
+    def _check_feasible_in(self, valid: Tensor) -> None:
+        """Nothing is checked."""
 
 
 class OffTheGridAtTheEnds(OwnUniform):
@@ -447,8 +451,8 @@ class DependsOnItsBatch(OwnUniform):
 
 
 class ChangesItsTable(OwnUniform):
-    def _draw(self, uniforms: Tensor, device: Any) -> Masks:
-        masks = super()._draw(uniforms, device)
+    def _draw(self, uniforms: Tensor, valid: Tensor | None) -> Masks:
+        masks = super()._draw(uniforms, valid)
         uniforms.mul_(0.5)
         return masks
 

@@ -25,16 +25,16 @@ from jepakit.testing.strategies import (
 )
 
 
-@given(data=st.data(), ndims=st.sets(st.integers(1, 3), min_size=1), side=st.integers(2, 9))
-def test_grid_sizes(data, ndims, side):
-    grid = data.draw(grid_sizes(ndims=sorted(ndims), max_side=side, min_positions=2))
-    assert len(grid) in ndims and max(grid) <= side and math.prod(grid) >= 2
+@given(data=st.data(), num_axes=st.sets(st.integers(1, 3), min_size=1), side=st.integers(2, 9))
+def test_grid_sizes(data, num_axes, side):
+    grid = data.draw(grid_sizes(num_axes=sorted(num_axes), max_side=side, min_positions=2))
+    assert len(grid) in num_axes and max(grid) <= side and math.prod(grid) >= 2
 
 
 @given(data=st.data(), axes=st.none() | st.integers(0, 2), grid=st.none() | grid_sizes())
 def test_masks_and_token_sets(data, axes, grid):
-    mask, on = data.draw(flat_masks(grid_size=grid, num_axes=axes))
-    tokens = data.draw(token_sets(grid_size=grid, num_axes=axes))
+    mask, on = data.draw(flat_masks(grid_size=grid, num_batch_axes=axes))
+    tokens = data.draw(token_sets(grid_size=grid, num_batch_axes=axes))
     assert mask.dtype == torch.bool and mask.shape[-1] == math.prod(on)
     if grid is not None:
         assert on == tokens.grid_size == grid
@@ -49,7 +49,7 @@ def test_what_is_hard_is_among_them():
         lambda tokens: not tokens.padded and tokens.shape == (2, 4),
         lambda tokens: {0, 4} <= set(tokens.counts().tolist()),
     ):
-        drawn = token_sets(grid_size=(2, 2), num_axes=1)
+        drawn = token_sets(grid_size=(2, 2), num_batch_axes=1)
         long = settings(database=None, max_examples=1000)
         tokens = hypothesis.find(drawn, condition, settings=long)
         assert condition(tokens)

@@ -45,14 +45,14 @@ def test_join_pads_to_the_longest():
     assert not Masks.cat([short, short]).context.padded
 
 
-@given(tokens=token_sets(num_axes=2))
+@given(tokens=token_sets(num_batch_axes=2))
 def test_a_set_is_joined_of_its_members(tokens):
     members = [tokens[i : i + 1] for i in range(len(tokens))]
     if members:
         assert torch.equal(TokenSet.cat(members).to_mask(), tokens.to_mask())
 
 
-@given(case=flat_masks(num_axes=1), seed=st.integers(0, 9))
+@given(case=flat_masks(num_batch_axes=1), seed=st.integers(0, 9))
 def test_indices_in_any_order_and_twice(case, seed):
     mask, grid = case
     generator = torch.Generator().manual_seed(seed)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from jepakit import TokenSet, effective_rank, mean_tokens
 from jepakit.testing.strategies import token_sets
 
-batched = st.integers(1, 2).flatmap(lambda axes: token_sets(num_axes=axes))
+batched = st.integers(1, 2).flatmap(lambda axes: token_sets(num_batch_axes=axes))
 
 
 @given(tokens=batched, seed=st.integers(0, 2**31))

@@ -109,7 +109,7 @@ def test_one_token_is_still_a_set():
         len(tokens[0])
 
 
-@given(tokens=token_sets(num_axes=2))
+@given(tokens=token_sets(num_batch_axes=2))
 def test_indexing_runs_over_the_batch(tokens):
     """Trap: a slice that cuts sets to a raster-order prefix."""
     mask = tokens.to_mask()
@@ -128,7 +128,7 @@ def test_indexing_runs_over_the_batch(tokens):
             tokens[0, 0, 0]
 
 
-@given(tokens=token_sets(num_axes=2))
+@given(tokens=token_sets(num_batch_axes=2))
 def test_iteration_runs_over_the_batch(tokens):
     parts = list(tokens)
     assert len(parts) == tokens.shape[0]

@@ -404,15 +404,15 @@ def audited() -> Outputs:
     for name, sampler in zip(("multi-block", "published"), samplers, strict=True):
         report = audit_masks(sampler, num_batches=5, batch_size=8, generator=seeded())
         fields = (
-            report.undersized_context_rate,
-            report.leak_rate,
-            report.trimmed_tokens,
+            report.undersized_context_ratio,
+            report.leak_ratio,
+            report.mean_trimmed_tokens,
             report.min_context_tokens,
         )
         shares = (
-            report.empty_target_rate,
-            report.duplicate_target_rate,
-            report.partial_target_rate,
+            report.empty_target_ratio,
+            report.duplicate_target_ratio,
+            report.partial_target_ratio,
         )
         found |= {
             f"{name}, contexts": report.context_frequency,

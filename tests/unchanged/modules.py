@@ -201,7 +201,7 @@ def quantizer(kind: str) -> Outputs:
         valid = noise(2, 20, key=12 + step) < 1
         out = module(features, valid, step=step, generator=generator)
         (out.loss + (out.quantized * noise(2, 20, 5, key=7)).sum()).backward()
-        numbers = torch.stack([out.loss, out.perplexity, out.usage])
+        numbers = torch.stack([out.loss, out.perplexity, out.usage_ratio])
         found |= {
             f"step {step}": out.quantized,
             f"step {step}, codes": out.indices,

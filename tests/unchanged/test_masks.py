@@ -59,21 +59,29 @@ QUIRKS = (
 
 SAMPLERS: dict[str, Callable[[], Any]] = {
     # Multi-block, images
-    "multi-block": lambda: MultiBlockMask(IMAGE),
-    "multi-block, sizes by sample": lambda: MultiBlockMask(IMAGE, target_size_per="sample"),
-    "multi-block, trim": lambda: MultiBlockMask(IMAGE, context_length="trim"),
+    "multi-block": lambda: MultiBlockMask(IMAGE, context_length="pad"),
+    "multi-block, sizes by sample": lambda: MultiBlockMask(
+        IMAGE, target_size_per="sample", context_length="pad"
+    ),
+    "multi-block, trim": lambda: MultiBlockMask(
+        IMAGE, context_length="trim", context_subset="random"
+    ),
     "multi-block, trim, sizes by sample": lambda: MultiBlockMask(
-        IMAGE, context_length="trim", target_size_per="sample"
+        IMAGE, context_length="trim", context_subset="random", target_size_per="sample"
     ),
-    "multi-block, length 40": lambda: MultiBlockMask(IMAGE, context_length=40),
+    "multi-block, length 40": lambda: MultiBlockMask(
+        IMAGE, context_length=40, context_subset="random"
+    ),
     "multi-block, length 40, sizes by sample": lambda: MultiBlockMask(
-        IMAGE, context_length=40, target_size_per="sample"
+        IMAGE, context_length=40, context_subset="random", target_size_per="sample"
     ),
-    "multi-block, disjoint": lambda: MultiBlockMask(IMAGE, **DISJOINT),
+    "multi-block, disjoint": lambda: MultiBlockMask(IMAGE, **DISJOINT, context_length="pad"),
     "multi-block, disjoint, sizes by sample": lambda: MultiBlockMask(
-        IMAGE, **DISJOINT, target_size_per="sample"
+        IMAGE, **DISJOINT, target_size_per="sample", context_length="pad"
     ),
-    "multi-block, disjoint, trim": lambda: MultiBlockMask(IMAGE, **DISJOINT, context_length="trim"),
+    "multi-block, disjoint, trim": lambda: MultiBlockMask(
+        IMAGE, **DISJOINT, context_length="trim", context_subset="random"
+    ),
     "multi-block, disjoint, tight": lambda: MultiBlockMask(
         (8, 8),
         num_targets=3,
@@ -82,23 +90,44 @@ SAMPLERS: dict[str, Callable[[], Any]] = {
         context_scale=(1.0, 1.0),
         min_context_coverage=0.2,
         allow_target_overlap=False,
+        context_length="pad",
     ),
     "multi-block, one target": lambda: MultiBlockMask(
-        IMAGE, num_targets=1, target_scale=(0.1, 0.6), target_aspect_ratio=(0.3, 3.0)
+        IMAGE,
+        num_targets=1,
+        target_scale=(0.1, 0.6),
+        target_aspect_ratio=(0.3, 3.0),
+        context_length="pad",
     ),
     "multi-block, coverage binds": lambda: MultiBlockMask(
-        IMAGE, num_targets=6, target_scale=(0.2, 0.3), min_context_coverage=0.5
+        IMAGE,
+        num_targets=6,
+        target_scale=(0.2, 0.3),
+        min_context_coverage=0.5,
+        context_length="pad",
     ),
     "multi-block, small context block": lambda: MultiBlockMask(
-        IMAGE, context_scale=(0.3, 0.6), min_context_coverage=0.05, target_size_per="sample"
+        IMAGE,
+        context_scale=(0.3, 0.6),
+        min_context_coverage=0.05,
+        target_size_per="sample",
+        context_length="pad",
     ),
-    "multi-block, long grid": lambda: MultiBlockMask(LONG, target_size_per="sample"),
-    "multi-block, small grid": lambda: MultiBlockMask(SMALL),
+    "multi-block, long grid": lambda: MultiBlockMask(
+        LONG, target_size_per="sample", context_length="pad"
+    ),
+    "multi-block, small grid": lambda: MultiBlockMask(SMALL, context_length="pad"),
     "multi-block, small grid, disjoint": lambda: MultiBlockMask(
-        SMALL, num_targets=2, allow_target_overlap=False, context_length="trim"
+        SMALL,
+        num_targets=2,
+        allow_target_overlap=False,
+        context_length="trim",
+        context_subset="random",
     ),
-    "multi-block, 2 x 2": lambda: MultiBlockMask((2, 2), num_targets=2),
-    "multi-block, published configuration": lambda: MultiBlockMask.from_ijepa_config(IMAGE),
+    "multi-block, 2 x 2": lambda: MultiBlockMask((2, 2), num_targets=2, context_length="pad"),
+    "multi-block, published configuration": lambda: MultiBlockMask.from_ijepa_config(
+        IMAGE, context_length="pad"
+    ),
     "multi-block, published configuration, other values": lambda: MultiBlockMask.from_ijepa_config(
         (16, 16),
         enc_mask_scale=[0.7, 0.9],
@@ -108,28 +137,51 @@ SAMPLERS: dict[str, Callable[[], Any]] = {
         min_keep=30,
         target_size_per="sample",
         context_length=25,
+        context_subset="random",
     ),
     # Multi-block, other grids
-    "multi-block, text": lambda: MultiBlockMask(TEXT),
+    "multi-block, text": lambda: MultiBlockMask(TEXT, context_length="pad"),
     "multi-block, text, disjoint, length 12": lambda: MultiBlockMask(
-        TEXT, **DISJOINT, context_length=12
+        TEXT, **DISJOINT, context_length=12, context_subset="random"
     ),
     "multi-block, text, trim, sizes by sample": lambda: MultiBlockMask(
-        TEXT, context_length="trim", target_size_per="sample"
+        TEXT, context_length="trim", context_subset="random", target_size_per="sample"
     ),
-    "multi-block, video": lambda: MultiBlockMask(VIDEO),
-    "multi-block, video, short range": lambda: MultiBlockMask(VIDEO, **SHORT_RANGE),
-    "multi-block, video, long range": lambda: MultiBlockMask(VIDEO, **LONG_RANGE),
+    "multi-block, video": lambda: MultiBlockMask(VIDEO, context_length="pad"),
+    "multi-block, video, short range": lambda: MultiBlockMask(
+        VIDEO, **SHORT_RANGE, context_length="pad"
+    ),
+    "multi-block, video, long range": lambda: MultiBlockMask(
+        VIDEO, **LONG_RANGE, context_length="pad"
+    ),
     "multi-block, video, part of the time": lambda: MultiBlockMask(
-        VIDEO, temporal_scale=(0.25, 0.75), target_size_per="sample"
+        VIDEO, temporal_scale=(0.25, 0.75), target_size_per="sample", context_length="pad"
     ),
     "multi-block, video, early context": lambda: MultiBlockMask(
-        VIDEO, max_temporal_keep=0.5, min_context_coverage=0.1, context_length="trim"
+        VIDEO,
+        context_frames_ratio=0.5,
+        min_context_coverage=0.1,
+        context_length="trim",
+        context_subset="random",
     ),
     "multi-block, video, disjoint": lambda: MultiBlockMask(
-        VIDEO, **DISJOINT, temporal_scale=(0.5, 1.0), max_temporal_keep=0.75, context_length=100
+        VIDEO,
+        **DISJOINT,
+        temporal_scale=(0.5, 1.0),
+        context_frames_ratio=0.75,
+        context_length=100,
+        context_subset="random",
     ),
-    "multi-block, one frame": lambda: MultiBlockMask((1, 10, 10)),
+    "multi-block, one frame": lambda: MultiBlockMask((1, 10, 10), context_length="pad"),
+    # Multi-block, contexts of a fixed length
+    "multi-block, fixed": lambda: MultiBlockMask(IMAGE),
+    "multi-block, fixed, sizes by sample": lambda: MultiBlockMask(IMAGE, target_size_per="sample"),
+    "multi-block, fixed, random": lambda: MultiBlockMask(IMAGE, context_subset="random"),
+    "multi-block, fixed, disjoint": lambda: MultiBlockMask(IMAGE, **DISJOINT),
+    "multi-block, fixed, video": lambda: MultiBlockMask(VIDEO),
+    "multi-block, fixed, published configuration": lambda: MultiBlockMask.from_ijepa_config(IMAGE),
+    "nested, fixed": lambda: NestedMask(IMAGE, MultiBlockMask((4, 4))),
+    "complement, fixed": lambda: ComplementMask(MultiBlockMask(IMAGE)),
     # Others
     "random": lambda: RandomMask(IMAGE),
     "random, half, length 9": lambda: RandomMask(SMALL, target_ratio=0.5, context_length=9),
@@ -154,20 +206,33 @@ SAMPLERS: dict[str, Callable[[], Any]] = {
     "causal, text": lambda: CausalMask(TEXT, context_size_per="sample"),
     "causal, rows of an image": lambda: CausalMask(SMALL, num_target_steps=1),
     "tubes of random": lambda: TubeMask(4, RandomMask(SMALL, target_ratio=0.9)),
-    "tubes of multi-block": lambda: TubeMask(3, MultiBlockMask((10, 10), target_size_per="sample")),
-    "complement of multi-block": lambda: ComplementMask(MultiBlockMask(IMAGE)),
+    "tubes of multi-block": lambda: TubeMask(
+        3, MultiBlockMask((10, 10), target_size_per="sample", context_length="pad")
+    ),
+    "complement of multi-block": lambda: ComplementMask(
+        MultiBlockMask(IMAGE, context_length="pad")
+    ),
     "complement of multi-block, length 30": lambda: ComplementMask(
-        MultiBlockMask(IMAGE, context_length=30)
+        MultiBlockMask(IMAGE, context_length=30, context_subset="random")
     ),
     "mixture": lambda: MultiContextMask(
-        (MultiBlockMask(VIDEO, **SHORT_RANGE), MultiBlockMask(VIDEO, **LONG_RANGE))
+        (
+            MultiBlockMask(VIDEO, **SHORT_RANGE, context_length="pad"),
+            MultiBlockMask(VIDEO, **LONG_RANGE, context_length="pad"),
+        )
     ),
     "mixture of kinds": lambda: MultiContextMask(
-        (RandomMask(IMAGE), BlockMask(IMAGE), ComplementMask(MultiBlockMask(IMAGE)))
+        (
+            RandomMask(IMAGE),
+            BlockMask(IMAGE),
+            ComplementMask(MultiBlockMask(IMAGE, context_length="pad")),
+        )
     ),
-    "nested": lambda: NestedMask((16, 16), MultiBlockMask((4, 4))),
-    "nested, cut off by the border": lambda: NestedMask(IMAGE, MultiBlockMask((4, 4))),
-    "nested, one level": lambda: NestedMask(IMAGE, MultiBlockMask(IMAGE)),
+    "nested": lambda: NestedMask((16, 16), MultiBlockMask((4, 4), context_length="pad")),
+    "nested, cut off by the border": lambda: NestedMask(
+        IMAGE, MultiBlockMask((4, 4), context_length="pad")
+    ),
+    "nested, one level": lambda: NestedMask(IMAGE, MultiBlockMask(IMAGE, context_length="pad")),
     "nested, disjoint": lambda: NestedMask(
         (20, 28),
         MultiBlockMask(
@@ -178,13 +243,21 @@ SAMPLERS: dict[str, Callable[[], Any]] = {
             context_scale=(0.9, 1.0),
             min_context_coverage=0.2,
             allow_target_overlap=False,
+            context_length="pad",
         ),
     ),
     "nested, trim, sizes by sample": lambda: NestedMask(
-        (16, 16), MultiBlockMask((4, 4), target_size_per="sample", context_length="trim")
+        (16, 16),
+        MultiBlockMask(
+            (4, 4), target_size_per="sample", context_length="trim", context_subset="random"
+        ),
     ),
-    "nested, length 3": lambda: NestedMask(IMAGE, MultiBlockMask((4, 4), context_length=3)),
-    "nested, video": lambda: NestedMask((8, 16, 16), MultiBlockMask((4, 8, 8))),
+    "nested, length 3": lambda: NestedMask(
+        IMAGE, MultiBlockMask((4, 4), context_length=3, context_subset="random")
+    ),
+    "nested, video": lambda: NestedMask(
+        (8, 16, 16), MultiBlockMask((4, 8, 8), context_length="pad")
+    ),
     "published": lambda: ReferenceMultiBlockMask(IMAGE),
     "published, quirky": lambda: ReferenceMultiBlockMask(**QUIRKY),
     **{
@@ -226,7 +299,9 @@ def of_indices(seed: int) -> Masks:
 
 
 def coarser(seed: int) -> Masks:
-    return MultiBlockMask(IMAGE)(BATCH, generator=torch.Generator().manual_seed(seed)).coarsen(2)
+    return MultiBlockMask(IMAGE, context_length="pad")(
+        BATCH, generator=torch.Generator().manual_seed(seed)
+    ).coarsen(2)
 
 
 # Seed to masks, or to a list of them.
@@ -238,13 +313,15 @@ DRAWS: dict[str, Callable[[int], Any]] = {
         for name, build in SAMPLERS.items()
     },
     "collated by sample": lambda seed: collated(
-        MultiBlockMask(IMAGE, target_size_per="sample"), seed, 0
+        MultiBlockMask(IMAGE, target_size_per="sample", context_length="pad"), seed, 0
     ),
     "collated by sample, epoch 3": lambda seed: collated(RandomMask(IMAGE), seed, 3),
     "collated by sample, epoch 3 of the indices": lambda seed: collated(
         RandomMask(IMAGE), seed, 3, by_index=True
     ),
-    "collated by batch": lambda seed: collated(MultiBlockMask(IMAGE), seed, 0),
+    "collated by batch": lambda seed: collated(
+        MultiBlockMask(IMAGE, context_length="pad"), seed, 0
+    ),
     "collated by batch, epoch 3": lambda seed: collated(ReferenceMultiBlockMask(IMAGE), seed, 3),
     "collated mixture": lambda seed: collated(
         MultiContextMask((RandomMask(IMAGE), BlockMask(IMAGE))), seed, 1

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -33,6 +34,15 @@ ZERO = 1e-12
 LOOSER = {"digits": 1e-2}
 CASES = MODULES | FUNCTIONS
 FACTS = FUNCTION_FACTS | {"types of modules": types}
+
+# Cases that cannot give the stored results with these versions, for reasons outside of jepakit.
+LEFT_OUT: dict[str, str] = {}
+_exponential = torch.empty(1).exponential_(generator=torch.Generator().manual_seed(5)).item()
+if abs(_exponential - 1.027264) > 1e-5:
+    reason = "torch 2.6 draws other exponential numbers, of which Gumbel noise is made"
+    LEFT_OUT |= dict.fromkeys(["quantizer, drawn", "quantizer, drawn, schedule"], reason)
+if tuple(int(part) for part in timm.__version__.split(".")[:3]) < (1, 0, 31):
+    LEFT_OUT["encoder, mixed rotary"] = "older timm cannot compute it in float64"
 
 
 def kind_of(tensor: Tensor) -> str:
@@ -75,6 +85,8 @@ def facts() -> dict[str, Any]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_outputs(case, stored):
+    if case in LEFT_OUT:
+        pytest.skip(LEFT_OUT[case])
     kinds, tensors = stored
     found = {f"{case} / {name}": tensor for name, tensor in CASES[case]().items()}
     assert list(found) == [name for name in kinds if name.startswith(f"{case} / ")]

@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from jepakit._rows import Rows, check_rows, to_rows
+from jepakit._checks import check_rows
+from jepakit._rows import Rows, to_rows
 
 
 def float64(tensor: Tensor) -> Tensor:

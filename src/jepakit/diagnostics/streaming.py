@@ -9,8 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from jepakit._checks import as_int, as_number, check_process_group
-from jepakit._rows import check_rows
+from jepakit._checks import as_int, as_number, check_process_group, check_rows
 from jepakit.diagnostics._moments import Moments
 from jepakit.diagnostics._valid_rows import masked_rows
 from jepakit.diagnostics.similarity import mean_kernel

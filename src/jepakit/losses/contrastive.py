@@ -16,13 +16,14 @@ from jepakit._checks import (
     as_number,
     check_floating,
     check_process_group,
+    check_rows,
     check_same_shape,
     check_tensor,
     value_checks_on,
 )
 from jepakit._distributed import gather_rows, row_counts, rows_before, sum_over_ranks
 from jepakit._precision import float32_or_wider, full_precision
-from jepakit._rows import check_rows, to_rows
+from jepakit._rows import to_rows
 
 __all__ = ["FeatureQueue", "LearnableTemperature", "info_nce"]
 

@@ -114,17 +114,17 @@ def _fixed_weights(weights: Sequence[float] | None, num_levels: int) -> tuple[fl
 
 
 def decay_weights(
-    num_levels: int, decay: float = 0.5, *, heaviest: Literal["fine", "coarse"] = "fine"
+    num_levels: int, decay_ratio: float = 0.5, *, heaviest: Literal["fine", "coarse"] = "fine"
 ) -> list[float]:
     r"""Weights that fall by a constant factor from level to level, and sum to 1.
 
-    $$w_l = d^{l} \Big/ \sum_k d^{k}$$
+    $$w_l = r^{l} \Big/ \sum_k r^{k}$$
 
     with level 0, the finest, first; `heaviest="coarse"` gives the same weights in reverse order.
 
     Args:
         num_levels: Number of levels, at least 2.
-        decay: Ratio $d$ of one weight to the one before, in (0, 1).
+        decay_ratio: Ratio $r$ of one weight to the one before, in (0, 1).
         heaviest: End with the largest weight.
 
     Raises:
@@ -137,9 +137,9 @@ def decay_weights(
         [0.1429, 0.2857, 0.5714]
     """
     num_levels = as_int("num_levels", num_levels, minimum=2)
-    decay = as_fraction("decay", decay, open_low=True, open_high=True)
+    decay_ratio = as_fraction("decay_ratio", decay_ratio, open_low=True, open_high=True)
     as_choice("heaviest", heaviest, ("fine", "coarse"))
-    powers = [decay**level for level in range(num_levels)]
+    powers = [decay_ratio**level for level in range(num_levels)]
     weights = [power / sum(powers) for power in powers]
     return weights if heaviest == "fine" else weights[::-1]
 

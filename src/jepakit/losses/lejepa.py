@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
-from jepakit._checks import as_choice, as_fraction, as_int, as_number, check_generator
+from jepakit._checks import as_choice, as_fraction, as_int, as_number, check_generator, check_rows
 from jepakit._distributed import broadcast_from_first, sum_over_ranks
 from jepakit._precision import full_precision
-from jepakit._rows import Rows, check_rows, to_rows
+from jepakit._rows import Rows, to_rows
 from jepakit.losses.regularizers import invariance_loss
 
 __all__ = ["lejepa_loss", "sigreg"]

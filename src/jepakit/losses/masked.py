@@ -18,6 +18,7 @@ from jepakit._checks import (
 )
 from jepakit._distributed import sum_over_ranks
 from jepakit._precision import float32_or_wider
+from jepakit._rows import zero_invalid
 
 __all__ = [
     "masked_cosine",
@@ -221,9 +222,8 @@ def masked_cosine(
         BYOL (arXiv:2006.07733), per token instead of per image and without its factor 2.
     """
     _check(pred, target, valid, reduction, process_group)
-    padding = ~valid.unsqueeze(-1)
-    pred = float32_or_wider(pred).masked_fill(padding, 0)
-    target = float32_or_wider(target).masked_fill(padding, 0)
+    pred = zero_invalid(float32_or_wider(pred), valid)
+    target = zero_invalid(float32_or_wider(target), valid)
     cosine = F.cosine_similarity(pred, target, dim=-1, eps=_MIN_NORM)
     values = (1 - cosine).masked_fill(~valid, 0)
     return reduce_masked(values, valid, reduction, process_group)
@@ -276,6 +276,4 @@ def _checked_difference(
 ) -> Tensor:
     """Prediction minus target in float32 or wider, 0 on padding."""
     _check(pred, target, valid, reduction, process_group)
-    # Filled before anything is computed from it: a NaN times a gradient of 0 would still be a NaN.
-    difference = float32_or_wider(pred) - float32_or_wider(target)
-    return difference.masked_fill(~valid.unsqueeze(-1), 0)
+    return zero_invalid(float32_or_wider(pred) - float32_or_wider(target), valid)

@@ -10,10 +10,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from jepakit._checks import as_int, as_number, check_same_shape
+from jepakit._checks import as_int, as_number, check_rows, check_same_shape
 from jepakit._distributed import gather_rows, row_counts, rows_before, sum_over_ranks
 from jepakit._precision import float32_or_wider, full_precision
-from jepakit._rows import centred_rows, check_rows, to_rows
+from jepakit._rows import centred_rows, everything_valid, to_rows, zero_invalid
 from jepakit.losses.masked import masked_mse, reduce_masked
 
 __all__ = ["barlow", "covariance_loss", "invariance_loss", "koleo", "variance_loss", "vicreg"]
@@ -78,7 +78,7 @@ def vicreg(
     if not (invariance_weight or variance_weight or covariance_weight):
         raise ValueError("invariance_weight, variance_weight, covariance_weight: must not all be 0")
     if valid is None:
-        valid = torch.ones(first.shape[:-1], dtype=torch.bool, device=first.device)
+        valid = everything_valid(first)
     loss = invariance_weight * masked_mse(first, second, valid, process_group=process_group)
     for features in (first, second):
         variance = variance_loss(
@@ -286,7 +286,7 @@ def _nearest_others(rows: Tensor, all_rows: Tensor, all_valid: Tensor, first: in
     # Distances come from |a|^2 + |b|^2 - 2 a b, which loses the difference of close vectors that
     # are far from 0; around the mean of all rows it is kept.
     count = all_valid.sum().clamp(min=1)
-    mean = all_rows.masked_fill(~all_valid.unsqueeze(1), 0).sum(dim=0) / count
+    mean = zero_invalid(all_rows, all_valid).sum(dim=0) / count
     rows, all_rows = rows - mean, all_rows - mean
     squares = all_rows.square().sum(dim=1).masked_fill(~all_valid, float("inf"))
     columns = torch.arange(len(all_rows), device=rows.device)
@@ -344,11 +344,11 @@ def invariance_loss(
             "num_global_views", num_global_views, minimum=1, maximum=num_views
         )
     if valid is None:
-        valid = torch.ones(views.shape[:-1], dtype=torch.bool, device=views.device)
+        valid = everything_valid(views)
     with full_precision(views):
-        x = float32_or_wider(views).masked_fill(~valid.unsqueeze(-1), 0)
+        x = zero_invalid(float32_or_wider(views), valid)
         counts = valid[:num_global_views].sum(dim=0)
         centres = x[:num_global_views].sum(dim=0) / counts.clamp(min=1).unsqueeze(-1)
         counted = valid & (counts > 0)
-        squares = (x - centres).masked_fill(~counted.unsqueeze(-1), 0).square()
+        squares = zero_invalid(x - centres, counted).square()
         return reduce_masked(squares, counted, "mean", process_group)

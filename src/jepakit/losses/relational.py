@@ -5,9 +5,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from jepakit._checks import check_rows
 from jepakit._distributed import gather_rows, row_counts
 from jepakit._precision import float32_or_wider, full_precision
-from jepakit._rows import check_rows
+from jepakit._rows import everything_valid, zero_invalid
 from jepakit.losses.masked import reduce_masked
 
 __all__ = ["relational_loss"]
@@ -70,10 +71,9 @@ def relational_loss(
         raise ValueError(f"student {shape}: must have at least 2 rows, got {shape[-2]} in a set")
     with full_precision(student):
         if valid is None:
-            valid = torch.ones(student.shape[:-1], dtype=torch.bool, device=student.device)
-        padding = ~valid.unsqueeze(-1)
-        ours = float32_or_wider(student).masked_fill(padding, 0)
-        theirs = float32_or_wider(teacher.detach()).masked_fill(padding, 0)
+            valid = everything_valid(student)
+        ours = zero_invalid(float32_or_wider(student), valid)
+        theirs = zero_invalid(float32_or_wider(teacher.detach()), valid)
         if one_set_of_all_ranks:
             counts = row_counts(ours, process_group)
             ours, theirs, valid = (

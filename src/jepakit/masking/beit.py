@@ -4,13 +4,18 @@ from abc import abstractmethod
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from jepakit._checks import as_fraction, as_grid_size, as_range, store_fields
 from jepakit.masking._engine.growth import UNIFORMS_PER_BLOCK, grow_blocks, max_num_blocks
-from jepakit.masking._engine.random_numbers import Device
-from jepakit.masking.base import UniformSampler, positions_of_ratio
+from jepakit.masking.base import (
+    UniformSampler,
+    check_two_valid,
+    positions_of_ratio,
+    positions_of_ratio_in,
+)
 from jepakit.tokens import Masks, TokenSet
 
 __all__ = ["BlockMask", "InverseBlockMask"]
@@ -25,8 +30,12 @@ class _GrownBlocks(UniformSampler[Masks]):
 
     @property
     @abstractmethod
+    def _grown_ratio(self) -> float:
+        """Fraction of the patches in the set that grows."""
+
+    @cached_property
     def _num_grown(self) -> int:
-        """Patches of the set that grows."""
+        return positions_of_ratio(self._grown_ratio, self.grid_size)
 
     @property
     def _num_left(self) -> int:
@@ -57,14 +66,24 @@ class _GrownBlocks(UniformSampler[Masks]):
                 f"of the {self._num_grown} patches already; must begin lower, or be (1.0, 1.0)"
             )
 
-    def _grow(self, uniforms: Float[Tensor, "b k"], device: Device) -> tuple[TokenSet, TokenSet]:
+    def _grow(
+        self, uniforms: Float[Tensor, "b k"], valid: Bool[Tensor, "b N"] | None
+    ) -> tuple[TokenSet, TokenSet]:
         """The set that grows and its complement."""
-        size, count = self.grid_size, self._num_grown
-        grown = grow_blocks(
-            size, count, self.block_scale, self.block_aspect_ratio, uniforms, device
-        )
-        rest = TokenSet._of_length(~grown, self._num_left, size)
-        return TokenSet._of_length(grown, count, size), rest
+        grid_size, count = self.grid_size, self._num_grown
+        scales = self.block_scale, self.block_aspect_ratio
+        if valid is None:
+            counts = torch.tensor([count], device="cpu")
+            grown = grow_blocks(grid_size, counts, *scales, uniforms)
+            rest = TokenSet._of_length(~grown, self._num_left, grid_size)
+            return TokenSet._of_length(grown, count, grid_size), rest
+        counts = positions_of_ratio_in(self._grown_ratio, valid.sum(dim=1))
+        grown = grow_blocks(grid_size, counts, *scales, uniforms, valid)
+        rest = TokenSet._up_to_length(valid & ~grown, self._num_left, grid_size)
+        return TokenSet._up_to_length(grown, count, grid_size), rest
+
+    def _check_feasible_in(self, valid: Bool[Tensor, "b N"]) -> None:
+        check_two_valid(valid)
 
 
 @dataclass(frozen=True)
@@ -109,22 +128,22 @@ class BlockMask(_GrownBlocks):
     def __post_init__(self) -> None:
         self._store("target_ratio")
 
-    @cached_property
+    @property
     def num_target_tokens(self) -> int:
         """Patches in the target set of every sample."""
-        return positions_of_ratio(self.target_ratio, self.grid_size)
+        return self._num_grown
 
     @property
-    def _num_grown(self) -> int:
-        return self.num_target_tokens
+    def _grown_ratio(self) -> float:
+        return self.target_ratio
 
     @property
     def min_context_tokens(self) -> int:
         """Context tokens of every sample."""
         return self._num_left
 
-    def _draw(self, uniforms: Float[Tensor, "b k"], device: Device) -> Masks:
-        targets, context = self._grow(uniforms, device)
+    def _draw(self, uniforms: Float[Tensor, "b k"], valid: Bool[Tensor, "b N"] | None) -> Masks:
+        targets, context = self._grow(uniforms, valid)
         return Masks(context, targets[:, None])
 
 
@@ -165,15 +184,15 @@ class InverseBlockMask(_GrownBlocks):
     def __post_init__(self) -> None:
         self._store("context_ratio")
 
-    @cached_property
+    @property
     def min_context_tokens(self) -> int:
         """Context tokens of every sample."""
-        return positions_of_ratio(self.context_ratio, self.grid_size)
+        return self._num_grown
 
     @property
-    def _num_grown(self) -> int:
-        return self.min_context_tokens
+    def _grown_ratio(self) -> float:
+        return self.context_ratio
 
-    def _draw(self, uniforms: Float[Tensor, "b k"], device: Device) -> Masks:
-        context, targets = self._grow(uniforms, device)
+    def _draw(self, uniforms: Float[Tensor, "b k"], valid: Bool[Tensor, "b N"] | None) -> Masks:
+        context, targets = self._grow(uniforms, valid)
         return Masks(context, targets[:, None])

@@ -6,12 +6,11 @@ from functools import cached_property
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from jepakit._checks import as_choice, as_grid_size, as_int, as_ints, store_fields
-from jepakit.masking._engine.random_numbers import Device, copy_to
-from jepakit.masking.base import InfeasibleMaskError, UniformSampler
+from jepakit.masking.base import InfeasibleMaskError, UniformSampler, check_samples
 from jepakit.tokens import Masks, TokenSet
 
 __all__ = ["CausalMask"]
@@ -120,30 +119,46 @@ class CausalMask(UniformSampler[Masks]):
         """True if a sample's masks depend on its own random numbers alone."""
         return self.context_size_per == "sample"
 
-    def _draw(self, uniforms: Float[Tensor, "b k"], device: Device) -> Masks:
+    def _draw(self, uniforms: Float[Tensor, "b k"], valid: Bool[Tensor, "b N"] | None) -> Masks:
+        step = torch.arange(1, self.grid_size[0] + 1, device=uniforms.device)
+        # Steps are numbered from 1; those without data have the number of the one before.
+        number = step[None] if valid is None else self._has_data(valid).cumsum(dim=1)
+        num_steps = number[:, -1]
         fewest, most = self._past_steps
+        most_here = (num_steps - self._future_steps).clamp_max(most)
         rows = uniforms if self.per_sample else uniforms[:1].expand_as(uniforms)
-        past = fewest + (rows[:, 0].double() * (most - fewest + 1)).long()
-        future = self.grid_size[0] - past
-        if self.num_target_steps is not None:
-            future = torch.full_like(past, self.num_target_steps)
-        steps = future[:, None].expand(-1, self.num_targets)
-        first = past[:, None] + torch.arange(self.num_targets, device="cpu") * steps
-        context = self._token_sets(torch.zeros_like(past), past, device)
-        return Masks(context, self._token_sets(first, steps, device))
+        past = fewest + (rows[:, 0].double() * (most_here - fewest + 1)).long()
+        context = number <= past[:, None]
+
+        target = torch.arange(self.num_targets, device=uniforms.device)
+        length = self.num_target_steps or self.grid_size[0]  # None: all that follow
+        before = past[:, None, None] + target[:, None] * length
+        targets = (number[:, None] > before) & (number[:, None] <= before + length)
+        longest = self.num_target_steps or self.grid_size[0] - fewest
+        inside = None if valid is None else valid[:, None]
+        return Masks(
+            self._token_sets(context, most, valid), self._token_sets(targets, longest, inside)
+        )
+
+    def _has_data(self, valid: Bool[Tensor, "b N"]) -> Bool[Tensor, "b steps"]:
+        return valid.view(len(valid), self.grid_size[0], -1).any(dim=2)
 
     def _token_sets(
-        self,
-        first_step: Int[Tensor, "*b"],
-        num_steps: Int[Tensor, "*b"],
-        device: Device,
+        self, steps: Bool[Tensor, "*b steps"], longest: int, valid: Bool[Tensor, "*b N"] | None
     ) -> TokenSet:
-        """Whole steps from `first_step` on; computed on the CPU, so nothing is synchronised."""
-        length = num_steps[..., None] * self._step_tokens
-        entry = torch.arange(int(length.max()), device="cpu")
-        valid = entry < length
-        idx = (first_step[..., None] * self._step_tokens + entry) * valid
-        padded = not bool(valid.all())
-        return TokenSet._trusted(
-            copy_to(idx, device), copy_to(valid, device), self.grid_size, padded=padded
+        """The (valid) positions of whole steps, `longest` of them at most."""
+        mask = steps.repeat_interleave(self._step_tokens, dim=-1)
+        if valid is None:
+            return TokenSet.from_mask(mask, self.grid_size)
+        return TokenSet._up_to_length(mask & valid, longest * self._step_tokens, self.grid_size)
+
+    def _check_feasible_in(self, valid: Bool[Tensor, "b N"]) -> None:
+        num_steps = self._has_data(valid).sum(dim=1)
+        fewest, future = self._past_steps[0], self._future_steps
+        check_samples(
+            num_steps >= fewest + future,
+            lambda sample: (
+                f"{int(num_steps[sample])} step(s) with valid positions are fewer than the "
+                f"{fewest} past and {future} future steps that masks need"
+            ),
         )

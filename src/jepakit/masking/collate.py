@@ -1,10 +1,11 @@
 """Masks in a `DataLoader`: drawn in its workers, reproducible for any number of them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils.data import Dataset, default_collate
@@ -95,10 +96,13 @@ class MaskCollator(Generic[M]):
     Args:
         sampler: A mask sampler.
         seed: Any 64-bit int; use different ones for runs that should differ.
-        collate_fn: Collates the samples themselves.
+        collate_fn: Collates the samples themselves; pads them to one size where they differ.
+        valid: Where a sample holds data: the name of a field (a key of a mapping, an attribute
+            otherwise), or a function of the sample. It gives a bool mask with one entry for each
+            position of the sampler's grid, which the sampler gets as `valid`.
 
     Raises:
-        TypeError: If a sample does not come from `IndexedDataset`.
+        TypeError: If a sample does not come from `IndexedDataset`, or has no field `valid`.
         ValueError: If a floating tensor of the batch holds NaN or infinity; if indices are of
             several epochs, or of another epoch than that of `set_epoch`.
 
@@ -116,6 +120,18 @@ class MaskCollator(Generic[M]):
         >>> images.shape, masks.targets.shape[:2]
         (torch.Size([4, 3, 64, 64]), torch.Size([4, 4]))
 
+        Spectrograms of different lengths, padded to 32 columns, on a grid of 4 x 8 patches:
+
+        >>> lengths = [8, 3]
+        >>> samples = [{"x": torch.zeros(1, 16, 32), "columns": n} for n in lengths]
+        >>> def has_data(sample):
+        ...     return (torch.arange(8) < sample["columns"]).expand(4, 8)
+        >>> collate = MaskCollator(MultiBlockMask((4, 8)), valid=has_data)
+        >>> loader = DataLoader(IndexedDataset(samples), batch_size=2, collate_fn=collate)
+        >>> batch, masks = next(iter(loader))
+        >>> masks.context.counts()  # a quarter of 32 and of 12
+        tensor([8, 3])
+
     Source:
         The published code of I-JEPA (arXiv:2301.08243) collates in the workers too. Difference:
         it seeds block sizes from a counter that the workers share, in the order in which they
@@ -128,12 +144,16 @@ class MaskCollator(Generic[M]):
         *,
         seed: int = 0,
         collate_fn: Callable[[list[Any]], Any] = default_collate,
+        valid: str | Callable[[Any], Tensor] | None = None,
     ) -> None:
         if not callable(sampler) or isinstance(sampler, type):
             raise TypeError(f"sampler={sampler!r}: must be callable as sampler(batch_size)")
         if not callable(collate_fn):
             raise TypeError(f"collate_fn={collate_fn!r}: must be callable as collate_fn(samples)")
+        if not (valid is None or isinstance(valid, str) or callable(valid)):
+            raise TypeError(f"valid={valid!r}: must be the name of a field or valid(sample)")
         self.sampler = sampler
+        self.valid = valid
         self.seed = as_int("seed", seed, minimum=-(2**63), maximum=2**63 - 1)
         self.collate_fn = collate_fn
         epoch = torch.zeros((), dtype=torch.int64, device="cpu")
@@ -163,22 +183,49 @@ class MaskCollator(Generic[M]):
                     f"samples: must come from IndexedDataset, got {type(sample).__name__}; wrap "
                     "the dataset: DataLoader(IndexedDataset(dataset), collate_fn=MaskCollator(...))"
                 )
+        # A sampler of the user's own need not take `valid`.
+        options: dict[str, Any] = {}
+        if self.valid is not None:
+            options["valid"] = self._stack_valid(samples)
         batch = self.collate_fn([sample.sample for sample in samples])
         for leaf in pytree.tree_leaves(batch):
             if isinstance(leaf, Tensor):
                 check_images_finite("samples", leaf)
-        return batch, self._draw(samples)
+        return batch, self._draw(samples, options)
 
-    def _draw(self, samples: Sequence[Indexed]) -> M:
+    def _draw(self, samples: Sequence[Indexed], options: dict[str, Any]) -> M:
         seed, epoch = self.seed, self._epoch_of(samples)
         indices = [sample.index for sample in samples]
         if isinstance(self.sampler, UniformSampler) and self.sampler.per_sample:
             keys = [derive_seed(seed, epoch, index) for index in indices]
             uniforms = keyed_uniforms(keys, self.sampler.num_uniforms)
-            masks: M = self.sampler.from_uniforms(uniforms)
+            masks: M = self.sampler.from_uniforms(uniforms, **options)
             return masks
         generator = torch.Generator().manual_seed(derive_seed(seed, epoch, *indices))
-        return self.sampler(len(indices), generator=generator)
+        return self.sampler(len(indices), generator=generator, **options)
+
+    def _stack_valid(self, samples: Sequence[Indexed]) -> Bool[Tensor, "b N"]:
+        """The masks of all samples, flat over the grid."""
+        masks = [torch.as_tensor(self._valid_of(sample)).flatten() for sample in samples]
+        for sample, mask in zip(samples, masks, strict=True):
+            if mask.dtype != torch.bool or len(mask) != len(masks[0]):
+                raise ValueError(
+                    f"valid of sample {sample.index}: must be bool, with one entry for each "
+                    f"position of the grid, got {len(mask)} of {mask.dtype}"
+                )
+        return torch.stack(masks)
+
+    def _valid_of(self, sample: Indexed) -> Any:
+        if callable(self.valid):
+            return self.valid(sample.sample)
+        name = str(self.valid)
+        is_mapping = isinstance(sample.sample, Mapping)
+        if name not in sample.sample if is_mapping else not hasattr(sample.sample, name):
+            raise TypeError(
+                f"valid={name!r}: must name a field of every sample; sample {sample.index} is "
+                f"{type_name(sample.sample)} without it"
+            )
+        return sample.sample[name] if is_mapping else getattr(sample.sample, name)
 
     def _epoch_of(self, samples: Sequence[Indexed]) -> int:
         epoch, *others = {sample.epoch for sample in samples}
@@ -201,4 +248,5 @@ class MaskCollator(Generic[M]):
 
     def __repr__(self) -> str:
         collate = "" if self.collate_fn is default_collate else f", collate_fn={self.collate_fn!r}"
-        return f"MaskCollator({self.sampler!r}, seed={self.seed}{collate})"
+        valid = "" if self.valid is None else f", valid={self.valid!r}"
+        return f"MaskCollator({self.sampler!r}, seed={self.seed}{collate}{valid})"

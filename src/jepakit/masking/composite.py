@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from jepakit._checks import as_int, store_fields, type_name
-from jepakit.masking._engine.random_numbers import Device
-from jepakit.masking.base import MaskTransform, UniformSampler, check_sampler
+from jepakit.masking.base import MaskTransform, UniformSampler, check_sampler, check_samples
 from jepakit.tokens import Masks, TokenSet
 
 __all__ = ["ComplementMask", "MultiContextMask", "TubeMask"]
@@ -55,8 +54,15 @@ class ComplementMask(MaskTransform):
         """As in `sampler`."""
         return self.sampler.min_context_tokens
 
-    def _transform(self, masks: Masks) -> Masks:
-        return Masks(masks.context, masks.context.complement()[:, None])
+    def _transform(self, masks: Masks, valid: Bool[Tensor, "b N"] | None) -> Masks:
+        if valid is None:
+            return Masks(masks.context, masks.context.complement()[:, None])
+        hidden = valid & ~masks.context.to_mask()
+        if hidden.device.type == "cpu":
+            targets = TokenSet.from_mask(hidden, self.grid_size)
+        else:  # at least one position is context
+            targets = TokenSet._up_to_length(hidden, hidden.shape[1] - 1, self.grid_size)
+        return Masks(masks.context, targets[:, None])
 
 
 @dataclass(frozen=True)
@@ -104,8 +110,23 @@ class TubeMask(MaskTransform):
         """Smallest number of context tokens that a sample can have."""
         return self.num_frames * self.sampler.min_context_tokens
 
-    def _transform(self, masks: Masks) -> Masks:
-        return Masks(self._repeat(masks.context), self._repeat(masks.targets))
+    def _transform(self, masks: Masks, valid: Bool[Tensor, "b N"] | None) -> Masks:
+        context, targets = self._repeat(masks.context), self._repeat(masks.targets)
+        if valid is None:
+            return Masks(context, targets)
+        return Masks(_inside(context, valid), _inside(targets, valid[:, None]))
+
+    def _inner_valid(self, valid: Bool[Tensor, "b N"]) -> Bool[Tensor, "b M"]:
+        return valid.view(len(valid), self.num_frames, -1).any(dim=1)
+
+    def _check_feasible_in(self, valid: Bool[Tensor, "b N"]) -> None:
+        frames = valid.view(len(valid), self.num_frames, -1)
+        same = (frames == self._inner_valid(valid)[:, None]).all(dim=2)
+        check_samples(
+            (same | ~frames.any(dim=2)).all(dim=1),
+            lambda _: "must be the same in all frames that hold data, since a tube is",
+        )
+        super()._check_feasible_in(valid)
 
     def _repeat(self, tokens: TokenSet) -> TokenSet:
         """The set in every frame, with all valid entries before the padding.
@@ -192,14 +213,25 @@ class MultiContextMask(UniformSampler[list[Masks]]):
         """True if a sample's masks depend on its own random numbers alone."""
         return all(sampler.per_sample for sampler in self.samplers)
 
-    def _draw(self, uniforms: Float[Tensor, "b k"], device: Device) -> list[Masks]:
+    def _draw(
+        self, uniforms: Float[Tensor, "b k"], valid: Bool[Tensor, "b N"] | None
+    ) -> list[Masks]:
         parts = torch.split(uniforms, self._columns, dim=1)
         return [
-            sampler._draw(part, device) for sampler, part in zip(self.samplers, parts, strict=True)
+            sampler._draw(part, valid) for sampler, part in zip(self.samplers, parts, strict=True)
         ]
+
+    def _check_feasible_in(self, valid: Bool[Tensor, "b N"]) -> None:
+        for sampler in self.samplers:
+            sampler._check_feasible_in(valid)
 
     def _untrimmed(self, uniforms: Float[Tensor, "b k"]) -> list[Masks]:
         parts = torch.split(uniforms, self._columns, dim=1)
         return [
             sampler._untrimmed(part) for sampler, part in zip(self.samplers, parts, strict=True)
         ]
+
+
+def _inside(tokens: TokenSet, valid: Bool[Tensor, "b *m N"]) -> TokenSet:
+    """What a set has of the valid positions, padded to the length of the set."""
+    return TokenSet._up_to_length(tokens.to_mask() & valid, tokens.shape[-1], tokens.grid_size)

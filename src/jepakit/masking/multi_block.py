@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from jepakit._checks import (
@@ -18,19 +18,25 @@ from jepakit._checks import (
     as_int,
     as_range,
     store_fields,
+    values_readable,
 )
 from jepakit.masking._engine.block_grid import BlockGrid, remove_padding
 from jepakit.masking._engine.block_sizes import draw_sizes
-from jepakit.masking._engine.context_length import as_context_length, fit_context
+from jepakit.masking._engine.context_length import (
+    as_context_length,
+    first_of_order,
+    squared_distances,
+)
 from jepakit.masking._engine.feasibility import MultiBlockSpec
 from jepakit.masking._engine.placement import (
     num_packing_uniforms,
     place_disjoint,
     place_within_budget,
 )
-from jepakit.masking._engine.random_numbers import Device, copy_to
-from jepakit.masking.base import InfeasibleMaskError, UniformSampler
-from jepakit.tokens import Masks
+from jepakit.masking._engine.random_numbers import random_members, random_order
+from jepakit.masking._engine.region import bounding_box, draw_in_region, first_frames
+from jepakit.masking.base import InfeasibleMaskError, UniformSampler, check_samples
+from jepakit.tokens import Masks, TokenSet
 
 __all__ = ["MultiBlockMask"]
 
@@ -61,16 +67,19 @@ class MultiBlockMask(UniformSampler[Masks]):
             of the grid (of a frame), uniform; the block has the grid's own aspect. The low end is
             raised to $n_{\min}$ + the largest target where it lies below (all targets if they
             must not overlap), since no smaller block could keep the promise.
-        max_temporal_keep: Fraction of the frames, from the first, that the context lies in; at
+        context_frames_ratio: Fraction of the frames, from the first, that the context lies in; at
             least one frame. Only on `(T, H, W)`, of 2 frames or more.
         min_context_coverage: Fraction $c$ of the grid that the context has at least, after targets
             are removed, after trimming and batching.
         allow_target_overlap: Whether targets of one sample may share patches.
         target_size_per: Draw sizes once for a `"batch"` (as I-JEPA; targets then need no padding)
             or for each `"sample"`.
-        context_length: `"pad"` contexts to the longest of the batch; `"trim"` each to the shortest
-            of the batch, or to an int of at most $n_{\min}$, by a random subset (never a prefix).
-            With an int the promise is that number, and there is no host synchronisation.
+        context_length: `"fixed"`: every context has exactly $n_{\min}$ tokens, so all batches have
+            one shape and nothing is padded. An int of at most $n_{\min}$: that many. `"trim"`: as
+            many as the shortest of the batch. `"pad"`: all tokens, padded to the longest.
+        context_subset: Tokens that stay where a context is shortened, never a prefix: those
+            `"nearest"` to a random patch, which keeps the prediction as hard as a block does, or a
+            `"random"` subset. Without effect, so refused, with `"pad"`.
 
     Raises:
         InfeasibleMaskError: If $n_{\min}$ + the largest target (all targets if they must not
@@ -98,7 +107,7 @@ class MultiBlockMask(UniformSampler[Masks]):
         (arXiv:2404.08471), section 3, for time. Differences: the context floor is a promise and
         holds after batching; scale and aspect ratio are independent (the published code draws one
         number for both, aspect uniform); blocks reach the last row and column; contexts are padded
-        or trimmed at random instead of cut to a raster-order prefix of the batch minimum.
+        or shortened at random instead of cut to a raster-order prefix of the batch minimum.
     """
 
     grid_size: tuple[int, ...]
@@ -108,11 +117,12 @@ class MultiBlockMask(UniformSampler[Masks]):
     target_aspect_ratio: tuple[float, float] = (0.75, 1.5)
     temporal_scale: tuple[float, float] = (1.0, 1.0)
     context_scale: tuple[float, float] = (0.85, 1.0)
-    max_temporal_keep: float = 1.0
+    context_frames_ratio: float = 1.0
     min_context_coverage: float = 0.25
     allow_target_overlap: bool = True
     target_size_per: Literal["batch", "sample"] = "batch"
-    context_length: Literal["pad", "trim"] | int = "pad"
+    context_length: Literal["fixed", "pad", "trim"] | int = "fixed"
+    context_subset: Literal["nearest", "random"] = "nearest"
 
     def __post_init__(self) -> None:
         store_fields(
@@ -123,23 +133,29 @@ class MultiBlockMask(UniformSampler[Masks]):
             target_aspect_ratio=as_range("target_aspect_ratio", self.target_aspect_ratio),
             temporal_scale=as_range("temporal_scale", self.temporal_scale, high=1.0),
             context_scale=as_range("context_scale", self.context_scale, high=1.0),
-            max_temporal_keep=as_fraction(
-                "max_temporal_keep", self.max_temporal_keep, open_low=True
+            context_frames_ratio=as_fraction(
+                "context_frames_ratio", self.context_frames_ratio, open_low=True
             ),
             min_context_coverage=as_fraction("min_context_coverage", self.min_context_coverage),
             allow_target_overlap=as_bool("allow_target_overlap", self.allow_target_overlap),
             target_size_per=as_choice("target_size_per", self.target_size_per, ("batch", "sample")),
-            context_length=as_context_length(self.context_length),
+            context_length=as_context_length(self.context_length, ("fixed", "pad", "trim")),
+            context_subset=as_choice("context_subset", self.context_subset, ("nearest", "random")),
         )
         without_effect = ["target_aspect_ratio"] if len(self.grid_size) == 1 else []
         if len(self.grid_size) < 3 or self.grid_size[0] == 1:
-            without_effect += ["temporal_scale", "max_temporal_keep"]
+            without_effect += ["temporal_scale", "context_frames_ratio"]
         for name in without_effect:
             if getattr(self, name) != getattr(type(self), name):  # the default
                 raise ValueError(
                     f"{name}={getattr(self, name)}: has no effect on the grid {self.grid_size}, so "
                     "must be left out"
                 )
+        if self.context_length == "pad" and self.context_subset != type(self).context_subset:
+            raise ValueError(
+                f"context_subset={self.context_subset!r}: has no effect with context_length='pad', "
+                "so must be left out"
+            )
         obstacle = self._spec.obstacle()
         if obstacle is not None:
             raise InfeasibleMaskError(
@@ -160,7 +176,8 @@ class MultiBlockMask(UniformSampler[Masks]):
         min_keep: int = 10,
         allow_overlap: bool = False,
         target_size_per: Literal["batch", "sample"] = "batch",
-        context_length: Literal["pad", "trim"] | int = "pad",
+        context_length: Literal["fixed", "pad", "trim"] | int = "trim",
+        context_subset: Literal["nearest", "random"] = "nearest",
     ) -> "MultiBlockMask":
         """Build a sampler from the key names of I-JEPA's published configuration files.
 
@@ -174,7 +191,9 @@ class MultiBlockMask(UniformSampler[Masks]):
             min_keep: Patches that a context keeps; becomes a floor of `min_keep` / N that holds
                 after batching (the published code checks it before).
             allow_overlap: Of context with targets; only False. Targets may overlap each other.
-            target_size_per, context_length: As in the constructor.
+            target_size_per, context_subset: As in the constructor.
+            context_length: As in the constructor. The default, as in the published code, is the
+                shortest context of the batch: `min_keep` is a floor, far below the usual length.
 
         Example:
             >>> MultiBlockMask.from_ijepa_config((14, 14), min_keep=49).min_context_coverage
@@ -199,6 +218,7 @@ class MultiBlockMask(UniformSampler[Masks]):
             min_context_coverage=min_keep / size,
             target_size_per=target_size_per,
             context_length=context_length,
+            context_subset=context_subset,
         )
 
     @cached_property
@@ -213,56 +233,159 @@ class MultiBlockMask(UniformSampler[Masks]):
 
     @cached_property
     def _columns(self) -> list[int]:
-        return [
-            3,  # scale, aspect ratio and duration of the targets
-            1,  # scale of the context block
-            1,  # place of the context block
-            self.num_targets,  # places of the targets
-            self.num_targets,  # order of the targets
-            num_packing_uniforms(self._spec.packing),
-            0 if self.context_length == "pad" else self._spec.num_positions,  # trimming
-        ]
+        shortened, num_positions = self.context_length != "pad", self._spec.num_positions
+        numbers = {
+            "target_size": 3,  # scale, aspect ratio, scale in time
+            "context_size": 1,
+            "context_place": 1,
+            "target_places": self.num_targets,
+            "target_order": self.num_targets,
+            "packing": num_packing_uniforms(self._spec.packing),
+            "context_subset": num_positions if shortened else 0,
+            "context_centre": 1 if shortened and self.context_subset == "nearest" else 0,
+        }
+        return [numbers[use] for use in _Numbers._fields]
 
     @property
     def per_sample(self) -> bool:
         """True if a sample's masks depend on its own random numbers alone."""
         return self.target_size_per == "sample" and self.context_length != "trim"
 
-    def _draw(self, uniforms: Float[Tensor, "b k"], device: Device) -> Masks:
+    def _draw(self, uniforms: Float[Tensor, "b k"], valid: Bool[Tensor, "b N"] | None) -> Masks:
+        numbers = _Numbers(*torch.split(uniforms, self._columns, dim=1))
+        if self.target_size_per == "batch":  # the first sample's numbers are the batch's
+            numbers = numbers._replace(
+                target_size=numbers.target_size[:1], context_size=numbers.context_size[:1]
+            )
+        if valid is not None:
+            return self._draw_in_region(numbers, valid)
+        visible, targets = self._place_blocks(numbers)
+        return Masks(self._fit_context(visible, numbers), targets)
+
+    def _place_blocks(self, numbers: "_Numbers") -> tuple[Bool[Tensor, "b N"], TokenSet]:
+        """Visible positions, before contexts are shortened, and targets."""
         grid_size, spec = self.grid_size, self._spec
-        # Sizes come from numbers on the CPU, so that the shapes of all sets are known there.
-        rows = uniforms[:1] if self.target_size_per == "batch" else uniforms
-        u_target_size, u_context_size, *_ = torch.split(rows, self._columns, dim=1)
         target_sizes = draw_sizes(
             grid_size,
             self.target_scale,
             self.target_aspect_ratio,
             self.temporal_scale,
-            u_target_size,
+            numbers.target_size,
             largest_rectangle=spec.largest_rectangle,
         )
-        target_blocks = BlockGrid(grid_size, target_sizes, device=device)
-        context_sizes = spec.context_sizes.draw(u_context_size[:, 0])
-        context_blocks = BlockGrid(grid_size, context_sizes, device=device)
-
-        _, _, u_context, u_targets, u_order, u_packing, u_trim = torch.split(
-            copy_to(uniforms, device), self._columns, dim=1
-        )
+        target_blocks = BlockGrid(grid_size, target_sizes)
+        context_blocks = BlockGrid(grid_size, spec.context_sizes.draw(numbers.context_size[:, 0]))
         room = grid_size if len(grid_size) < 3 else (spec.context_frames, *grid_size[1:])
-        place = context_blocks.draw_place(u_context[:, 0], within=room)
-        context = context_blocks.padded_mask(place)
+        place = context_blocks.draw_places(numbers.context_place, within=room)
+        context = context_blocks.padded_mask(place[:, 0])
         # Both functions remove the targets from `context`.
         if self.allow_target_overlap:
             places = place_within_budget(
-                target_blocks, context, u_targets, min_context_tokens=spec.min_context_tokens
+                target_blocks,
+                context,
+                numbers.target_places,
+                smallest_context=int(context_blocks.volumes.min()),
+                min_context_tokens=spec.min_context_tokens,
             )
         else:
             places = place_disjoint(
-                target_blocks, context, u_targets, u_packing, packing=spec.packing
+                target_blocks, context, numbers.target_places, numbers.packing, packing=spec.packing
             )
         # Later targets had fewer places to choose from; a random order makes all alike.
-        places = places.gather(1, u_order.argsort(dim=1, stable=True))
+        places = places.gather(1, numbers.target_order.argsort(dim=1, stable=True))
+        return remove_padding(context, grid_size), target_blocks.token_sets(places)
 
-        visible = remove_padding(context, grid_size)
-        fitted = fit_context(visible, grid_size, self.context_length, u_trim)
-        return Masks(fitted, target_blocks.token_sets(places))
+    def _draw_in_region(self, numbers: "_Numbers", valid: Bool[Tensor, "b N"]) -> Masks:
+        spec = self._spec
+        visible, targets = draw_in_region(
+            spec,
+            valid,
+            numbers.target_size,
+            numbers.context_size,
+            numbers.context_place,
+            numbers.target_places,
+        )
+        order = numbers.target_order.argsort(dim=1, stable=True)
+        targets = targets.gather(1, order[:, :, None].expand_as(targets))
+        return Masks(
+            self._fit_context(visible, numbers, valid),
+            TokenSet._up_to_length(targets, spec.largest_target, self.grid_size),
+        )
+
+    def _fit_context(
+        self,
+        visible: Bool[Tensor, "b N"],
+        numbers: "_Numbers",
+        valid: Bool[Tensor, "b N"] | None = None,
+    ) -> TokenSet:
+        """Contexts of one length; of one for each sample where they differ in what is `valid`."""
+        grid_size, size = self.grid_size, visible.shape[1]
+        readable = values_readable(visible)
+        if self.context_length == "pad":
+            if readable:
+                return TokenSet.from_mask(visible, grid_size)
+            return TokenSet._up_to_length(visible, size, grid_size)
+        promised, counts = self.min_context_tokens, None
+        if valid is not None:
+            counts = self._spec.min_context_tokens_of(valid.sum(dim=1)).clamp_max(promised)
+        length = promised
+        if self.context_length == "trim":
+            shortest = visible.sum(dim=1).min()
+            if counts is None:
+                length = int(shortest)
+            else:  # a sample that holds more than others keeps what it is promised
+                counts = counts.maximum(shortest)
+                # Off the CPU the longest that there can be, since the numbers are not looked at.
+                length = int(counts.max()) if readable else size
+        distance = None
+        if self.context_subset == "nearest":
+            if valid is None:
+                centre = (numbers.context_centre * size).long().clamp_max(size - 1)
+            else:
+                centre = random_members(valid, numbers.context_centre)
+            distance = squared_distances(grid_size, centre)
+        order = random_order(
+            numbers.context_subset,
+            visible,
+            distance=distance,
+            max_distance=0 if distance is None else sum((side - 1) ** 2 for side in grid_size),
+        )
+        return first_of_order(order, length, grid_size, counts)
+
+    def _untrimmed(self, uniforms: Float[Tensor, "b k"]) -> Masks:
+        if self.context_length == "pad":
+            return self._draw(uniforms, None)
+        whole = replace(self, context_length="pad", context_subset="nearest")
+        # The numbers for shortening are the last ones of a row.
+        return whole._draw(uniforms[:, : whole.num_uniforms], None)
+
+    def _check_feasible_in(self, valid: Bool[Tensor, "b N"]) -> None:
+        spec, counts = self._spec, valid.sum(dim=1)
+        box = bounding_box(valid, self.grid_size)
+        available = first_frames(valid, box, spec).sum(dim=1)
+        tokens = spec.min_context_tokens_of(counts)
+        targets = 1 if self.allow_target_overlap else self.num_targets
+
+        def explain(sample: int) -> str:
+            frames = "" if len(self.grid_size) < 3 else " in the frames of the context"
+            return (
+                f"{int(available[sample])} valid positions{frames} are fewer than the "
+                f"{int(tokens[sample])} context tokens of min_context_coverage="
+                f"{self.min_context_coverage:g} and {targets} for "
+                f"{'targets' if targets == 1 else 'disjoint targets'}"
+            )
+
+        check_samples((counts > 0) & (available >= tokens + targets), explain)
+
+
+class _Numbers(NamedTuple):
+    """Columns of the table of uniforms, by their use."""
+
+    target_size: Float[Tensor, "k 3"]
+    context_size: Float[Tensor, "k 1"]
+    context_place: Float[Tensor, "b 1"]
+    target_places: Float[Tensor, "b m"]
+    target_order: Float[Tensor, "b m"]
+    packing: Float[Tensor, "b _"]
+    context_subset: Float[Tensor, "b _"]
+    context_centre: Float[Tensor, "b _"]

@@ -4,10 +4,13 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 
+from jaxtyping import Bool
+from torch import Tensor
+
 from jepakit._checks import as_grid_size, store_fields
 from jepakit.masking.base import MaskTransform, UniformSampler, check_sampler
 from jepakit.tokens import Masks, TokenSet
-from jepakit.tokens._grid import level_grids, num_halvings
+from jepakit.tokens._grid import coarsen_mask, level_grids, max_halvings
 
 __all__ = ["NestedMask"]
 
@@ -61,7 +64,7 @@ class NestedMask(MaskTransform):
     @cached_property
     def _grids(self) -> tuple[tuple[int, ...], ...]:
         """Grids of all possible levels, from the finest up."""
-        return level_grids(self.grid_size, num_halvings(self.grid_size) + 1)
+        return level_grids(self.grid_size, max_halvings(self.grid_size) + 1)
 
     @cached_property
     def num_levels(self) -> int:
@@ -86,11 +89,16 @@ class NestedMask(MaskTransform):
             volumes = [volume * width for volume in volumes for width in widths]
         return sum(sorted(volumes)[: self.sampler.min_context_tokens])
 
-    def _transform(self, masks: Masks) -> Masks:
-        return Masks(self._refine(masks.context), self._refine(masks.targets))
+    def _transform(self, masks: Masks, valid: Bool[Tensor, "b N"] | None) -> Masks:
+        targets_valid = None if valid is None else valid[:, None]
+        return Masks(self._refine(masks.context, valid), self._refine(masks.targets, targets_valid))
 
-    def _refine(self, coarse: TokenSet) -> TokenSet:
-        """The patches of a set of cells."""
+    def _inner_valid(self, valid: Bool[Tensor, "b N"]) -> Bool[Tensor, "b M"]:
+        """Cells with data."""
+        return coarsen_mask(valid, self.grid_size, self._cell)[0]
+
+    def _refine(self, coarse: TokenSet, valid: Bool[Tensor, "b *m N"] | None) -> TokenSet:
+        """The patches of a set of cells, those with data."""
         batch = coarse.shape[:-1]
         mask = coarse.to_mask().view(math.prod(batch), *coarse.grid_size)
         for axis, side in enumerate(self.grid_size, start=1):
@@ -98,9 +106,11 @@ class NestedMask(MaskTransform):
         mask = mask.reshape(*batch, -1)
         whole = all(side % self._cell == 0 for side in self.grid_size)
         length = coarse.shape[-1] * self._cell ** len(self.grid_size)
-        if whole and not coarse.padded:
+        if valid is not None:
+            mask = mask & valid
+        elif whole and not coarse.padded:
             return TokenSet._of_length(mask, length, self.grid_size)
-        if isinstance(getattr(self.sampler, "context_length", "pad"), str):
+        elif getattr(self.sampler, "context_length", "pad") in ("pad", "trim"):
             return TokenSet.from_mask(mask, self.grid_size)
-        # With an int length there is no synchronisation, so the set is as long as whole cells are.
+        # One shape for all batches: the set is as long as whole cells are.
         return TokenSet._up_to_length(mask, min(length, mask.shape[-1]), self.grid_size)

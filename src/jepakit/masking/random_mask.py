@@ -1,19 +1,25 @@
 """`RandomMask`: positions drawn one by one, as in MAE."""
 
 import math
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from jepakit._checks import as_fraction, as_grid_size, store_fields
-from jepakit.masking._engine.context_length import as_context_length
-from jepakit.masking._engine.random_numbers import Device, copy_to
-from jepakit.masking.base import InfeasibleMaskError, UniformSampler, positions_of_ratio
-from jepakit.tokens import Masks, TokenSet
+from jepakit.masking._engine.context_length import as_context_length, first_of_order
+from jepakit.masking._engine.random_numbers import random_order
+from jepakit.masking.base import (
+    InfeasibleMaskError,
+    UniformSampler,
+    check_two_valid,
+    positions_of_ratio,
+    positions_of_ratio_in,
+)
+from jepakit.tokens import Masks
 
 __all__ = ["RandomMask"]
 
@@ -93,13 +99,25 @@ class RandomMask(UniformSampler[Masks]):
             return math.prod(self.grid_size) - self.num_target_tokens
         return self.context_length
 
-    def _draw(self, uniforms: Float[Tensor, "b k"], device: Device) -> Masks:
-        order = copy_to(uniforms, device).argsort(dim=1, stable=True)
-        targets, rest = order.tensor_split([self.num_target_tokens], dim=1)
-        context = self._token_set(rest[:, : self.min_context_tokens])
-        return Masks(context, self._token_set(targets[:, None]))
+    def _draw(self, uniforms: Float[Tensor, "b k"], valid: Bool[Tensor, "b N"] | None) -> Masks:
+        num_targets, length = self.num_target_tokens, self.min_context_tokens
+        if valid is None:
+            targets, rest = random_order(uniforms).tensor_split([num_targets], dim=1)
+            context = first_of_order(rest, length, self.grid_size)
+            return Masks(context, first_of_order(targets, num_targets, self.grid_size)[:, None])
+        order, num_valid = random_order(uniforms, valid), valid.sum(dim=1)
+        hidden = positions_of_ratio_in(self.target_ratio, num_valid)
+        # The order from the first position that is no target on.
+        entry = torch.arange(length, device=valid.device)
+        rest = order.gather(1, (hidden[:, None] + entry).clamp_max(order.shape[1] - 1))
+        visible = (num_valid - hidden).clamp_max(length)
+        return Masks(
+            first_of_order(rest, length, self.grid_size, visible),
+            first_of_order(order, num_targets, self.grid_size, hidden)[:, None],
+        )
 
-    def _token_set(self, positions: Int[Tensor, "*b n"]) -> TokenSet:
-        idx = positions.sort(dim=-1).values
-        valid = torch.ones_like(idx, dtype=torch.bool)
-        return TokenSet._trusted(idx, valid, self.grid_size, padded=False)
+    def _untrimmed(self, uniforms: Float[Tensor, "b k"]) -> Masks:
+        return replace(self, context_length="pad")._draw(uniforms, None)
+
+    def _check_feasible_in(self, valid: Bool[Tensor, "b N"]) -> None:
+        check_two_valid(valid)

@@ -10,8 +10,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from jepakit._checks import as_bool, as_grid_size, as_int, as_range, store_fields
-from jepakit.masking._engine.context_length import fit_context
-from jepakit.masking._engine.random_numbers import Device, copy_to
+from jepakit.masking._engine.context_length import first_of_order
+from jepakit.masking._engine.random_numbers import random_order
 from jepakit.masking.base import InfeasibleMaskError, UniformSampler
 from jepakit.tokens import Masks, TokenSet
 
@@ -41,7 +41,8 @@ class ReferenceMultiBlockMask(UniformSampler[Masks]):
     $\rho = r_0 + u (r_1 - r_0)$, so it is
     $\mathrm{round}\sqrt{a \rho} \times \mathrm{round}\sqrt{a / \rho}$. The context is a block less
     the union of the targets. With every switch False this is, in distribution,
-    `MultiBlockMask(context_length="trim")` where the budget of that sampler does not bind.
+    `MultiBlockMask(context_length="trim", context_subset="random")` where the budget of that
+    sampler does not bind.
 
     Args:
         grid_size: `(H, W)` in patches.
@@ -207,29 +208,37 @@ class ReferenceMultiBlockMask(UniformSampler[Masks]):
 
     # Sampling
 
-    def _draw(self, uniforms: Float[Tensor, "b k"], device: Device) -> Masks:
-        visible, targets, u_trim = self._place_all(uniforms, device)
+    def _draw(self, uniforms: Float[Tensor, "b k"], valid: Bool[Tensor, "b N"] | None) -> Masks:
+        if valid is not None:
+            raise ValueError(
+                "valid: must be None; the published sampler draws on the whole grid; use "
+                "MultiBlockMask"
+            )
+        visible, targets, u_trim = self._place_all(uniforms)
         if not self.prefix_truncation:
-            return Masks(fit_context(visible, self.grid_size, "trim", u_trim), targets)
+            length = int(visible.sum(dim=1).min())
+            kept = random_order(u_trim, visible)
+            return Masks(first_of_order(kept, length, self.grid_size), targets)
         rank = visible.cumsum(dim=1)
         length = int(rank[:, -1].min())
         kept = visible & (rank <= length)
         return Masks(TokenSet._of_length(kept, length, self.grid_size), targets)
 
+    def _check_feasible_in(self, valid: Bool[Tensor, "b N"]) -> None:
+        """Nothing to check: `_draw` refuses `valid`."""
+
     def _untrimmed(self, uniforms: Float[Tensor, "b k"]) -> Masks:
-        visible, targets, _ = self._place_all(uniforms, None)
+        visible, targets, _ = self._place_all(uniforms)
         return Masks(TokenSet.from_mask(visible, self.grid_size), targets)
 
     def _place_all(
-        self, uniforms: Float[Tensor, "b k"], device: Device
+        self, uniforms: Float[Tensor, "b k"]
     ) -> tuple[Bool[Tensor, "b N"], TokenSet, Float[Tensor, "b u"]]:
         """Contexts before they get one length, targets, and the random numbers for trimming."""
-        # Sizes come from the first row of numbers, on the CPU, so that shapes are known there.
+        # The first sample's numbers give the sizes of the batch.
         target_h, target_w = map(int, self._target_sizes(uniforms[:1, :2]))
         context_h, context_w = map(int, self._context_sizes(uniforms[:1, 2]))
-        _, _, u_targets, u_tries, u_trim = torch.split(
-            copy_to(uniforms, device), self._columns, dim=1
-        )
+        _, _, u_targets, u_tries, u_trim = torch.split(uniforms, self._columns, dim=1)
         cells = self._draw_blocks(target_h, target_w, u_targets)
         valid = torch.ones_like(cells, dtype=torch.bool)
         targets = TokenSet._trusted(cells, valid, self.grid_size, padded=False)

@@ -17,11 +17,12 @@ from jepakit._checks import (
     as_number,
     check_floating,
     check_generator,
+    check_rows,
     check_tensor,
 )
 from jepakit._distributed import broadcast_from_first, gather_scalars, sum_over_ranks
 from jepakit._precision import full_precision
-from jepakit._rows import check_rows, to_rows
+from jepakit._rows import to_rows
 
 __all__ = ["Quantized", "VectorQuantizer"]
 
@@ -36,14 +37,14 @@ class Quantized(NamedTuple):
         loss: The weighted commitment loss, to be added to the others.
         perplexity: Effective number of codes in use, $\exp(-\sum_k p_k \log p_k)$, where $p_k$ is
             the fraction of the valid vectors of all ranks that have code $k$; 1 if none is valid.
-        usage: Fraction of the codes that the batch uses. A batch of few vectors cannot use many.
+        usage_ratio: Fraction of the codes that the batch uses; few vectors cannot use many.
     """
 
     quantized: Float[Tensor, "*batch d"]
     indices: Int[Tensor, "*batch"]
     loss: Float[Tensor, ""]
     perplexity: Float[Tensor, ""]
-    usage: Float[Tensor, ""]
+    usage_ratio: Float[Tensor, ""]
 
 
 class VectorQuantizer(nn.Module):

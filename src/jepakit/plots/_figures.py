@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 TARGET_COLOURS = ("#E69F00", "#D55E00", "#CC79A7", "#F0E442")
 
 
-def new_figure(rows: int, columns: int, width: float, height: float) -> tuple["Figure", Any]:
+def new_figure(rows: int, columns: int, width: float, height: float) -> "tuple[Figure, Any]":
     """An empty figure of a size in inches, and its axes `[rows, columns]`."""
     try:
         import matplotlib.pyplot as plt

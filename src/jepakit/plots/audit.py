@@ -102,11 +102,11 @@ def _plot_maps(figure: "Figure", maps: Mapping[Any, Tensor], *, label: str) -> b
 
 def _summary(audit: MaskAudit) -> str:
     low, mean, high = audit.context_coverage
-    tokens = audit.trimmed_tokens
+    tokens = audit.mean_trimmed_tokens
     trimmed = "" if tokens is None else f", {tokens:.0f} tokens trimmed"
     return (
         f"context {mean:.0%} ({low:.0%} to {high:.0%}){trimmed}\n"
-        f"leaks {audit.leak_rate:.1%}, {len(audit.target_sizes)} target sizes"
+        f"leaks {audit.leak_ratio:.1%}, {len(audit.target_sizes)} target sizes"
     )
 
 

@@ -1,7 +1,7 @@
 """`plot_curves`: metrics over training."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from jepakit._checks import type_name
 from jepakit.plots._figures import new_figure
@@ -44,20 +44,11 @@ def plot_curves(
     return figure
 
 
-def _as_steps_and_values(title: str, points: object) -> tuple[list[float], list[float]]:
+def _as_steps_and_values(title: str, points: Any) -> tuple[list[float], list[float]]:
     """Split the points (step, value) of a curve; raise unless each is a pair."""
-    if not isinstance(points, Iterable):
-        kind = type_name(points)
-        raise TypeError(
-            f"curves[{title!r}]: must be a sequence of points (step, value), got {kind}"
-        )
-    steps, values = [], []
-    for number, point in enumerate(points):
-        try:
-            step, value = point
-        except (TypeError, ValueError):
-            rule = "must be a point (step, value)"
-            raise TypeError(f"curves[{title!r}][{number}]={point!r}: {rule}") from None
-        steps.append(step)
-        values.append(value)
-    return steps, values
+    try:
+        pairs = [(step, value) for step, value in points]
+    except (TypeError, ValueError):
+        rule = "must be a sequence of points (step, value)"
+        raise TypeError(f"curves[{title!r}]: {rule}") from None
+    return [step for step, _ in pairs], [value for _, value in pairs]

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 __all__ = ["plot_masks"]
 
 
-def plot_masks(images: Float[Tensor, "b c h w"], masks: Masks, *, columns: int = 6) -> "Figure":
+def plot_masks(images: Float[Tensor, "b c h w"], masks: Masks, *, num_images: int = 6) -> "Figure":
     """Plot images as they are, below them their contexts, and their target blocks in colours.
 
     Args:
         images: Values in [0, 1], one or three channels.
         masks: Masks of the same batch, on a two-dimensional grid.
-        columns: Most images to show.
+        num_images: Largest number of images to show, each in a column of its own.
 
     Raises:
         ValueError: If the grid is not two-dimensional or the batch sizes differ.
@@ -40,7 +40,7 @@ def plot_masks(images: Float[Tensor, "b c h w"], masks: Masks, *, columns: int =
     Source:
         After figure 4 of I-JEPA (arXiv:2301.08243).
     """
-    columns = as_int("columns", columns, minimum=1)
+    num_images = as_int("num_images", num_images, minimum=1)
     check_tensor("images", images)
     if not isinstance(masks, Masks):
         raise TypeError(f"masks: must be jepakit.Masks, got {type_name(masks)}")
@@ -49,7 +49,7 @@ def plot_masks(images: Float[Tensor, "b c h w"], masks: Masks, *, columns: int =
             f"masks on the grid {masks.grid_size} for a batch of {len(masks)}: "
             f"must be two-dimensional, for the {len(images)} images"
         )
-    count, image_size = min(columns, len(images)), images.shape[-2:]
+    count, image_size = min(num_images, len(images)), images.shape[-2:]
     contexts = _pixel_masks(masks.context[:count], image_size)
     targets = _pixel_masks(masks.targets[:count], image_size)
     figure, axes = new_figure(3, count, 1.5 * count + 0.6, 4.8)

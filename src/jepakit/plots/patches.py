@@ -23,7 +23,7 @@ def plot_patch_pca(
     features: Mapping[str, Float[Tensor, "b _ _"]],
     grid_size: Sequence[int],
     *,
-    columns: int = 6,
+    num_images: int = 6,
 ) -> "Figure":
     """Plot the first three principal components of patch features as colours, below the images.
 
@@ -35,7 +35,7 @@ def plot_patch_pca(
         features: For each row's label, patch features of these images, `[b N d]`. Repeat the cells
             of a coarser level over the patches that they cover, as `examples/hjepa.py` does.
         grid_size: `(H, W)` in patches.
-        columns: Most images to show.
+        num_images: Largest number of images to show, each in a column of its own.
 
     Raises:
         ValueError: If `features` is empty or does not fit the images and the grid.
@@ -52,7 +52,7 @@ def plot_patch_pca(
         threshold on the first component.
     """
     height, width = as_grid_size("grid_size", grid_size, num_axes=(2,))
-    columns = as_int("columns", columns, minimum=1)
+    num_images = as_int("num_images", num_images, minimum=1)
     check_tensor("images", images)
     if not isinstance(features, Mapping):
         kind = type_name(features)
@@ -66,7 +66,7 @@ def plot_patch_pca(
                 f"features[{label!r}] {tuple(values.shape)}: must hold the patch features of "
                 f"{len(images)} images on the grid {(height, width)}"
             )
-    count, rows = min(columns, len(images)), 1 + len(features)
+    count, rows = min(num_images, len(images)), 1 + len(features)
     figure, axes = new_figure(rows, count, 1.5 * count + 0.6, 1.6 * rows)
     axes[0, 0].set_ylabel("image")
     for ax, image in zip(axes[0], images, strict=False):

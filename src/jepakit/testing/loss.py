@@ -11,13 +11,7 @@ from torch.nn import functional as F
 
 from jepakit._checks import as_bool, as_choice, as_int, as_number
 from jepakit.testing._cases import Case
-from jepakit.testing._violation import (
-    Law,
-    fail,
-    require,
-    require_nowhere,
-    require_shape,
-)
+from jepakit.testing._violation import Law, fail, require, require_nowhere, require_shape
 
 __all__ = ["assert_loss_contract"]
 

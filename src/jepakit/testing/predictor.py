@@ -29,11 +29,6 @@ from jepakit.tokens import TokenSet
 
 __all__ = ["assert_predictor_contract"]
 
-# Value of features and gradients at padding, large enough to show in any output that it reaches.
-_FILLER = 1e4
-# Positions that are compared as targets of a single token.
-_NUM_SINGLE_TARGETS = 8
-
 
 def assert_predictor_contract(
     predictor: Callable[..., Tensor],

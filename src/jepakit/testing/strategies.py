@@ -49,12 +49,12 @@ def _keeps_random_state(function: Callable[P, R]) -> Callable[P, R]:
 
 @_keeps_random_state
 def grid_sizes(
-    *, ndims: Sequence[int] = (1, 2, 3), max_side: int = 5, min_positions: int = 1
+    *, num_axes: Sequence[int] = (1, 2, 3), max_side: int = 5, min_positions: int = 1
 ) -> st.SearchStrategy[tuple[int, ...]]:
     """Draw grids `(L,)`, `(H, W)` and `(T, H, W)`.
 
     Args:
-        ndims: Numbers of axes to draw from.
+        num_axes: Numbers of axes of the grid to draw from.
         max_side: Largest side in patches.
         min_positions: Smallest number of positions of a grid.
 
@@ -62,13 +62,13 @@ def grid_sizes(
         >>> from hypothesis import given, settings
         >>> from jepakit.testing.strategies import grid_sizes
         >>> @settings(max_examples=10, deadline=None)
-        ... @given(grid_sizes(ndims=(2,), max_side=8))
+        ... @given(grid_sizes(num_axes=(2,), max_side=8))
         ... def check(grid_size):
         ...     height, width = grid_size
         ...     assert 1 <= height * width <= 64
         >>> check()
     """
-    allowed = as_ints("ndims", ndims, minimum=1)
+    allowed = as_ints("num_axes", num_axes, minimum=1)
     max_side = as_int("max_side", max_side, minimum=1)
     min_positions = as_int("min_positions", min_positions)
     grids = st.sampled_from(allowed).flatmap(
@@ -79,19 +79,19 @@ def grid_sizes(
 
 @_keeps_random_state
 def flat_masks(
-    *, grid_size: Sequence[int] | None = None, num_axes: int | None = None
+    *, grid_size: Sequence[int] | None = None, num_batch_axes: int | None = None
 ) -> st.SearchStrategy[tuple[Bool[Tensor, "*batch N"], tuple[int, ...]]]:
     """Draw masks `[*batch, N]` with their grid, empty and full ones included.
 
     Args:
         grid_size: The grid in patches; any if None.
-        num_axes: Number of batch axes; 0 to 2 if None.
+        num_batch_axes: Number of batch axes; 0 to 2 if None.
 
     Example:
         >>> from hypothesis import given, settings
         >>> from jepakit.testing.strategies import flat_masks
         >>> @settings(max_examples=10, deadline=None)
-        ... @given(flat_masks(num_axes=1))
+        ... @given(flat_masks(num_batch_axes=1))
         ... def check(case):
         ...     mask, grid_size = case
         ...     assert mask.dim() == 2
@@ -99,20 +99,20 @@ def flat_masks(
     """
     if grid_size is not None:
         grid_size = as_grid_size("grid_size", grid_size)
-    if num_axes is not None:
-        num_axes = as_int("num_axes", num_axes, minimum=0)
-    return _flat_masks(grid_size, num_axes)
+    if num_batch_axes is not None:
+        num_batch_axes = as_int("num_batch_axes", num_batch_axes, minimum=0)
+    return _flat_masks(grid_size, num_batch_axes)
 
 
 @_keeps_random_state
 def token_sets(
-    *, grid_size: Sequence[int] | None = None, num_axes: int | None = None
+    *, grid_size: Sequence[int] | None = None, num_batch_axes: int | None = None
 ) -> st.SearchStrategy[TokenSet]:
     """Draw ragged token sets, empty and full ones included.
 
     Args:
         grid_size: The grid in patches; any if None.
-        num_axes: Number of batch axes; 0 to 2 if None.
+        num_batch_axes: Number of batch axes; 0 to 2 if None.
 
     Example:
         >>> import torch
@@ -120,21 +120,21 @@ def token_sets(
         >>> from jepakit import TokenSet
         >>> from jepakit.testing.strategies import token_sets
         >>> @settings(max_examples=10, deadline=None)
-        ... @given(token_sets(grid_size=(4, 4), num_axes=1))
+        ... @given(token_sets(grid_size=(4, 4), num_batch_axes=1))
         ... def check(tokens):
         ...     twice = tokens.complement().complement()
         ...     assert torch.equal(twice.to_mask(), tokens.to_mask())
         >>> check()
     """
-    masks = flat_masks(grid_size=grid_size, num_axes=num_axes)
+    masks = flat_masks(grid_size=grid_size, num_batch_axes=num_batch_axes)
     return masks.map(_keeps_random_state(lambda case: TokenSet.from_mask(*case)))
 
 
 @st.composite
 @_keeps_random_state
-def _flat_masks(draw: Any, grid_size: Any, num_axes: Any) -> Any:
+def _flat_masks(draw: Any, grid_size: Any, num_batch_axes: Any) -> Any:
     grid = draw(grid_sizes()) if grid_size is None else grid_size
-    axes = draw(st.integers(0, 2)) if num_axes is None else num_axes
+    axes = draw(st.integers(0, 2)) if num_batch_axes is None else num_batch_axes
     batch = tuple(draw(st.integers(0 if axis else 1, 4)) for axis in range(axes))
     density = draw(st.sampled_from([0.0, 0.2, 0.5, 0.9, 1.0]))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))

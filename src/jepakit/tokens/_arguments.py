@@ -1,4 +1,4 @@
-"""Checks that an argument is a `TokenSet` and fits its features."""
+"""Checks of arguments that need a `TokenSet`; all others are in `jepakit._checks`."""
 
 from torch import Tensor
 

@@ -6,18 +6,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from jepakit._checks import as_int, check_tensor
-
-
-def check_mask(mask: Tensor, grid_size: tuple[int, ...]) -> None:
-    """Raise unless a mask is bool and flat over the grid."""
-    check_tensor("mask", mask, torch.bool)
-    size = math.prod(grid_size)
-    if mask.dim() < 1 or mask.shape[-1] != size:
-        raise ValueError(
-            f"mask {tuple(mask.shape)}: must be flat over the grid {grid_size}, "
-            f"[*batch, {size}]; flatten the grid's axes first"
-        )
+from jepakit._checks import as_int, check_on_grid, check_tensor
 
 
 def mask_of_indices(
@@ -32,21 +21,9 @@ def mask_of_indices(
         )
     if idx.dim() < 1:
         raise ValueError(f"{name} (): must be [*batch, n]")
-    check_positions(name, idx, grid_size)
+    check_on_grid(name, idx, grid_size)
     mask = torch.zeros(*idx.shape[:-1], math.prod(grid_size), dtype=torch.bool, device=idx.device)
     return mask.scatter_(-1, idx.long(), True)
-
-
-def check_positions(name: str, idx: Tensor, grid_size: tuple[int, ...]) -> None:
-    """Raise unless all positions are on the grid; a host synchronisation on an accelerator."""
-    if idx.numel() == 0:
-        return
-    size, (low, high) = math.prod(grid_size), torch.stack(torch.aminmax(idx)).tolist()
-    if low < 0 or high >= size:
-        raise ValueError(
-            f"{name}: must lie on the grid {grid_size}, in [0, {size - 1}], got values from {low} "
-            f"to {high}"
-        )
 
 
 def member_positions(
@@ -78,7 +55,7 @@ def coarsen_mask(
     return cells.reshape(*batch, math.prod(coarse)), coarse
 
 
-def num_halvings(grid_size: tuple[int, ...]) -> int:
+def max_halvings(grid_size: tuple[int, ...]) -> int:
     """Number of halvings, upwards, after which a grid is a single cell."""
     return max(side - 1 for side in grid_size).bit_length()
 
@@ -89,7 +66,7 @@ def level_grids(grid_size: tuple[int, ...], num_levels: object) -> tuple[tuple[i
     Sides are halved upwards: 14 x 14, 7 x 7, 4 x 4, 2 x 2, 1 x 1.
     """
     levels = as_int("num_levels", num_levels, minimum=1)
-    most = num_halvings(grid_size)
+    most = max_halvings(grid_size)
     if levels - 1 > most:
         raise ValueError(
             f"num_levels={levels}: the grid {grid_size} is a single cell on level {most}, so "

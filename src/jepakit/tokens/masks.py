@@ -84,13 +84,13 @@ class Masks:
         """The grid of context and targets."""
         return self.context.grid_size
 
-    def coarsen(self, levels: int = 1) -> "Masks":
-        """Context and targets on a grid that is halved `levels` times; see `TokenSet.coarsen`.
+    def coarsen(self, num_halvings: int = 1) -> "Masks":
+        """Context and targets on a grid halved `num_halvings` times, as `TokenSet.coarsen` does it.
 
         Unless blocks are aligned to the coarse cells, as `NestedMask` draws them, a cell
         on a border is of context and target at once.
         """
-        return Masks(self.context.coarsen(levels), self.targets.coarsen(levels))
+        return Masks(self.context.coarsen(num_halvings), self.targets.coarsen(num_halvings))
 
     def to(self, device: torch.device | str | int, *, non_blocking: bool = False) -> "Masks":
         """The same masks on another `device`; `non_blocking` as in `torch.Tensor.to`."""

@@ -19,18 +19,18 @@ from jepakit._checks import (
     as_int,
     as_ints,
     check_device,
+    check_mask,
+    check_on_grid,
     check_tensor,
     store_fields,
     type_name,
     values_readable,
 )
 from jepakit.tokens._grid import (
-    check_mask,
-    check_positions,
     coarsen_mask,
     mask_of_indices,
+    max_halvings,
     member_positions,
-    num_halvings,
 )
 
 __all__ = ["TokenSet"]
@@ -280,19 +280,20 @@ class TokenSet:
             return TokenSet.from_mask(mask, self.grid_size)
         return TokenSet._of_length(mask, mask.shape[-1] - self.shape[-1], self.grid_size)
 
-    def coarsen(self, levels: int = 1) -> "TokenSet":
-        """The cells with a member on a grid whose sides are halved, upwards, `levels` times.
+    def coarsen(self, num_halvings: int = 1) -> "TokenSet":
+        """The cells with a member after the grid's sides are halved, upwards, `num_halvings` times.
 
-        A cell is a window of `2**levels` positions along each axis, cut off by the border. Needs a
-        host synchronisation.
+        A cell is a window of `2**num_halvings` positions along each axis, cut off by the border.
+        Needs a host synchronisation.
         """
-        halvings = as_int("levels", levels, minimum=0)
-        most = num_halvings(self.grid_size)
-        if halvings > most:
+        num_halvings = as_int("num_halvings", num_halvings, minimum=0)
+        most = max_halvings(self.grid_size)
+        if num_halvings > most:
             raise ValueError(
-                f"levels={halvings}: the grid {self.grid_size} is a single cell after {most}"
+                f"num_halvings={num_halvings}: the grid {self.grid_size} is a single cell after "
+                f"{most}"
             )
-        mask, coarse = coarsen_mask(self.to_mask(), self.grid_size, 2**halvings)
+        mask, coarse = coarsen_mask(self.to_mask(), self.grid_size, 2**num_halvings)
         return TokenSet.from_mask(mask, coarse)
 
     # Moving and indexing
@@ -351,7 +352,7 @@ def _check_values(idx: Tensor, valid: Tensor, grid_size: tuple[int, ...], padded
         return
     if not padded and not valid.all():
         raise ValueError("padded=False: promises that every entry is valid, but some are not")
-    check_positions("idx", idx, grid_size)
+    check_on_grid("idx", idx, grid_size)
     both = valid[..., 1:]
     if (both & ~valid[..., :-1]).any():
         raise ValueError("valid: valid entries must come first in every set")

@@ -112,14 +112,14 @@ def test_it_counts_what_a_naive_loop_counts(grid, num_targets, num_batches, batc
     assert found.context_coverage == pytest.approx(
         (min(counts) / size, sum(counts) / total / size, max(counts) / size)
     )
-    assert found.leak_rate == leaks / total
-    assert found.empty_target_rate == empty / blocks
-    assert found.duplicate_target_rate == duplicate / blocks
-    assert found.partial_target_rate == partial / blocks
-    assert found.undersized_context_rate == sum(count < 1 for count in counts) / total
+    assert found.leak_ratio == leaks / total
+    assert found.empty_target_ratio == empty / blocks
+    assert found.duplicate_target_ratio == duplicate / blocks
+    assert found.partial_target_ratio == partial / blocks
+    assert found.undersized_context_ratio == sum(count < 1 for count in counts) / total
     assert found.target_sizes == dict(boxes)
     assert list(found.target_sizes.values()) == sorted(boxes.values(), reverse=True)
-    assert found.trimmed_tokens is None and found.min_context_tokens == 1
+    assert found.mean_trimmed_tokens is None and found.min_context_tokens == 1
     assert found.seconds_per_image > 0
     assert str(found)
 
@@ -137,10 +137,10 @@ GOOD = [
 def test_good_samplers_have_no_faults(sampler):
     found = audit_masks(sampler, num_batches=5, batch_size=8, generator=generator())
     assert found.grid_size == sampler.grid_size and found.sampler == repr(sampler)
-    assert found.leak_rate == found.empty_target_rate == found.undersized_context_rate == 0
+    assert found.leak_ratio == found.empty_target_ratio == found.undersized_context_ratio == 0
     if isinstance(sampler, MultiBlockMask):
         length = sampler.context_length
-        assert found.partial_target_rate == 0
+        assert found.partial_target_ratio == 0
         assert found.min_context_tokens == (
             length if isinstance(length, int) else sampler.min_context_tokens
         )
@@ -152,8 +152,8 @@ def test_good_samplers_have_no_faults(sampler):
 
 def test_trimmed_tokens():
     """The same draw, once trimmed and once not."""
-    whole = MultiBlockMask((12, 12))
-    for length in ("trim", 20):
+    whole = MultiBlockMask((12, 12), context_length="pad")
+    for length in ("fixed", "trim", 20):
         sampler = dataclasses.replace(whole, context_length=length)
         found = audit_masks(sampler, num_batches=6, batch_size=16, generator=generator())
         g, lost = generator(), 0
@@ -161,14 +161,17 @@ def test_trimmed_tokens():
             uniforms = torch.rand(16, sampler.num_uniforms, generator=g)
             before = whole.from_uniforms(uniforms[:, : whole.num_uniforms]).context.counts()
             lost += int((before - sampler.from_uniforms(uniforms).context.counts()).sum())
-        assert found.trimmed_tokens == lost / 96 > 5
-    assert audit_masks(whole, num_batches=2, batch_size=4).trimmed_tokens == 0
+        assert found.mean_trimmed_tokens == lost / 96 > 5
+    assert audit_masks(whole, num_batches=2, batch_size=4).mean_trimmed_tokens == 0
     found = audit_masks(RandomMask((16,), context_length=1), num_batches=2, batch_size=4)
-    assert found.trimmed_tokens == 3
+    assert found.mean_trimmed_tokens == 3
     found = audit_masks(ReferenceMultiBlockMask((12, 12)), num_batches=6, batch_size=16)
-    assert found.trimmed_tokens > 5
+    assert found.mean_trimmed_tokens > 5
     # Only jepakit's samplers can be drawn again without trimming.
-    assert audit_masks(lambda n, **_: whole(n), num_batches=1, batch_size=2).trimmed_tokens is None
+    assert (
+        audit_masks(lambda n, **_: whole(n), num_batches=1, batch_size=2).mean_trimmed_tokens
+        is None
+    )
 
 
 TRIMMED = MultiBlockMask((12, 12), context_length=20)
@@ -180,7 +183,7 @@ TRIMMED = MultiBlockMask((12, 12), context_length=20)
         (BlockMask((9, 8)), 0),
         (InverseBlockMask((9, 8)), 0),
         (CausalMask((9,), context_size_per="sample"), 0),
-        (NestedMask((24, 24), MultiBlockMask((6, 6))), 0),
+        (NestedMask((24, 24), MultiBlockMask((6, 6), context_length="pad")), 0),
         (NestedMask((24, 24), MultiBlockMask((6, 6), context_length=5)), 64),
         (TubeMask(3, RandomMask((4, 4))), 0),
         (TubeMask(3, TRIMMED), 15),
@@ -195,21 +198,21 @@ TRIMMED = MultiBlockMask((12, 12), context_length=20)
 def test_trimmed_tokens_are_known_for_every_sampler(sampler, least):
     found = audit_masks(sampler, num_batches=3, batch_size=8, generator=generator())
     (found,) = found if isinstance(found, list) else [found]
-    assert found.trimmed_tokens >= least and bool(found.trimmed_tokens) == bool(least)
+    assert found.mean_trimmed_tokens >= least and bool(found.mean_trimmed_tokens) == bool(least)
 
 
 def test_a_mixture_is_held_to_its_members():
-    plain = MultiBlockMask((12, 12), min_context_coverage=0.3)
+    plain = MultiBlockMask((12, 12), min_context_coverage=0.3, context_length="pad")
     found = audit_masks(MultiContextMask((plain, TRIMMED)), num_batches=3, batch_size=8)
     assert [one.min_context_tokens for one in found] == [plain.min_context_tokens, 20]
-    assert found[0].trimmed_tokens == 0 < found[1].trimmed_tokens
+    assert found[0].mean_trimmed_tokens == 0 < found[1].mean_trimmed_tokens
 
 
 def test_prefix_truncation_shows():
     """Trap: a foreign sampler that cuts contexts to a prefix, so that bottom rows are rare."""
 
     def prefix(batch_size: int, *, generator: torch.Generator) -> Masks:
-        masks = MultiBlockMask((12, 12))(batch_size, generator=generator)
+        masks = MultiBlockMask((12, 12), context_length="pad")(batch_size, generator=generator)
         length = int(masks.context.counts().min())
         return masks_from_indices(
             masks.context.idx[:, :length], [*masks.targets.idx.unbind(1)], (12, 12)
@@ -218,7 +221,7 @@ def test_prefix_truncation_shows():
     found = audit_masks(prefix, num_batches=20, batch_size=32, generator=generator())
     context = found.context_frequency.view(12, 12)
     assert context[:3].mean() > 2 * context[-3:].mean()
-    assert found.leak_rate == found.partial_target_rate == 0 and found.sampler == "prefix"
+    assert found.leak_ratio == found.partial_target_ratio == 0 and found.sampler == "prefix"
 
 
 @pytest.mark.parametrize("num_samples", [1, 3])
@@ -239,10 +242,10 @@ def test_planted_faults(num_samples):
         return from_masks(context, targets, (2, 2))
 
     found = audit_masks(planted, num_batches=3, batch_size=4)
-    assert found.leak_rate == 1 / 4 and found.partial_target_rate == 1 / 8
-    assert found.empty_target_rate == (0 if num_samples == 1 else 1 / 8)
-    assert found.duplicate_target_rate == (0 if num_samples == 1 else 2 / 8)
-    assert found.undersized_context_rate == (0 if num_samples == 1 else 1 / 4)
+    assert found.leak_ratio == 1 / 4 and found.partial_target_ratio == 1 / 8
+    assert found.empty_target_ratio == (0 if num_samples == 1 else 1 / 8)
+    assert found.duplicate_target_ratio == (0 if num_samples == 1 else 2 / 8)
+    assert found.undersized_context_ratio == (0 if num_samples == 1 else 1 / 4)
 
 
 def test_large_targets_are_told_apart_under_autocast():
@@ -254,7 +257,7 @@ def test_large_targets_are_told_apart_under_autocast():
         return from_masks(~targets.any(dim=1), targets, (30, 30))
 
     with torch.autocast("cpu", torch.bfloat16):
-        assert audit_masks(planted, num_batches=1, batch_size=1).duplicate_target_rate == 0
+        assert audit_masks(planted, num_batches=1, batch_size=1).duplicate_target_ratio == 0
 
 
 def test_a_sampler_that_breaks_its_own_promise():
@@ -266,7 +269,7 @@ def test_a_sampler_that_breaks_its_own_promise():
 
     found = audit_masks(Boasting(), num_batches=2, batch_size=2)
     assert (
-        found.undersized_context_rate == 1
+        found.undersized_context_ratio == 1
         and found.min_context_tokens == 5
         and found.sampler == "Boasting"
     )
@@ -390,7 +393,7 @@ def test_the_table(sampler, axes):
 def test_frozen_and_short_repr():
     found = audit_masks(RandomMask((4,)), num_batches=1, batch_size=2)
     with pytest.raises(AttributeError):
-        found.leak_rate = 1.0
+        found.leak_ratio = 1.0
     assert isinstance(found, MaskAudit) and "tensor" not in repr(found)
 
 

@@ -17,7 +17,7 @@ def clustered(n: int, shift: float = 0.0) -> Tensor:
 
 def usage(quantizer: VectorQuantizer, shift: float = 0.0) -> float:
     quantizer.eval()
-    found = quantizer(clustered(8192, shift)).usage.item()
+    found = quantizer(clustered(8192, shift)).usage_ratio.item()
     quantizer.train()
     return found
 
@@ -87,7 +87,7 @@ def test_a_batch_without_a_vector_changes_nothing() -> None:
         out = quantizer(x, nothing)
         (out.loss + out.quantized.sum()).backward()
         assert out.loss == 0 and not x.grad.any() and not out.quantized.any()
-        assert out.usage == 0 and out.perplexity == 1
+        assert out.usage_ratio == 0 and out.perplexity == 1
         assert all(torch.equal(before[k], v) for k, v in quantizer.state_dict().items())
         quantizer(torch.randn(9, 3))
 

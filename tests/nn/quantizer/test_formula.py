@@ -67,7 +67,7 @@ def test_equals_loops(
         torch.testing.assert_close(out.quantized[valid], expected, rtol=1e-6, atol=1e-12 * scale)
         torch.testing.assert_close(out.loss, 0.3 * gap, rtol=1e-6, atol=0)
         assert out.perplexity.item() == pytest.approx(perplexity, rel=1e-6)
-        assert out.usage.item() == pytest.approx(len(set(indices)) / 5)
+        assert out.usage_ratio.item() == pytest.approx(len(set(indices)) / 5)
         for ours, theirs in (
             ((out.quantized * probe).sum(), (expected * probe[valid]).sum()),
             (out.loss, 0.3 * gap),
@@ -110,7 +110,7 @@ def test_starts_from_the_data() -> None:
     gaps = (seen.unsqueeze(1) - x).abs().amax(dim=2)
     assert gaps.min(dim=1).values.max() < 1e-9
     assert quantizer.started
-    assert quantizer(x).usage == 1
+    assert quantizer(x).usage_ratio == 1
 
 
 @given(n=st.integers(1, 20), dead=st.lists(st.booleans(), min_size=2, max_size=9))

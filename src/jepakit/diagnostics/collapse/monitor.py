@@ -8,8 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from jepakit._checks import as_choice, as_fraction, as_int, check_process_group
-from jepakit._rows import check_rows
+from jepakit._checks import as_choice, as_fraction, as_int, check_process_group, check_rows
 from jepakit.diagnostics.collapse.criteria import (
     MIN_ROWS,
     REFERENCE_LENGTH,

@@ -36,8 +36,9 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import pad
 
-from jepakit.masking._engine.random_numbers import copy_to
+from jepakit._checks import values_readable
 from jepakit.tokens import TokenSet
 
 
@@ -53,33 +54,42 @@ class BlockGrid:
 
     Args:
         grid_size: Grid in patches.
-        sizes: One row for the batch, or one for each sample; on the CPU.
-        device: Device of all results.
+        sizes: One row for the batch, or one for each sample. On an accelerator their values are
+            not looked at, and blocks are placed without a host synchronisation.
     """
 
-    def __init__(
-        self,
-        grid_size: tuple[int, ...],
-        sizes: Int[Tensor, "k axes"],
-        *,
-        device: torch.device | str | int | None = None,
-    ) -> None:
-        self.grid_size = grid_size
+    def __init__(self, grid_size: tuple[int, ...], sizes: Int[Tensor, "k axes"]) -> None:
+        self.grid_size, self.sizes = grid_size, sizes
         padded_size = tuple(side + 1 for side in grid_size)
         self.padded_strides = _strides(padded_size)
-        # All values of `sizes` that Python needs are taken here, on the CPU: no synchronisation.
-        volumes = sizes.prod(dim=1)
-        self.largest_volume = int(volumes.max())
-        self.same_volume = int(volumes.min()) == self.largest_volume
-        self._single_size: list[int] | None = sizes[0].tolist() if len(sizes) == 1 else None
+        readable = values_readable(sizes)
+        self._single_size: list[int] | None = None
+        if readable and len(sizes) == 1:
+            self._single_size = sizes[0].tolist()
+        smallest = sizes.amin(dim=0).tolist() if readable else [1] * len(grid_size)
         # `covered_cells` takes one difference along each axis, in flat order. The last `side *
         # stride` entries have no partner, so each difference is that much shorter. In the example
         # above: 25, 25 - 2 * 5 = 15, 15 - 2 * 1 = 13 entries. The smallest size counts, and the
         # last number is that of the places: after it, in flat order, no block fits.
         self._lengths = [math.prod(padded_size)]
-        for side, stride in zip(sizes.amin(dim=0).tolist(), self.padded_strides, strict=True):
+        for side, stride in zip(smallest, self.padded_strides, strict=True):
             self._lengths.append(self._lengths[-1] - side * stride)
-        self.sizes = copy_to(sizes, device)
+
+    @cached_property
+    def volumes(self) -> Int[Tensor, " k"]:
+        """Cells of a block."""
+        return self.sizes.prod(dim=1)
+
+    @cached_property
+    def largest_volume(self) -> int:
+        """Cells of the largest block; a host synchronisation on an accelerator."""
+        return int(self.volumes.max())
+
+    def of_samples(self, samples: Int[Tensor, " k"]) -> "BlockGrid":
+        """The blocks of some samples of the batch."""
+        if len(self.sizes) == 1:
+            return self
+        return BlockGrid(self.grid_size, self.sizes[samples])
 
     @cached_property
     def fits(self) -> Bool[Tensor, "k p"]:
@@ -88,6 +98,18 @@ class BlockGrid:
         fits = torch.ones_like(self.sizes[:, :1], dtype=torch.bool)
         for axis, first in enumerate(self._coordinates(place)):
             fits = fits & (first <= self.grid_size[axis] - self.sizes[:, axis, None])
+        return fits
+
+    def fits_within(
+        self, first: Int[Tensor, "b axes"], extent: Int[Tensor, "b axes"]
+    ) -> Bool[Tensor, "b p"]:
+        """True for places at which the whole block is in a box, one for each sample."""
+        place = torch.arange(self._lengths[-1], device=self.sizes.device)
+        fits = torch.ones_like(first[:, :1], dtype=torch.bool)
+        for axis, cell in enumerate(self._coordinates(place)):
+            start = first[:, axis, None]
+            fits = fits & (cell >= start)
+            fits = fits & (cell <= start + extent[:, axis, None] - self.sizes[:, axis, None])
         return fits
 
     def covered_cells(self, table: Int[Tensor, "b t"]) -> Int[Tensor, "b p"]:
@@ -114,12 +136,12 @@ class BlockGrid:
             partners.append((entry + step).clamp_max(before - 1))
         return partners
 
-    def draw_place(
-        self, uniforms: Float[Tensor, " b"], *, within: tuple[int, ...] | None = None
-    ) -> Int[Tensor, " b"]:
-        """Draw a place for each sample, uniform on the grid or on its first `within` cells."""
+    def draw_places(
+        self, uniforms: Float[Tensor, "b m"], *, within: tuple[int, ...] | None = None
+    ) -> Int[Tensor, "b m"]:
+        """Draw places for each sample, uniform on the grid or on its first `within` cells."""
         sides = self.grid_size if within is None else within
-        counts = [side + 1 - self.sizes[:, axis] for axis, side in enumerate(sides)]
+        counts = [side + 1 - self.sizes[:, axis, None] for axis, side in enumerate(sides)]
         count = reduce(torch.mul, counts)
         rest = torch.minimum((uniforms * count).long(), count - 1)
         place = torch.zeros_like(rest)
@@ -152,7 +174,7 @@ class BlockGrid:
         self, padded_mask: Int[Tensor, "b t"], place: Int[Tensor, "b *m"], value: int
     ) -> None:
         """Write a value to all cells of the blocks, in place."""
-        cells = place.view(len(padded_mask), -1, 1) + self._padded_offsets[:, None]
+        cells = place.reshape(len(padded_mask), -1, 1) + self._padded_offsets[:, None]
         padded_mask.scatter_(1, cells.flatten(1), value)
 
     def token_sets(self, place: Int[Tensor, "b m"]) -> TokenSet:
@@ -160,15 +182,16 @@ class BlockGrid:
         first = _flat_positions(self._coordinates(place), _strides(self.grid_size))
         idx = first[:, :, None] + self._offsets[:, None]
         valid = self._cell_exists[:, None].expand_as(idx)
-        if not self.same_volume:
-            idx = idx * valid
-        return TokenSet._trusted(idx, valid, self.grid_size, padded=not self.same_volume)
+        padded = int(self.volumes.min()) < self.largest_volume
+        return TokenSet._trusted(
+            idx * valid if padded else idx, valid, self.grid_size, padded=padded
+        )
 
     @cached_property
     def _cell_exists(self) -> Bool[Tensor, "k a"]:
         """True for those of `largest_volume` entries that are cells of the block."""
         entry = torch.arange(self.largest_volume, device=self.sizes.device)
-        return entry < self.sizes.prod(dim=1, keepdim=True)
+        return entry < self.volumes[:, None]
 
     @cached_property
     def _cell_coordinates(self) -> list[Int[Tensor, "k a"]]:
@@ -213,11 +236,20 @@ def summed_area(padded_mask: Int[Tensor, "b t"], grid_size: tuple[int, ...]) -> 
     return table.flatten(1)
 
 
+def add_padding(mask: Bool[Tensor, "b N"], grid_size: tuple[int, ...]) -> Int[Tensor, "b t"]:
+    """The padded mask of a flat mask."""
+    return pad(mask.view(-1, *grid_size).int(), (1, 0) * len(grid_size)).flatten(1)
+
+
 def remove_padding(
-    padded_mask: Int[Tensor, "b t"], grid_size: tuple[int, ...]
-) -> Bool[Tensor, "b N"]:
-    grid = padded_mask.view(-1, *(side + 1 for side in grid_size))
-    return grid[(slice(None), *(slice(1, None) for _ in grid_size))].flatten(1).bool()
+    padded_mask: Int[Tensor, "*b t"], grid_size: tuple[int, ...]
+) -> Bool[Tensor, "*b N"]:
+    """The flat mask of a padded mask."""
+    batch = padded_mask.shape[:-1]
+    grid = padded_mask.view(*batch, *(side + 1 for side in grid_size))
+    for axis, side in enumerate(grid_size, start=len(batch)):
+        grid = grid.narrow(axis, 1, side)
+    return grid.flatten(len(batch)).bool()
 
 
 def _flat_positions(coordinates: list[Int[Tensor, "*b"]], strides: list[int]) -> Int[Tensor, "*b"]:

@@ -86,29 +86,41 @@ def draw_sizes(
     uniforms: Float[Tensor, "k 3"],
     *,
     largest_rectangle: int,
-) -> Int[Tensor, "k axes"]:
-    """Sizes with uniform scales and, independently, log-uniform aspect ratio (height / width)."""
+    extents: Int[Tensor, "_ axes"] | None = None,
+    num_cells: Int[Tensor, " _"] | None = None,
+) -> Int[Tensor, "_ axes"]:
+    """Sizes with uniform scales and, independently, log-uniform aspect ratio (height / width).
+
+    Scales are fractions of the grid or, where samples hold a part of it, of their `num_cells`
+    within a box of `extents`.
+    """
+    if extents is None or num_cells is None:
+        extents = torch.tensor([grid_size], device=uniforms.device)
+        num_cells = extents.prod(dim=1)
     u_scale, u_aspect, u_temporal = uniforms.double().unbind(1)
     if len(grid_size) == 1:
-        return _draw_lengths(grid_size[0], scale, u_scale)[:, None]
-    *time, height, width = grid_size
-    area = (scale[0] + (scale[1] - scale[0]) * u_scale) * (height * width)
+        return _draw_lengths(scale, u_scale, num_cells).minimum(extents[:, 0])[:, None]
+    *time, height, width = extents.unbind(1)
+    area = (scale[0] + (scale[1] - scale[0]) * u_scale) * num_cells
+    if time:
+        area = area / time[0]
     low, high = math.log(aspect_ratio[0]), math.log(aspect_ratio[1])
     aspect = torch.exp(low + (high - low) * u_aspect)
-    h = torch.floor((area * aspect).sqrt() + 0.5).long().clamp(1, height)
-    w = torch.floor((area / aspect).sqrt() + 0.5).long().clamp(1, width)
+    h = torch.floor((area * aspect).sqrt() + 0.5).long().clamp_min(1).minimum(height)
+    w = torch.floor((area / aspect).sqrt() + 0.5).long().clamp_min(1).minimum(width)
     # The last bit of a root must not make a block larger than what feasibility was checked for.
     w = torch.minimum(w, largest_rectangle // h)
-    frames = [_draw_lengths(side, temporal_scale, u_temporal) for side in time]
+    frames = [_draw_lengths(temporal_scale, u_temporal, side) for side in time]
     return torch.stack([*frames, h, w], dim=1)
 
 
 def _draw_lengths(
-    side: int, scale: tuple[float, float], uniforms: Float[Tensor, " k"]
-) -> Int[Tensor, " k"]:
-    lengths = torch.floor((scale[0] + (scale[1] - scale[0]) * uniforms) * side + 0.5).long()
-    reachable = reachable_lengths(side, scale)
-    return lengths.clamp(reachable[0], reachable[-1])
+    scale: tuple[float, float], uniforms: Float[Tensor, " _"], side: Int[Tensor, " _"]
+) -> Int[Tensor, " _"]:
+    lengths = torch.floor((scale[0] + (scale[1] - scale[0]) * uniforms) * side + 0.5)
+    # Nor must that of a product; see `reachable_lengths`.
+    longest = torch.floor(scale[1] * side.double() + 0.5)
+    return lengths.minimum(longest).long().clamp_min(1).minimum(side)
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,11 @@ from collections.abc import Collection
 from numbers import Integral
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Int
 from torch import Tensor
 
 from jepakit._checks import as_choice, as_int
+from jepakit.masking._engine.random_numbers import sort_rows
 from jepakit.tokens import TokenSet
 
 
@@ -20,7 +21,7 @@ def tokens_of_coverage(min_context_coverage: float, num_positions: int) -> int:
     return max(1, math.ceil(min_context_coverage * num_positions - 1e-9))
 
 
-def as_context_length(value: object, words: Collection[str] = ("pad", "trim")) -> str | int:
+def as_context_length(value: object, words: Collection[str]) -> str | int:
     """Return one of the words, or an integral number of at least 1 as an int; raise otherwise."""
     if isinstance(value, Integral) and not isinstance(value, bool):
         return as_int("context_length", value, minimum=1)
@@ -32,28 +33,32 @@ def as_context_length(value: object, words: Collection[str] = ("pad", "trim")) -
     )
 
 
-def fit_context(
-    mask: Bool[Tensor, "b N"],
+def first_of_order(
+    order: Int[Tensor, "b N"],
+    length: int,
     grid_size: tuple[int, ...],
-    context_length: str | int,
-    uniforms: Float[Tensor, "b u"],
+    counts: Int[Tensor, " b"] | None = None,
 ) -> TokenSet:
-    """Pad contexts to the longest, or trim each by a random subset to the shortest or to an int.
+    """Sets of the first `length` positions of each order; of the first `counts` of them, if given.
 
-    Every mask must have at least an int `context_length` of members; that is not checked, so an int
-    needs no host synchronisation. `uniforms` has one number for each position, none with "pad".
+    The length is known, so there is no host synchronisation.
     """
-    if context_length == "pad":
-        return TokenSet.from_mask(mask, grid_size)
-    length = int(mask.sum(dim=1).min()) if isinstance(context_length, str) else context_length
-    # The members with the smallest keys stay. A key is an int of 30 bits, on which `topk` takes
-    # half the time: random bits first, the position in the last ones. So no two keys are equal and
-    # every device keeps the same members; on 14 x 14, position p with the number u has the key
-    # floor(u * 2^22) * 196 + p. One pair in millions has equal random bits and goes by position.
-    size = mask.shape[1]
-    random_bits = min(24, 30 - (size - 1).bit_length())
-    keys = (uniforms * 2.0**random_bits).int() * size
-    keys = keys + torch.arange(size, dtype=torch.int32, device=mask.device)
-    chosen = keys.masked_fill(~mask, 2**30).topk(length, dim=1, largest=False, sorted=False)
-    kept = torch.zeros_like(mask).scatter_(1, chosen.indices, True)
-    return TokenSet._of_length(kept, length, grid_size)
+    first = order[:, :length]
+    if counts is None:
+        valid = torch.ones_like(first, dtype=torch.bool)
+        return TokenSet._trusted(sort_rows(first).long(), valid, grid_size, padded=False)
+    valid = torch.arange(length, device=order.device) < counts[:, None]
+    # A number after all positions moves padding to the end, where it becomes 0.
+    idx = sort_rows(torch.where(valid, first, math.prod(grid_size)))
+    return TokenSet._trusted(idx.long() * valid, valid, grid_size, padded=True)
+
+
+def squared_distances(grid_size: tuple[int, ...], centre: Int[Tensor, "b 1"]) -> Int[Tensor, "b N"]:
+    """Squared distances, in patches, of all positions to one of each sample."""
+    centre = centre.int()
+    distances = torch.zeros_like(centre)
+    for axis, side in enumerate(grid_size):
+        coordinate = centre // math.prod(grid_size[axis + 1 :]) % side
+        steps = torch.arange(side, dtype=torch.int32, device=centre.device) - coordinate
+        distances = (distances[:, :, None] + steps[:, None] ** 2).flatten(1)
+    return distances

@@ -22,6 +22,10 @@ from dataclasses import dataclass, fields, replace
 from enum import Enum, auto
 from functools import cached_property
 
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
 from jepakit.masking._engine.block_sizes import ContextBlockSizes, reachable_sizes
 from jepakit.masking._engine.context_length import tokens_of_coverage
 
@@ -51,7 +55,7 @@ class MultiBlockSpec:
     target_aspect_ratio: tuple[float, float]
     temporal_scale: tuple[float, float]
     context_scale: tuple[float, float]
-    max_temporal_keep: float
+    context_frames_ratio: float
     min_context_coverage: float
     allow_target_overlap: bool
     context_length: str | int
@@ -74,7 +78,17 @@ class MultiBlockSpec:
         """Frames, from the first, that a context may lie in; 1 without time."""
         if len(self.grid_size) < 3:
             return 1
-        return max(1, math.floor(self.max_temporal_keep * self.grid_size[0] + 1e-9))
+        return max(1, math.floor(self.context_frames_ratio * self.grid_size[0] + 1e-9))
+
+    def min_context_tokens_of(self, num_positions: Int[Tensor, " b"]) -> Int[Tensor, " b"]:
+        """Context tokens that `min_context_coverage` promises for samples of `num_positions`."""
+        tokens = torch.ceil(self.min_context_coverage * num_positions.double() - 1e-9)
+        return tokens.long().clamp_min(1)
+
+    def context_frames_of(self, num_frames: Int[Tensor, "*b"]) -> Int[Tensor, "*b"]:
+        """Frames, from the first, that the context of samples of `num_frames` may lie in."""
+        frames = torch.floor(self.context_frames_ratio * num_frames.double() + 1e-9)
+        return frames.long().clamp_min(1)
 
     @cached_property
     def target_sizes(self) -> list[tuple[int, ...]]:
@@ -86,6 +100,11 @@ class MultiBlockSpec:
     def largest_rectangle(self) -> int:
         """Cells of the largest target in one frame."""
         return max(math.prod(size[-2:]) for size in self.target_sizes)
+
+    @cached_property
+    def largest_target(self) -> int:
+        """Cells of the largest target."""
+        return max(map(math.prod, self.target_sizes))
 
     @cached_property
     def costliest_target(self) -> tuple[int, tuple[int, ...]]:
@@ -192,7 +211,7 @@ class MultiBlockSpec:
             self._with_largest_scale(),
             self._with_promised_tokens(),
             replace(self, context_scale=(self.context_scale[0], 1.0)),
-            replace(self, max_temporal_keep=1.0),
+            replace(self, context_frames_ratio=1.0),
             replace(self, context_length=self.min_context_tokens),
         ]
         if not self.allow_target_overlap:

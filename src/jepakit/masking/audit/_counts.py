@@ -81,12 +81,14 @@ class MaskCounts:
                 int(lengths.max()) / size,
             ),
             min_context_tokens=self.min_context_tokens,
-            undersized_context_rate=int((lengths < self.min_context_tokens).sum()) / samples,
-            leak_rate=self.leaking_samples / samples,
-            trimmed_tokens=None if self.trimmed_tokens is None else self.trimmed_tokens / samples,
-            empty_target_rate=self.empty_targets / targets,
-            duplicate_target_rate=self.duplicate_targets / targets,
-            partial_target_rate=self.partial_targets / targets,
+            undersized_context_ratio=int((lengths < self.min_context_tokens).sum()) / samples,
+            leak_ratio=self.leaking_samples / samples,
+            mean_trimmed_tokens=None
+            if self.trimmed_tokens is None
+            else self.trimmed_tokens / samples,
+            empty_target_ratio=self.empty_targets / targets,
+            duplicate_target_ratio=self.duplicate_targets / targets,
+            partial_target_ratio=self.partial_targets / targets,
             # The most frequent first; equally frequent ones by size.
             target_sizes=dict(sorted(self.target_sizes.items(), key=lambda e: (-e[1], e[0]))),
             seconds_per_image=seconds_per_image,

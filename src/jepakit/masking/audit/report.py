@@ -38,16 +38,16 @@ class MaskAudit:
         context_coverage: Fraction of the grid that a context covers.
         min_context_tokens: The sampler's attribute of this name: tokens that it promises for every
             context. 1 where there is no such attribute.
-        undersized_context_rate: Fraction of contexts with fewer than `min_context_tokens`.
-        leak_rate: Fraction of samples whose context overlaps one of their targets.
-        trimmed_tokens: Mean number of context tokens that a sample loses to a common length
+        undersized_context_ratio: Fraction of contexts with fewer than `min_context_tokens`.
+        leak_ratio: Fraction of samples whose context overlaps one of their targets.
+        mean_trimmed_tokens: Mean number of context tokens that a sample loses to a common length
             (`context_length="trim"` or an int); 0 where nothing is trimmed. It is found by drawing
             the same masks again without trimming, so it is known for jepakit's samplers only, and
             None for others.
-        empty_target_rate: Fraction of targets without a token.
-        duplicate_target_rate: Fraction of targets that are not empty and equal another target of
+        empty_target_ratio: Fraction of targets without a token.
+        duplicate_target_ratio: Fraction of targets that are not empty and equal another target of
             the same sample.
-        partial_target_rate: Fraction of targets that do not fill their bounding box: blocks that
+        partial_target_ratio: Fraction of targets that do not fill their bounding box: blocks that
             were cut, or targets that are no blocks.
         target_sizes: Sides of the targets' bounding boxes, with the number of targets of each size,
             the most frequent first.
@@ -70,12 +70,12 @@ class MaskAudit:
     target_frequency: Float[Tensor, " N"] = field(repr=False)
     context_coverage: Spread
     min_context_tokens: int
-    undersized_context_rate: float
-    leak_rate: float
-    trimmed_tokens: float | None
-    empty_target_rate: float
-    duplicate_target_rate: float
-    partial_target_rate: float
+    undersized_context_ratio: float
+    leak_ratio: float
+    mean_trimmed_tokens: float | None
+    empty_target_ratio: float
+    duplicate_target_ratio: float
+    partial_target_ratio: float
     target_sizes: dict[tuple[int, ...], int] = field(repr=False)
     seconds_per_image: float
 
@@ -91,11 +91,11 @@ class MaskAudit:
         """Lines of the upper table: label, value, note."""
         low, mean, high = self.context_coverage
         tokens = mean * self.context_frequency.numel()
-        if self.trimmed_tokens is None:
+        if self.mean_trimmed_tokens is None:
             trimmed, before = "unknown", ""
         else:
-            trimmed = f"{self.trimmed_tokens:.1f}"
-            before = f"of {tokens + self.trimmed_tokens:.1f}"
+            trimmed = f"{self.mean_trimmed_tokens:.1f}"
+            before = f"of {tokens + self.mean_trimmed_tokens:.1f}"
         undersized = (
             "empty contexts"
             if self.min_context_tokens == 1
@@ -105,12 +105,12 @@ class MaskAudit:
             ("context, mean", _percent(mean), f"{tokens:.1f} tokens"),
             ("context, least", _percent(low), ""),
             ("context, most", _percent(high), ""),
-            (undersized, _percent(self.undersized_context_rate), ""),
-            ("contexts that overlap a target", _percent(self.leak_rate), ""),
+            (undersized, _percent(self.undersized_context_ratio), ""),
+            ("contexts that overlap a target", _percent(self.leak_ratio), ""),
             ("context tokens trimmed", trimmed, before),
-            ("empty targets", _percent(self.empty_target_rate), ""),
-            ("duplicate targets", _percent(self.duplicate_target_rate), ""),
-            ("targets that are no full block", _percent(self.partial_target_rate), ""),
+            ("empty targets", _percent(self.empty_target_ratio), ""),
+            ("duplicate targets", _percent(self.duplicate_target_ratio), ""),
+            ("targets that are no full block", _percent(self.partial_target_ratio), ""),
             ("target sizes", str(len(self.target_sizes)), self._most_frequent_sizes()),
             ("time for an image", f"{self.seconds_per_image * 1e6:.1f}", "microseconds"),
         ]

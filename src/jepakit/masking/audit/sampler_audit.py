@@ -72,7 +72,7 @@ def audit_masks(
         >>> from jepakit.masking import MultiBlockMask, audit_masks
         >>> generator = torch.Generator().manual_seed(0)
         >>> audit = audit_masks(MultiBlockMask((14, 14)), generator=generator)
-        >>> audit.leak_rate, audit.context_coverage.min >= 0.25
+        >>> audit.leak_ratio, audit.context_coverage.min >= 0.25
         (0.0, True)
     """
     if not callable(sampler):
