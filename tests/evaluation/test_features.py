@@ -269,7 +269,7 @@ def test_padded_images() -> None:
 
 
 def test_scores_of_padded_images() -> None:
-    """`evaluate` passes validity on: only what is there tells the classes apart."""
+    """`evaluate` passes validity on: only where data is do the classes differ."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(80) % 2
     images = torch.randn(80, 1, 2, 4, generator=generator)

@@ -332,6 +332,14 @@ CASES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         lambda weight_decay: optim.param_groups(nn.Linear(2, 2), weight_decay)[0]["weight_decay"],
         {"weight_decay": 1.0},
     ),
+    "set_image_size": (
+        lambda image_size: optim.set_image_size(
+            MaskedViT(timm.create_model("vit_tiny_patch16_224", depth=1, img_size=16)),
+            image_size,
+            optimizer=None,
+        ),
+        {"image_size": (32, 48)},
+    ),
     # diagnostics
     "CollapseMonitor": (
         diagnostics.CollapseMonitor,
