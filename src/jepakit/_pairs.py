@@ -46,8 +46,8 @@ class Pairs:
         self._snapshots: tuple[Snapshot, ...] = ()
         if all(type(tensor) in _PLAIN and tensor.layout == torch.strided for tensor in tensors):
             self._snapshots = (Snapshot(teacher), Snapshot(student))
-        # A student without other references is freed. The callback must not refer to this object, or
-        # the teacher's memory would wait for the garbage collector.
+        # A student without other references is freed. The callback must not refer to this object,
+        # or the teacher's memory would wait for the garbage collector.
         held: list[list[Any]] = [*self._averaged, self._converted, self._copied]
         held += [each for snapshot in self._snapshots for each in snapshot.held]
         self._student = weakref.ref(student, partial(_clear, held))

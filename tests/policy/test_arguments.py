@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from omegaconf import ListConfig, OmegaConf
 from tests.policy.test_public_api import OBJECTS
@@ -334,7 +335,7 @@ CASES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     ),
     "set_image_size": (
         lambda image_size: optim.set_image_size(
-            MaskedViT(timm.create_model("vit_tiny_patch16_224", depth=1, img_size=16)),
+            jepakit.MaskedViT(timm.create_model("vit_tiny_patch16_224", depth=1, img_size=16)),
             image_size,
             optimizer=None,
         ),
