@@ -39,6 +39,7 @@ def _build(kind: str = "vit", *, depth: int = 1, **predictor: Any) -> SimpleName
             target_scale=(0.05, 0.2),
             target_size_per="sample",
             min_context_coverage=0.2,
+            context_length="pad",  # ragged contexts
         ),
     )
 

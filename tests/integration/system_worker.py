@@ -46,7 +46,9 @@ def data(rank: int) -> tuple[Tensor, Tensor, Tensor]:
     """Images and flat masks, ragged within a rank and of different sizes on each."""
     random = torch.Generator().manual_seed(rank)
     scale = (0.05, 0.1) if rank else (0.15, 0.25)
-    sampler = MultiBlockMask((8, 8), num_targets=2, target_scale=scale, target_size_per="sample")
+    sampler = MultiBlockMask(
+        (8, 8), num_targets=2, target_scale=scale, target_size_per="sample", context_length="pad"
+    )
     masks = sampler(BATCHES[rank], generator=random)
     images = torch.randn(BATCHES[rank], 3, 32, 32, generator=random, dtype=torch.float64)
     return (1 + 3 * rank) * images, masks.context.to_mask(), masks.targets.to_mask()

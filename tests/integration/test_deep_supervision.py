@@ -45,7 +45,7 @@ def system():
     teacher = EMATeacher(student, momentum=0.99)
     grid, width = student.encoder.grid_size, len(LAYERS) * DIM
     predictor = MaskedPredictor(grid, width, predictor_embed_dim=24, depth=1, num_heads=2)
-    sampler = MultiBlockMask(grid, num_targets=2, target_size_per="sample")
+    sampler = MultiBlockMask(grid, num_targets=2, target_size_per="sample", context_length="pad")
     masks = sampler(4, generator=torch.Generator().manual_seed(0))
     assert masks.context.padded and masks.targets.padded
     return student, teacher, predictor, masks, torch.randn(4, 3, 32, 32)

@@ -11,7 +11,20 @@ from hypothesis import strategies as st
 
 from jepakit import MaskedViT
 from jepakit.nn import UnsupportedBackboneError, init_sincos_positions
-from jepakit.nn.positions import grid_coordinates, rotary_table, rotate, sincos_table
+from jepakit.nn.positions import (
+    diagonal_table,
+    grid_coordinates,
+    grid_table,
+    rotary_features,
+    rotate,
+    sincos_features,
+    sincos_table,
+)
+
+
+def rotary_table(grid: tuple[int, ...], head_dim: int) -> torch.Tensor:
+    return rotary_features(grid_coordinates(grid), head_dim)
+
 
 grids = st.one_of(
     st.tuples(st.integers(1, 9)),
@@ -59,6 +72,19 @@ def test_rotary_is_the_formula(grid, more) -> None:
             angles += [x * 100 ** (-2 * i / (2 * share)) for i in range(share)]
         expected = [math.cos(a) for a in angles] + [math.sin(a) for a in angles]
         assert table[row].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["sincos", "rope"])
+@given(grids, st.integers(0, 4), st.integers(0, 5), st.integers(0, 3))
+def test_one_table_has_the_positions_of_all_grids(kind, grid, level, more, longer) -> None:
+    """Trap: rows and columns exchanged, or a cell that the border cuts off. The numbers of a table
+    that is computed for the grid, bit by bit."""
+    axes = len(grid)
+    dim = 2 * axes * (1 + more) if kind == "sincos" else 2 * (axes + more)
+    features = sincos_features if kind == "sincos" else rotary_features
+    diagonal = diagonal_table(kind, axes, dim, max(grid) + longer)
+    expected = features(grid_coordinates(grid, level), dim)
+    assert torch.equal(grid_table(diagonal, kind, grid, level), expected)
 
 
 @given(st.integers(0, 2**32 - 1), grids)

@@ -10,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import pad
 
 from jepakit import MaskedPredictor, TokenSet
+from jepakit.nn.positions import grid_coordinates, rotary_features, sincos_table
 
 GRIDS = [(7,), (4, 5), (2, 3, 2)]
 POSITIONS = ["sincos", "rope", "learned"]
@@ -41,10 +42,18 @@ def features(tokens: TokenSet, dim: int = 10) -> torch.Tensor:
     return torch.randn(*tokens.shape, dim)
 
 
+def positions_of(predictor: MaskedPredictor, grid: tuple[int, ...]) -> torch.Tensor:
+    if predictor.position == "learned":
+        return predictor.position_table
+    if predictor.position == "rope":
+        return rotary_features(grid_coordinates(grid), 48 // 4)
+    return sincos_table(grid, 48)
+
+
 def plain(predictor, context, context_tokens, target_tokens):
     """The docstring's formula, a sample and a block at a time, without padding or any mask."""
     out = torch.zeros(*target_tokens.shape, context.shape[-1])
-    table = predictor.position_table
+    table = positions_of(predictor, context_tokens.grid_size)
     rope = predictor.position == "rope"
     for b in range(len(context)):
         known = predictor.embed(context[b, context_tokens.valid[b]])
@@ -284,6 +293,30 @@ def test_runs_on_fused_attention(position, joint, ragged, assert_close, monkeypa
             assert_close(predictor(context, here, asked), expected)
     assert len(calls) == 4
     assert {shape[1:3] for shape in calls} == {(1, 1)}
+
+
+@KINDS
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "autocast"])
+def test_one_key_mask_for_all_blocks(position, joint, precision, ragged, monkeypatch) -> None:
+    """Traps: a bool mask, which attention converts in every block; a float32 mask beside queries in
+    half precision, which no fused kernel takes."""
+    predictor = build(position=position, joint=joint)
+    here, asked = ragged((4, 5), 3, at_least=1), ragged((4, 5), 3, 2)
+    masks, attend = [], torch.nn.functional.scaled_dot_product_attention
+
+    def seen(q, k, v, attn_mask=None, **kwargs):
+        assert q.dtype == k.dtype == attn_mask.dtype
+        masks.append(attn_mask)
+        return attend(q, k, v, attn_mask=attn_mask, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", seen)
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
+        inputs = features(here)
+        if precision == "bfloat16":
+            predictor, inputs = predictor.bfloat16(), inputs.bfloat16()
+        predictor(inputs, here, asked)
+    assert len(masks) == 2 and masks[0] is masks[1]
+    assert masks[0].dtype == (torch.float32 if precision == "float32" else torch.bfloat16)
 
 
 def test_no_key_mask_without_padding(monkeypatch) -> None:

@@ -223,13 +223,19 @@ FULL = TokenSet.full
             torch.zeros(2, 20, 10),
             FULL((5, 4), (2,)),
             FULL((4, 5), (2, 1)),
-            r"context is on the grid \(5, 4\): must be on one of \(\(4, 5\),\)",
+            r"targets is on the grid \(4, 5\), context on \(5, 4\): must be on one grid, unless",
         ),
         (
             torch.zeros(2, 20, 10),
             FULL((4, 5), (2,)),
             FULL((20,), (2, 1)),
-            r"targets is on the grid \(20,\): must be on one of \(\(4, 5\),\)",
+            r"targets is on the grid \(20,\), context on \(4, 5\): must be on one grid, unless",
+        ),
+        (
+            torch.zeros(2, 20, 10),
+            FULL((20,), (2,)),
+            FULL((20,), (2, 1)),
+            r"context is on the grid \(20,\): must have 2 axes, as .* grid_size \(4, 5\)",
         ),
     ],
 )
@@ -239,8 +245,8 @@ def test_call_errors(context, here, asked, text) -> None:
 
 
 def test_predict_grid_errors() -> None:
-    with pytest.raises(ValueError, match=r"context is on the grid \(5, 4\)"):
-        build().predict_grid(torch.zeros(2, 20, 10), FULL((5, 4), (2,)))
+    with pytest.raises(ValueError, match=r"context is on the grid \(5, 2, 2\)"):
+        build().predict_grid(torch.zeros(2, 20, 10), FULL((5, 2, 2), (2,)))
 
 
 @pytest.mark.no_hook

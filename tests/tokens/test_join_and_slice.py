@@ -14,7 +14,7 @@ from jepakit.testing.strategies import flat_masks, token_sets
 
 
 def ragged(batch: int, seed: int = 0) -> Masks:
-    sampler = MultiBlockMask((6, 8), target_size_per="sample")
+    sampler = MultiBlockMask((6, 8), target_size_per="sample", context_length="pad")
     return sampler(batch, generator=torch.Generator().manual_seed(seed))
 
 

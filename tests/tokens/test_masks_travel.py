@@ -11,7 +11,7 @@ from jepakit import Masks, MultiBlockMask, TokenSet
 
 
 def ragged() -> Masks:
-    sampler = MultiBlockMask((6, 8), target_size_per="sample")
+    sampler = MultiBlockMask((6, 8), target_size_per="sample", context_length="pad")
     masks = sampler(5, generator=torch.Generator().manual_seed(0))
     assert masks.context.padded and masks.targets.padded
     return masks

@@ -400,7 +400,10 @@ def schedules() -> Outputs:
 
 def audited() -> Outputs:
     found = {}
-    samplers = (MultiBlockMask((8, 9), context_length="trim"), ReferenceMultiBlockMask((10, 10)))
+    samplers = (
+        MultiBlockMask((8, 9), context_length="trim", context_subset="random"),
+        ReferenceMultiBlockMask((10, 10)),
+    )
     for name, sampler in zip(("multi-block", "published"), samplers, strict=True):
         report = audit_masks(sampler, num_batches=5, batch_size=8, generator=seeded())
         fields = (

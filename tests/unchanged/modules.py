@@ -1,7 +1,7 @@
 """Recorded cases of modules: name of a case to a function that gives outputs by name."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
@@ -134,8 +134,9 @@ def position_tables() -> Outputs:
 
 def _table(grid: tuple[int, ...]) -> Tensor:
     shape = {"predictor_embed_dim": 24, "depth": 1, "num_heads": 2}
-    rope = MaskedPredictor(grid, 8, position="rope", **shape).position_table.flatten()
-    return torch.cat([rope, MaskedPredictor(grid, 8, **shape).position_table.flatten()])
+    kinds: list[Literal["rope", "sincos"]] = ["rope", "sincos"]
+    predictors = [MaskedPredictor(grid, 8, position=kind, **shape) for kind in kinds]
+    return torch.cat([each._position_rows(grid, 0).flatten() for each in predictors])
 
 
 # Name of the case: grid, arguments.

@@ -137,9 +137,12 @@ class UniformSampler(ABC, Generic[M_co]):
         valid: Bool[Tensor, "b N"] | None = None,
         device: torch.device | str | int | None = None,
     ) -> M_co:
-        """Compute masks from `uniforms`: for each sample `num_uniforms` in [0, 1), on the CPU.
+        """Compute masks from a table of random numbers.
 
-        `valid` and `device` are as in a call of the sampler.
+        Args:
+            uniforms: For each sample `num_uniforms` in [0, 1), on the CPU.
+            valid: As in a call of the sampler.
+            device: As in a call of the sampler.
         """
         check_floating("uniforms", uniforms)
         if uniforms.dim() != 2 or uniforms.shape[1] != self.num_uniforms or len(uniforms) == 0:
@@ -195,7 +198,7 @@ class MaskTransform(UniformSampler[Masks]):
         """The masks of this sampler from those of `sampler`."""
 
     def _inner_valid(self, valid: Bool[Tensor, "b N"]) -> Bool[Tensor, "b M"]:
-        """What holds data on the grid of `sampler`."""
+        """The positions with data on the grid of `sampler`."""
         return valid
 
     def _draw(self, uniforms: Float[Tensor, "b k"], valid: Bool[Tensor, "b N"] | None) -> Masks:

@@ -144,7 +144,7 @@ class CausalMask(UniformSampler[Masks]):
         return valid.view(len(valid), self.grid_size[0], -1).any(dim=2)
 
     def _token_sets(
-        self, steps: Bool[Tensor, "*b steps"], longest: int, valid: Bool[Tensor, "*b N"] | None
+        self, steps: Bool[Tensor, "b *m steps"], longest: int, valid: Bool[Tensor, "b ... N"] | None
     ) -> TokenSet:
         """The (valid) positions of whole steps, `longest` of them at most."""
         mask = steps.repeat_interleave(self._step_tokens, dim=-1)

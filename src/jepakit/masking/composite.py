@@ -232,6 +232,6 @@ class MultiContextMask(UniformSampler[list[Masks]]):
         ]
 
 
-def _inside(tokens: TokenSet, valid: Bool[Tensor, "b *m N"]) -> TokenSet:
-    """What a set has of the valid positions, padded to the length of the set."""
+def _inside(tokens: TokenSet, valid: Bool[Tensor, "b ... N"]) -> TokenSet:
+    """The valid positions of a set, padded to its length."""
     return TokenSet._up_to_length(tokens.to_mask() & valid, tokens.shape[-1], tokens.grid_size)

@@ -97,7 +97,7 @@ class NestedMask(MaskTransform):
         """Cells with data."""
         return coarsen_mask(valid, self.grid_size, self._cell)[0]
 
-    def _refine(self, coarse: TokenSet, valid: Bool[Tensor, "b *m N"] | None) -> TokenSet:
+    def _refine(self, coarse: TokenSet, valid: Bool[Tensor, "b ... N"] | None) -> TokenSet:
         """The patches of a set of cells, those with data."""
         batch = coarse.shape[:-1]
         mask = coarse.to_mask().view(math.prod(batch), *coarse.grid_size)

@@ -1,16 +1,19 @@
-"""Pre-norm transformer block with key masks and rotary positions."""
+"""Pre-norm transformer block with key masks and rotary positions.
+
+A key mask is additive: 0 for a key, -inf for padding.
+"""
 
 from typing import cast
 
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jepakit.nn.positions import rotate
 
 Features = Float[Tensor, "b n d"]
-KeyMask = Bool[Tensor, "b 1 1 n"]
+KeyMask = Float[Tensor, "b 1 1 n"]
 Rotary = Float[Tensor, "b n head_dim"]
 
 

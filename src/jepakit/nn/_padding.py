@@ -1,5 +1,6 @@
 """Padding as exact zeros and as a key mask; checks that features fit their positions."""
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -36,6 +37,16 @@ def key_mask(valid: Bool[Tensor, "b n"]) -> Bool[Tensor, "b 1 1 n"]:
     """
     empty = ~valid.any(dim=-1, keepdim=True)
     return (valid | empty)[:, None, None, :]
+
+
+def additive_key_mask(valid: Bool[Tensor, "b n"], dtype: torch.dtype) -> Float[Tensor, "b 1 1 n"]:
+    """The key mask as torch's attention adds it to the scores: 0 for a key, -inf for padding.
+
+    Attention turns a bool mask into this one in every call. Built once, it serves all blocks; it
+    must have the `dtype` of the queries.
+    """
+    mask = key_mask(valid)
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, -torch.inf)
 
 
 def zero_padding(

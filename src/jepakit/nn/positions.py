@@ -1,4 +1,11 @@
-"""Positions on grids of one to three axes: coordinates, sine-cosine tables, rotary embeddings."""
+"""Positions on grids of one to three axes: sine-cosine tables, rotary embeddings.
+
+Every feature of a fixed position depends on the coordinate along one axis alone. So one short
+table serves all grids: `diagonal_table` holds the features of the positions (0, 0), (1/2, 1/2),
+(1, 1) ..., and `grid_table` takes those of (i, j) from the rows of i and of j.
+"""
+
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -25,46 +32,108 @@ def grid_coordinates(grid_size: tuple[int, ...], level: int = 0) -> Float[Tensor
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)
 
 
-def sincos_table(grid_size: tuple[int, ...], dim: int, level: int = 0) -> Float[Tensor, "N dim"]:
+def sincos_features(coordinates: Float[Tensor, "N axes"], dim: int) -> Float[Tensor, "N dim"]:
     r"""Fixed position embeddings, with as many features for each axis.
 
     For an axis with $d$ features and coordinate $x$, features $i < d / 2$ are
     $\sin(x\,10000^{-2i/d})$ and the next $d / 2$ the cosines of the same angles.
     """
-    axes = len(grid_size)
+    axes = coordinates.shape[-1]
     if dim % (2 * axes):
-        rule = f"must be a multiple of {2 * axes} for sine-cosine positions on the grid {grid_size}"
+        rule = f"must be a multiple of {2 * axes} for sine-cosine positions on {axes} axes"
         raise ValueError(f"predictor_embed_dim={dim}: {rule}")
     pairs = dim // (2 * axes)
-    frequency = 10000.0 ** (-torch.arange(pairs, dtype=torch.float64) / pairs)
-    angles = grid_coordinates(grid_size, level)[:, :, None] * frequency
+    i = torch.arange(pairs, dtype=torch.float64, device=coordinates.device)
+    frequency = 10000.0 ** (-i / pairs)
+    angles = coordinates[:, :, None] * frequency
     return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(1).float()
 
 
-def rotary_table(
-    grid_size: tuple[int, ...], head_dim: int, level: int = 0
+def rotary_features(
+    coordinates: Float[Tensor, "N axes"], head_dim: int
 ) -> Float[Tensor, "N head_dim"]:
-    r"""Table of rotary embeddings: cosines of the angles of all pairs, then their sines.
+    r"""Rotary embeddings: cosines of the angles of all pairs of a head, then their sines.
 
-    The `head_dim` / 2 pairs of a head are divided between the axes as evenly as possible: 8 pairs
-    on a grid `(T, H, W)` are 3, 3 and 2. Pair $i < p$ of an axis with $p$ pairs turns by
-    $x\,\theta^{-i/p}$, with coordinate $x$ in patches and $\theta = 100$, as suits grids of tens
-    of patches.
+    The `head_dim` / 2 pairs are divided between the axes as evenly as possible: 8 pairs on a grid
+    `(T, H, W)` are 3, 3 and 2. Pair $i < p$ of an axis with $p$ pairs turns by $x\,\theta^{-i/p}$,
+    with coordinate $x$ in patches and $\theta = 100$, as suits grids of tens of patches.
     """
-    axes, pairs = len(grid_size), head_dim // 2
-    if head_dim % 2 or pairs < axes:
-        raise ValueError(
-            f"head dim {head_dim} (predictor_embed_dim / num_heads): must be even and at least "
-            f"{2 * axes} for rotary positions on the grid {grid_size}"
-        )
-    coordinates = grid_coordinates(grid_size, level)
     angles = []
-    for axis in range(axes):
-        count = pairs // axes + (axis < pairs % axes)
-        frequency = 100.0 ** (-torch.arange(count, dtype=torch.float64) / count)
+    for axis, count in enumerate(_pairs_of_axes(coordinates.shape[-1], head_dim)):
+        i = torch.arange(count, dtype=torch.float64, device=coordinates.device)
+        frequency = 100.0 ** (-i / count)
         angles.append(coordinates[:, axis, None] * frequency)
     angle = torch.cat(angles, dim=-1)
     return torch.cat([angle.cos(), angle.sin()], dim=-1).float()
+
+
+def _pairs_of_axes(axes: int, head_dim: int) -> list[int]:
+    pairs = head_dim // 2
+    if head_dim % 2 or pairs < axes:
+        raise ValueError(
+            f"head dim {head_dim} (predictor_embed_dim / num_heads): must be even and at least "
+            f"{2 * axes} for rotary positions on {axes} axes"
+        )
+    return [pairs // axes + (axis < pairs % axes) for axis in range(axes)]
+
+
+def sincos_table(grid_size: tuple[int, ...], dim: int) -> Float[Tensor, "N dim"]:
+    """Sine-cosine embeddings of all positions of a grid, row-major."""
+    return sincos_features(grid_coordinates(grid_size), dim)
+
+
+# One table for all grids
+
+Kind = Literal["sincos", "rope"]
+
+
+def diagonal_table(
+    kind: Kind, axes: int, dim: int, side: int, device: torch.device | None = None
+) -> Float[Tensor, "rows dim"]:
+    """Features of the positions on the diagonal up to `side`, in steps of half a patch.
+
+    The centres of patches have whole coordinates, those of coarser cells also halves.
+    """
+    half_steps = torch.arange(2 * side, dtype=torch.float64, device=device) / 2
+    features = rotary_features if kind == "rope" else sincos_features
+    return features(half_steps[:, None].expand(-1, axes), dim)
+
+
+def grid_table(
+    diagonal: Float[Tensor, "rows dim"], kind: Kind, grid_size: tuple[int, ...], level: int = 0
+) -> Float[Tensor, "N dim"]:
+    """Features of the centres of all cells of a pyramid level, row-major, from a diagonal table.
+
+    It only copies, so the numbers are those of `sincos_features` and `rotary_features`.
+    """
+    axes, dim = len(grid_size), diagonal.shape[-1]
+    # Widths of the parts that follow the axes in turn: the features of each axis, or the cosines
+    # of each and then its sines.
+    widths = 2 * _pairs_of_axes(axes, dim) if kind == "rope" else axes * [dim // axes]
+    sides = [-(-side // 2**level) for side in grid_size]  # in cells
+    parts = []
+    for number, part in enumerate(torch.split(diagonal, widths, dim=-1)):
+        axis = number % axes
+        rows = _rows_of_cells(part, grid_size[axis], level)
+        # [1, h, 1, width] for the second of three axes
+        rows = rows[(None,) * axis + (slice(None),) + (None,) * (axes - 1 - axis)]
+        parts.append(rows.expand(*sides, -1))
+    return torch.cat(parts, dim=-1).flatten(0, -2)
+
+
+def _rows_of_cells(
+    part: Float[Tensor, "rows width"], side: int, level: int
+) -> Float[Tensor, "cells width"]:
+    """Rows of the centres of a level's cells along one axis of a grid."""
+    window = 2**level
+    rest = side % window
+    # On a side of 5, the whole windows 0-1 and 2-3 of level 1 have their centres at 0.5 and 2.5,
+    # rows 1 and 5; the last one is cut off: 4, row 8.
+    whole = part[window - 1 : 2 * (side - rest) : 2 * window]
+    if rest == 0:
+        return whole
+    last = 2 * side - rest - 1
+    return torch.cat([whole, part[last : last + 1]])
 
 
 def rotate(

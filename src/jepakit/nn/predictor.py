@@ -6,7 +6,7 @@ from typing import Literal, cast
 
 import torch
 from einops import rearrange, repeat
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,13 +20,22 @@ from jepakit._checks import (
     check_floating,
 )
 from jepakit.nn._blocks import Block
-from jepakit.nn._padding import check_features, check_positions, key_mask, zero_padding
-from jepakit.nn.positions import rotary_table, sincos_table
+from jepakit.nn._padding import (
+    additive_key_mask,
+    check_features,
+    check_positions,
+    zero_padding,
+)
+from jepakit.nn.positions import Kind, diagonal_table, grid_table
 from jepakit.tokens import TokenSet
 from jepakit.tokens._arguments import check_same_device, check_token_set
 from jepakit.tokens._grid import level_grids
 
 __all__ = ["MaskedPredictor"]
+
+# Grids with sides of up to so many patches are looked up: 4,096 pixels in patches of 16.
+_TABLE_SIDE = 256
+_CPU = torch.device("cpu")
 
 
 class MaskedPredictor(nn.Module):
@@ -37,12 +46,20 @@ class MaskedPredictor(nn.Module):
     \Vert [u + e_p]_{p \in T}))$, restricted to $T$. Padding in either set is masked as a key and
     comes out as zeros.
 
-    With `num_levels`, one predictor serves all levels of a pyramid. The level of a set follows from
-    its grid; $p$ is then the centre of a cell in patches of the finest grid, and every entry gets
-    a learned embedding of its level. Context and targets may be of different levels.
+    Fixed positions (`"sincos"`, `"rope"`) count patches from the first one of each axis, on any
+    grid: a larger one has more rows and columns, and none is interpolated. So with one level the
+    sets of a call may lie on any grid with as many axes as `grid_size`, both on the same one, and
+    images of several sizes share one predictor.
+
+    With `num_levels`, one predictor serves all levels of a pyramid over `grid_size`. The level of a
+    set follows from its grid; $p$ is then the centre of a cell in patches of the finest grid, and
+    every entry gets a learned embedding of its level. Context and targets may be of different
+    levels. Sets on other grids are refused, since their level could not be known.
 
     Args:
-        grid_size: `(L,)`, `(H, W)` or `(T, H, W)` in patches.
+        grid_size: `(L,)`, `(H, W)` or `(T, H, W)` in patches. With fixed positions and one level,
+            only the number of axes matters. Sides beyond both this grid's longest and 256 are
+            possible, but their positions are computed anew in every call.
         encoder_dim: Width of the encoder's features.
         predictor_embed_dim: Width of the predictor. The default is I-JEPA's, for ViT-B and larger;
             for a smaller encoder take at most half its width.
@@ -61,7 +78,8 @@ class MaskedPredictor(nn.Module):
             layers, concatenated.
 
     Raises:
-        ValueError: If `position` does not fit the width and the number of axes.
+        ValueError: If `position` does not fit the width and the number of axes. In a call, if a set
+            is on a grid that the predictor has no positions for.
 
     Example:
         >>> import torch
@@ -71,12 +89,15 @@ class MaskedPredictor(nn.Module):
         >>> features = torch.randn(2, 16, 192)
         >>> predictor(features, masks.context, masks.targets).shape
         torch.Size([2, 1, 48, 192])
+        >>> wide = RandomMask((6, 12), target_ratio=0.75)(2)  # images of another size
+        >>> predictor(torch.randn(2, 18, 192), wide.context, wide.targets).shape
+        torch.Size([2, 1, 54, 192])
 
     Source:
         Assran et al., I-JEPA (arXiv:2301.08243), appendix A.1, with its initialisation: truncated
         normal with a std of 0.02, residual projections of block l divided by sqrt(2 l).
         Differences: padding is masked; `joint` (as in V-JEPA, arXiv:2404.08471), `position` other
-        than `"sincos"` and levels are additions.
+        than `"sincos"`, other grids and levels are additions.
     """
 
     position_table: Tensor
@@ -117,14 +138,15 @@ class MaskedPredictor(nn.Module):
 
         self.embed = nn.Linear(encoder_dim, dim)
         self.mask_token = nn.Parameter(torch.zeros(dim))
-        # One table for all levels, the finest first: for 4 x 4 patches and 2 levels, rows 0 to 15
-        # are the patches and rows 16 to 19 the 2 x 2 cells. Fixed tables follow from the arguments
-        # and are not part of a checkpoint.
         self._head_dim = dim // num_heads
         if position == "learned":
+            # A row for each position of each level, the finest first: for 4 x 4 patches and 2
+            # levels, rows 0 to 15 are the patches and rows 16 to 19 the 2 x 2 cells.
             num_rows = sum(math.prod(grid) for grid in self.grid_sizes)
             self.position_table = nn.Parameter(torch.zeros(num_rows, dim))
         else:
+            # A row for each coordinate, for all grids. It follows from the arguments and is not
+            # part of a checkpoint.
             self.register_buffer("position_table", self._fixed_table(), persistent=False)
         if len(self.grid_sizes) > 1:
             self.level_embedding = nn.Parameter(torch.zeros(len(self.grid_sizes), dim))
@@ -134,25 +156,25 @@ class MaskedPredictor(nn.Module):
         self.proj = nn.Linear(dim, out_dim)
         self._initialise()
 
-    def _fixed_table(self) -> Tensor:
-        is_rope, grid = self.position == "rope", self.grid_size
-        width = self._head_dim if is_rope else self.mask_token.numel()
-        table = rotary_table if is_rope else sincos_table
-        return torch.cat([table(grid, width, level) for level in range(len(self.grid_sizes))])
+    def _fixed_table(self, device: torch.device | None = None, side: int = 0) -> Tensor:
+        width = self._head_dim if self.position == "rope" else self.embed.out_features
+        longest = max(side, _TABLE_SIDE, *self.grid_size)
+        kind = cast(Kind, self.position)
+        return diagonal_table(kind, len(self.grid_size), width, longest, device)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MaskedPredictor":
         # `to`, `half`, `to_empty` and the like end here. A fixed table is in no checkpoint, so it
         # is computed anew: after `to_empty` on a module from the meta device it would hold
         # arbitrary values, and after a conversion to half precision and back it would stay rounded.
-        with torch.no_grad(), torch.device("cpu"):
-            before = self._buffers.get("position_table")  # None where it is learned
+        before = self._buffers.get("position_table")  # None where it is learned
+        with torch.no_grad():
             # A table that the user has replaced is left alone.
             is_ours = before is not None and (
-                before.is_meta or before.equal(self._fixed_table().to(before))
+                before.is_meta or before.equal(self._fixed_table(_CPU).to(before))
             )
             super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
             if is_ours and not self.position_table.is_meta:
-                self.position_table.copy_(self._fixed_table())
+                self.position_table.copy_(self._fixed_table(_CPU))
         return self
 
     def _initialise(self) -> None:
@@ -179,41 +201,55 @@ class MaskedPredictor(nn.Module):
         context_level = self._level("context", context)
         target_level = self._level("targets", targets)
         batch, num_targets, length = targets.shape
-        # One sequence for all target blocks of a sample, or one for each block. Either way the
-        # context comes first: with 2 blocks of 3 targets and 5 context positions, a joint sequence
-        # has 5 + 6 entries; else there are two of 5 + 3.
-        sequences, copies = ("b (m k)", 1) if self.joint else ("(b m) k", num_targets)
-
-        def join(context_part: Tensor, target_part: Tensor) -> Tensor:
-            repeated = repeat(context_part, "b n ... -> (b copies) n ...", copies=copies)
-            return torch.cat(
-                [repeated, rearrange(target_part, f"b m k ... -> {sequences} ...")], dim=1
-            )
 
         visible = self.embed(zero_padding(features, context))
-        mask_token: Tensor = self.mask_token
+        dtype = visible.dtype  # of queries and keys too, also under autocast
+        hidden = self.mask_token.expand(*targets.shape, -1)
         if len(self.grid_sizes) > 1:
             visible = visible + self.level_embedding[context_level]
-            mask_token = mask_token + self.level_embedding[target_level]
-        x = join(visible, mask_token.expand(*targets.shape, -1))
+            hidden = hidden + self.level_embedding[target_level]
 
-        rows = join(
-            context.idx + self._first_row(context_level),
-            targets.idx + self._first_row(target_level),
-        )
-        positions = F.embedding(rows, self.position_table)
-        rotary = positions if self.position == "rope" else None
-        if rotary is None:
-            x = x + positions
+        # Rows of a fixed or learned table: embeddings, or cosines and sines for `rope`.
+        table = self._position_rows(context.grid_size, context_level)
+        context_positions = F.embedding(context.idx, table)
+        if context.grid_size != targets.grid_size:
+            table = self._position_rows(targets.grid_size, target_level)
+        target_positions = F.embedding(targets.idx, table)
+        rotary = None
+        if self.position == "rope":
+            rotary = self._join(context_positions, target_positions).to(dtype)
+        else:
+            visible, hidden = visible + context_positions, hidden + target_positions
 
-        padded = context.padded or targets.padded
-        mask = key_mask(join(context.valid, targets.valid)) if padded else None
+        x = self._join(visible, hidden)
+        mask = None
+        if context.padded or targets.padded:
+            mask = additive_key_mask(self._join(context.valid, targets.valid), dtype)
         for block in self.blocks:
             x = block(x, mask, rotary)
         out = self.proj(self.norm(x[:, context.shape[-1] :]))
         # All three sizes are given: with k = 0, empty target sets, none could be inferred.
+        sequences = "b (m k)" if self.joint else "(b m) k"
         out = rearrange(out, f"{sequences} d -> b m k d", b=batch, m=num_targets, k=length)
         return zero_padding(out, targets)
+
+    def _join(
+        self, context_part: Shaped[Tensor, "b n ..."], target_part: Shaped[Tensor, "b m k ..."]
+    ) -> Shaped[Tensor, "sequences length ..."]:
+        """One sequence for all target blocks of a sample, or one for each; the context comes first.
+
+        With 2 blocks of 3 targets and 5 context positions, a joint sequence has 5 + 6 entries;
+        else there are two of 5 + 3.
+        """
+        if self.joint:
+            blocks, copies = rearrange(target_part, "b m k ... -> b (m k) ..."), 1
+        else:
+            blocks, copies = (
+                rearrange(target_part, "b m k ... -> (b m) k ..."),
+                target_part.shape[1],
+            )
+        repeated = repeat(context_part, "b n ... -> (b copies) n ...", copies=copies)
+        return torch.cat([repeated, blocks], dim=1)
 
     def predict_grid(
         self, features: Float[Tensor, "b n d"], context: TokenSet
@@ -225,16 +261,41 @@ class MaskedPredictor(nn.Module):
         return cast(Tensor, self(features, context, whole)).squeeze(1)
 
     def _level(self, name: str, tokens: TokenSet) -> int:
+        """Level of a set; raise if its grid has no positions here."""
+        grid, axes = tokens.grid_size, len(self.grid_size)
+        if self._takes_any_grid:
+            if len(grid) != axes:
+                raise ValueError(
+                    f"{name} is on the grid {grid}: must have {axes} axes, as the predictor's "
+                    f"grid_size {self.grid_size}"
+                )
+            return 0
         # Neither `in` nor `index`: with symbolic sides the compiler's tracer makes one condition on
         # all grids together of them, which takes it ten seconds.
-        for level, grid in enumerate(self.grid_sizes):
-            if tokens.grid_size == grid:
+        for level, known in enumerate(self.grid_sizes):
+            if grid == known:
                 return level
-        grids = self.grid_sizes
-        raise ValueError(f"{name} is on the grid {tokens.grid_size}: must be on one of {grids}")
+        reason = "have learned positions" if self.position == "learned" else "have a known level"
+        raise ValueError(
+            f"{name} is on the grid {grid}: must be on one of {self.grid_sizes}, which {reason}; "
+            "for any grid, build the predictor with position='sincos' or 'rope' and num_levels=1"
+        )
 
-    def _first_row(self, level: int) -> int:
-        return sum(math.prod(grid) for grid in self.grid_sizes[:level])
+    @property
+    def _takes_any_grid(self) -> bool:
+        return self.position != "learned" and len(self.grid_sizes) == 1
+
+    def _position_rows(self, grid_size: tuple[int, ...], level: int) -> Float[Tensor, "N width"]:
+        """Rows of the position table for all positions of a grid."""
+        if self.position == "learned":
+            first = sum(math.prod(grid) for grid in self.grid_sizes[:level])
+            return self.position_table[first : first + math.prod(grid_size)]
+        finest = grid_size if self._takes_any_grid else self.grid_size
+        table = self.position_table
+        # Each side on its own: with `max`, torch 2.6 compiles 12 x 16 and 16 x 12 patches apart.
+        if any(2 * side > len(table) for side in finest):
+            table = self._fixed_table(_CPU, max(finest)).to(table)
+        return grid_table(table, self.position, finest, level)
 
     def _check(self, features: Tensor, context: TokenSet, targets: TokenSet) -> None:
         check_token_set("context", context, like="masks.context")
@@ -248,6 +309,11 @@ class MaskedPredictor(nn.Module):
                 f"the batch size of features, {len(features)}"
             )
         check_same_device("targets", targets, "features", features)
+        if self._takes_any_grid and targets.grid_size != context.grid_size:
+            raise ValueError(
+                f"targets is on the grid {targets.grid_size}, context on {context.grid_size}: must "
+                "be on one grid, unless num_levels is above 1"
+            )
 
     def extra_repr(self) -> str:
         """Arguments that the submodules do not show."""

@@ -81,7 +81,7 @@ def test_trimmed_drops_what_no_sample_has(ragged, seed, grid) -> None:
 
 def test_nested_masks_and_levels_agree() -> None:
     """A nested sampler's context on a level is the set of cells that the pyramid has there."""
-    masks = NestedMask((14, 14), MultiBlockMask((4, 4)))(8)
+    masks = NestedMask((14, 14), MultiBlockMask((4, 4), context_length="pad"))(8)
     levels = HierarchicalPyramid((14, 14), 2)(torch.randn(*masks.context.shape, 2), masks.context)
     for number, level in enumerate(levels):
         coarse = masks.coarsen(number)
@@ -93,7 +93,9 @@ def test_nested_masks_and_levels_agree() -> None:
 def test_targets_of_a_level_are_the_cells_of_a_nested_block(grid) -> None:
     """Every cell of a coarse target lies in the block as a whole, so what is asked for there is a
     pool of targets alone; `"any"` and `"all"` are the same."""
-    masks = NestedMask(grid, MultiBlockMask((4, 4 if grid[1] == 14 else 3)))(4)
+    masks = NestedMask(grid, MultiBlockMask((4, 4 if grid[1] == 14 else 3), context_length="pad"))(
+        4
+    )
     blocks = masks.targets[:, 1]
     for rule in ("any", "all"):
         pyramid = HierarchicalPyramid(grid, 2, valid_if=rule)

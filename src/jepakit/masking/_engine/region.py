@@ -128,7 +128,7 @@ def _context_block(
     u_place: Float[Tensor, "b 1"],
     room: Int[Tensor, "b 1"],
 ) -> Int[Tensor, "b t"]:
-    """What a random block covers of a sample; all of it where that is less than `room`."""
+    """The part of a sample that a random block covers; all of it where it is less than `room`."""
     grid_size = spec.grid_size
     valid = remove_padding(inside, grid_size)
     front = add_padding(first_frames(valid, box, spec), grid_size)
