@@ -167,6 +167,13 @@ def as_grid_size(
     return grid_size
 
 
+def as_image_size(name: str, value: object) -> tuple[int, int]:
+    """Return `(height, width)` in pixels from a pair, or from one number for a square."""
+    pair = (value, value) if isinstance(value, Integral) else value
+    height, width = as_ints(name, pair, minimum=1, length=2)
+    return height, width
+
+
 def _entries(name: str, value: object, rule: str, *, length: int | None = None) -> list[Any]:
     # Tuples of types: torch 2.6 and 2.7 cannot trace `A | B`.
     unordered = isinstance(value, (str, bytes, bytearray, memoryview, Mapping, Set, Tensor))
