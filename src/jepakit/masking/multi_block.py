@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from jepakit._checks import (
@@ -36,6 +36,7 @@ from jepakit.masking._engine.placement import (
 )
 from jepakit.masking._engine.random_numbers import random_members, random_order
 from jepakit.masking._engine.region import bounding_box, draw_in_region, first_frames
+from jepakit.masking._engine.tubes import repeat_in_frames
 from jepakit.masking.base import InfeasibleMaskError, UniformSampler, check_samples
 from jepakit.tokens import Masks, TokenSet
 
@@ -278,24 +279,49 @@ class MultiBlockMask(UniformSampler[Masks]):
             numbers.target_size,
             largest_rectangle=spec.largest_rectangle,
         )
-        target_blocks = BlockGrid.of_sizes(grid_size, target_sizes)
         context_sizes = spec.context_sizes.draw(numbers.context_size[:, 0])
+        if not spec.blocks_last_all_frames:
+            return self._place_sizes(grid_size, target_sizes, context_sizes, numbers)
+        # Blocks are the same in all frames, so they are placed in a single one.
+        frames, *frame_size = grid_size
+        visible, targets = self._place_sizes(
+            tuple(frame_size), target_sizes[:, 1:], context_sizes[:, 1:], numbers
+        )
+        return visible.repeat(1, frames), repeat_in_frames(targets, frames)
+
+    def _place_sizes(
+        self,
+        grid_size: tuple[int, ...],
+        target_sizes: Int[Tensor, "k axes"],
+        context_sizes: Int[Tensor, "k axes"],
+        numbers: "_Numbers",
+    ) -> tuple[Bool[Tensor, "b N"], TokenSet]:
+        """`_place_blocks` for given sizes, on the grid or on one frame of it."""
+        spec = self._spec
+        target_blocks = BlockGrid.of_sizes(grid_size, target_sizes)
         context_blocks = BlockGrid.of_sizes(grid_size, context_sizes)
         room = None if len(grid_size) < 3 else (spec.context_frames, *grid_size[1:])
         place = context_blocks.draw_places(numbers.context_place, within=room)
         context = context_blocks.padded_mask(place[:, 0])
         # Both functions remove the targets from `context`.
         if self.allow_target_overlap:
+            num_frames = spec.num_positions // math.prod(grid_size)
             places = place_within_budget(
                 target_blocks,
                 context,
                 numbers.target_places,
                 smallest_context=int(context_blocks.volumes.min()),
-                min_context_tokens=spec.min_context_tokens,
+                min_context_tokens=math.ceil(spec.min_context_tokens / num_frames),
             )
         else:
+            packing = spec.packing[-len(grid_size) :]
+            skipped = numbers.packing.shape[1] - num_packing_uniforms(packing)
             places = place_disjoint(
-                target_blocks, context, numbers.target_places, numbers.packing, packing=spec.packing
+                target_blocks,
+                context,
+                numbers.target_places,
+                numbers.packing[:, skipped:],
+                packing=packing,
             )
         # Later targets had fewer places to choose from; a random order makes all alike.
         places = places.gather(1, numbers.target_order.argsort(dim=1, stable=True))
