@@ -225,9 +225,12 @@ class MaskedPredictor(nn.Module):
         mask = None
         if context.padded or targets.padded:
             mask = additive_key_mask(self._join(context.valid, targets.valid), dtype)
-        for block in self.blocks:
+        *blocks, last = self.blocks
+        for block in blocks:
             x = block(x, mask, rotary)
-        out = self.proj(self.norm(x[:, context.shape[-1] :]))
+        # Only targets are predicted: the last block's output at the context is not needed.
+        x = last(x, mask, rotary, context.shape[-1])
+        out = self.proj(self.norm(x))
         # All three sizes are given: with k = 0, empty target sets, none could be inferred.
         sequences = "b (m k)" if self.joint else "(b m) k"
         out = rearrange(out, f"{sequences} d -> b m k d", b=batch, m=num_targets, k=length)
