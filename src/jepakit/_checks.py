@@ -234,6 +234,15 @@ def check_device(name: str, value: object) -> None:
         raise TypeError(f"{name}={shown}: must be a device; positions have no other dtype")
 
 
+def check_features(features: Tensor, dim: int, rule: str) -> None:
+    """Raise unless features are `[batch, n, dim]`; `rule` says where `dim` comes from."""
+    check_floating("features", features)
+    if features.dim() != 3 or features.shape[-1] != dim:
+        raise ValueError(f"features {tuple(features.shape)}: must be [batch, n, {dim}], {rule}")
+    if len(features) == 0:
+        raise ValueError(f"features {tuple(features.shape)}: the batch must not be empty")
+
+
 def values_readable(*tensors: Tensor) -> bool:
     """True if tensor values can be looked at here without a device sync or a graph break."""
     if torch.compiler.is_compiling():

@@ -17,18 +17,14 @@ from jepakit._checks import (
     as_grid_size,
     as_int,
     as_number,
+    check_features,
     check_floating,
 )
 from jepakit.nn._blocks import Block
-from jepakit.nn._padding import (
-    additive_key_mask,
-    check_features,
-    check_positions,
-    zero_padding,
-)
+from jepakit.nn._padding import additive_key_mask, zero_padding
 from jepakit.nn.positions import Kind, diagonal_table, grid_table
 from jepakit.tokens import TokenSet
-from jepakit.tokens._arguments import check_same_device, check_token_set
+from jepakit.tokens._arguments import check_positions, check_same_device, check_token_set
 from jepakit.tokens._grid import level_grids
 
 __all__ = ["MaskedPredictor"]
