@@ -127,7 +127,7 @@ class Step:
             else:
                 self._build_jepakit(backbone, *size, way.joint)
         self.way = way
-        self.compiled_loss = torch.compile(self.loss)
+        self.compiled_loss = torch.compile(self.loss, dynamic=True)
         self.optimizer: torch.optim.Optimizer | None = None
 
     def _build_published(self, backbone: Any, dim: int, depth: int, heads: int) -> None:
@@ -177,10 +177,7 @@ class Step:
             self.optimizer = torch.optim.AdamW(param_groups(learned, 0.05), lr=1e-4, **fused)
         precision = torch.autocast(images.device.type, torch.bfloat16) if amp else nullcontext()
         with precision:
-            if compiled:
-                loss = self.compiled_loss(images, mark_lengths(masks))
-            else:
-                loss = self.loss(images, masks)
+            loss = (self.compiled_loss if compiled else self.loss)(images, masks)
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -245,24 +242,16 @@ def costs_of(name: str, way: Way, counts: list[tuple[int, int]]) -> Cost:
     return cost_model(name, way.published, way.joint, padded).mean(counts)
 
 
-def mark_lengths(masks: Masks) -> Masks:
-    """Declare that lengths change, so that the compiler makes them symbols in its first graph."""
-    for tokens in (masks.context, masks.targets):
-        for tensor in (tokens.idx, tokens.valid):
-            torch._dynamo.maybe_mark_dynamic(tensor, tensor.dim() - 1)
-    return masks
-
-
-def graphs_compiled(model: Model, way: Way, batch_size: int, steps: int, *, marked: bool) -> int:
+def graphs_compiled(model: Model, way: Way, batch_size: int, steps: int, *, dynamic: bool) -> int:
     """Graphs of the loss over some steps; with a shallow model, whose depth changes nothing."""
     step, backend = Step(model, way, "cpu"), CountGraphs()
     sampler, generator = sampler_of(way, step.grid_size), torch.Generator().manual_seed(0)
     images = torch.zeros(batch_size, 3, model.image_size, model.image_size)
     torch._dynamo.reset()
-    compute = torch.compile(step.loss, backend=backend, fullgraph=True)
+    compute = torch.compile(step.loss, backend=backend, fullgraph=True, dynamic=dynamic or None)
     for _ in range(steps):
         masks = sampler(batch_size, generator=generator)
-        compute(images, mark_lengths(masks) if marked else masks)
+        compute(images, masks)
     torch._dynamo.reset()
     return backend.graphs
 
@@ -306,8 +295,8 @@ def graph_rows(name: str, batch_size: int, steps: int) -> Iterator[Row]:
     for way in ways(grid_size):
         row = {"kind": "graphs", "model": name, "name": way.title, "batch_size": batch_size}
         row |= {"steps": steps}
-        for key, marked in (("graphs", False), ("graphs_marked", True)):
-            row[key] = graphs_compiled(model, way, batch_size, steps, marked=marked)
+        for key, dynamic in (("graphs", False), ("graphs_dynamic", True)):
+            row[key] = graphs_compiled(model, way, batch_size, steps, dynamic=dynamic)
         row["synchronisations"] = host_synchronisations(model, way, batch_size)
         yield row
 
@@ -533,12 +522,12 @@ def cost_tables(model: str, rows: list[Row]) -> list[str]:
 
 def graph_table(model: str, rows: list[Row]) -> list[str]:
     steps, batch = rows[0]["steps"], rows[0]["batch_size"]
-    head = [f"{model}, batch {batch}", f"graphs in {steps} steps", "lengths marked as dynamic"]
+    head = [f"{model}, batch {batch}", f"graphs in {steps} steps", "with `dynamic=True`"]
     head += ["host synchronisations"]
     lines = [
         [
             row["name"],
-            *map(str, (row["graphs"], row["graphs_marked"], len(row["synchronisations"]))),
+            *map(str, (row["graphs"], row["graphs_dynamic"], len(row["synchronisations"]))),
         ]
         for row in rows
     ]

@@ -71,7 +71,7 @@ def as_number(
 ) -> float:
     """Return a finite real number as a float; above 0 with `positive`, at least `minimum`."""
     number = _as_float(name, value)
-    if not math.isfinite(number):
+    if not -math.inf < number < math.inf:  # not `isfinite`, which torch.compile cannot trace
         raise ValueError(f"{name}={number}: must be finite")
     if positive and number <= 0:
         raise ValueError(f"{name}={_short(number)}: must be above 0")
@@ -102,6 +102,8 @@ def as_fraction(
 def _as_float(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{_name_and_value(name, value)}: must be a number, got {type_name(value)}")
+    if isinstance(value, float):
+        return float(value)
     try:
         # The float32 nearest to 0.1 stands for 0.1, not for 0.10000000149: a coverage that is
         # rounded up would else be one token more.

@@ -108,10 +108,10 @@ def test_no_way_waits_for_the_device(script) -> None:
 
 @pytest.mark.slow
 @pytest.mark.no_hook
-def test_lengths_that_are_marked_give_one_graph(script) -> None:
+def test_dynamic_lengths_give_one_graph(script) -> None:
     module = script("step")
     for way in module.ways((8, 8)):
-        assert module.graphs_compiled(module.MODELS["tiny"], way, 4, 12, marked=True) == 1
+        assert module.graphs_compiled(module.MODELS["tiny"], way, 4, 12, dynamic=True) == 1
 
 
 @pytest.mark.no_hook
@@ -143,7 +143,7 @@ def test_times_at_a_tiny_scale(run_script, monkeypatch, tmp_path, option) -> Non
     timed = [row for row in rows if row["kind"] in ("time", "throughput")]
     if option != "--throughput":
         graphs = [row for row in rows if row["kind"] == "graphs"]
-        assert len(graphs) == 7 and all(row["graphs_marked"] == 1 for row in graphs)
+        assert len(graphs) == 7 and all(row["graphs_dynamic"] == 1 for row in graphs)
     assert len(timed) == 7 and all(not row.get("error") for row in timed)
     assert all(min(row["seconds"]) > 0 for row in timed)
 

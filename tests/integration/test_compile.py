@@ -9,6 +9,7 @@ import torch
 
 from jepakit import (
     Masks,
+    MultiBlockMask,
     TokenSet,
     masked_smooth_l1,
     mean_tokens,
@@ -189,3 +190,29 @@ def test_whole_bfloat16_modules(kind, position, system) -> None:
         module.bfloat16()
     value = loss_function(parts, autocast=False)(images.bfloat16(), tokens, masks)
     torch.testing.assert_close(value, expected, rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize("dynamic", [True, None])
+def test_default_masks_compile_once(dynamic, system) -> None:
+    """Traps: a graph for each context length; checks of numbers that symbolic ones do not pass.
+
+    Contexts have one length, targets a few. By default the second length makes a second graph, for
+    all lengths; with `dynamic=True` the first one already is.
+    """
+    parts, graphs = system("vit"), []
+
+    def count(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]):
+        graphs.append(graph)
+        return graph.forward
+
+    sampler = MultiBlockMask(parts.encoder.grid_size, num_targets=2, target_scale=(0.05, 0.2))
+    eager = loss_function(parts, autocast=False)
+    compiled = torch.compile(eager, fullgraph=True, backend=count, dynamic=dynamic)
+    images, lengths = torch.randn(3, 3, 32, 32), set()
+    tokens = parts.teacher(images)
+    for seed in range(12):
+        masks = sampler(3, generator=torch.Generator().manual_seed(seed))
+        lengths.add((masks.context.shape[1], masks.targets.shape[2]))
+        torch.testing.assert_close(compiled(images, tokens, masks), eager(images, tokens, masks))
+    assert len(lengths) >= 3 and len({length for length, _ in lengths}) == 1
+    assert len(graphs) == (1 if dynamic else 2)
