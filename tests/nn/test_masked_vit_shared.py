@@ -4,12 +4,15 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
 from multiprocessing import get_context
+from types import MethodType
 from typing import Any
 
 import pytest
 import timm
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from jepakit import MaskedViT, TokenSet
@@ -214,6 +217,56 @@ def test_blocks_in_wrappers(kind, build, images_for, assert_close) -> None:
     out.sum().backward()
     blocks[1] = torch.compile(blocks[1], backend="eager")
     assert_close(encoder(images, context), expected)
+
+
+@pytest.mark.parametrize("kind", ["beit", "relpos"])
+def test_hooks_are_given_the_users_modules(kind, build, images_for) -> None:
+    """Law 15. Trap: what a hook stores on its module, or looks up by it, is lost."""
+    encoder = build(kind).train()
+    images, context = images_for(encoder, 2), random_context(encoder, 5, ragged=True)
+    parts = [part for block in encoder.backbone.blocks for part in (block, block.attn)]
+    seen: list[tuple[str, nn.Module]] = []
+    for part in parts:
+        part.register_forward_pre_hook(
+            lambda module, _args, _kwargs: seen.append(("pre", module)), with_kwargs=True
+        )
+        part.register_forward_hook(lambda module, _args, _out: seen.append(("post", module)))
+        part.register_full_backward_hook(lambda module, _in, _out: seen.append(("back", module)))
+    encoder(images, context).sum().backward()
+    for when in ("pre", "post", "back"):
+        modules = [module for name, module in seen if name == when]
+        assert len(modules) == len(parts) and {*map(id, modules)} == {*map(id, parts)}
+
+
+@pytest.mark.parametrize("bound", [False, True])
+def test_attributes_of_the_model_hide_those_of_its_class(bound, images_for) -> None:
+    """Trap: with a context, a flag or a method that the user set on the model has no effect."""
+
+    class Shifted(VisionTransformer):
+        shift: Any = 0.0
+
+        def _pos_embed(self, x: torch.Tensor) -> torch.Tensor:
+            return super()._pos_embed(x) + self.shift
+
+    model = Shifted(img_size=32, embed_dim=16, depth=1, num_heads=2, num_classes=0)
+    encoder = MaskedViT(model).eval()
+    images = images_for(encoder, 2)
+    every = TokenSet.full(encoder.grid_size, (2,))
+    before = encoder(images)
+    model.shift = torch.linspace(-1, 1, 16)
+    shifted = encoder(images)
+    assert not torch.allclose(shifted, before, atol=1e-2)
+    torch.testing.assert_close(encoder(images, every), shifted)
+
+    def doubled(self: Shifted, x: torch.Tensor) -> torch.Tensor:
+        return VisionTransformer._pos_embed(self, x) + 2 * self.shift
+
+    model._pos_embed = MethodType(doubled, model) if bound else partial(doubled, model)
+    twice = encoder(images)
+    assert not torch.allclose(twice, shifted, atol=1e-2)
+    torch.testing.assert_close(encoder(images, every), twice)
+    compiled = torch.compile(encoder, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(images, every), twice)
 
 
 def test_a_compiled_backbone(build, images_for) -> None:

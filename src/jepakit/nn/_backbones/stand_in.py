@@ -1,6 +1,8 @@
 """Modules with a few attributes replaced, beside the modules, for one call."""
 
 from collections.abc import Callable
+from functools import partial
+from types import MethodType
 from typing import Any
 
 import torch
@@ -22,9 +24,32 @@ def stand_in(module: Any, **attributes: Any) -> Any:
     copy: Any = object.__new__(_class_of(type(module)))
     # Not to `__dict__`, and not with `copy.copy`: torch 2.6 to 2.9 cannot trace these.
     object.__setattr__(copy, "_stands_for", module)
+    for name in _names_in_class(type(module)):
+        if name in module.__dict__:  # which the class's own attribute would hide
+            value = module.__dict__[name]
+            if isinstance(value, MethodType) and value.__self__ is module:
+                value = partial(value.__func__, copy)
+            object.__setattr__(copy, name, value)
+    for name in _HOOKS:
+        if hooks := getattr(module, name):  # they are given the module itself
+            bound = {key: partial(_call_hook, hook, module) for key, hook in hooks.items()}
+            object.__setattr__(copy, name, bound)
     for name, value in attributes.items():
         object.__setattr__(copy, name, value)
     return copy
+
+
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+
+
+def _call_hook(hook: Callable[..., Any], module: nn.Module, _copy: nn.Module, *args: Any) -> Any:
+    return hook(module, *args)
+
+
+def _names(kind: type[nn.Module]) -> tuple[str, ...]:
+    """Methods and attributes of a class and its bases, without those of `nn.Module`."""
+    bases = [base for base in kind.__mro__ if not issubclass(nn.Module, base)]
+    return tuple({name: None for base in bases for name in vars(base) if name[:2] != "__"})
 
 
 _CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
@@ -41,6 +66,7 @@ def _make_class(kind: type[nn.Module]) -> type[nn.Module]:
 
 
 # Not traced: a graph takes the class as it is, and cannot make one.
+_names_in_class: Any = torch.compiler.assume_constant_result(_names)  # type: ignore[no-untyped-call]
 _class_of: Any = torch.compiler.assume_constant_result(_make_class)  # type: ignore[no-untyped-call]
 
 
