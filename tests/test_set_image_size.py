@@ -1,6 +1,7 @@
 """`set_image_size`: another resolution in mid-training, without losing parameters or state."""
 
 import re
+import warnings
 
 import pytest
 import timm
@@ -92,6 +93,20 @@ def test_the_teacher_keeps_its_averages() -> None:
     set_image_size(encoder, 64, optimizer=optimizer, teacher=teacher)
     expected = resample_abs_pos_embed(old, [4, 4], [2, 2], num_prefix_tokens=1)
     torch.testing.assert_close(teacher.module.backbone.pos_embed, expected)
+
+
+def test_an_optimizer_of_other_parameters_is_noticed() -> None:
+    """Trap: with one optimiser for matrices and one for the rest, the wrong one is given, and the
+    new positions are in neither."""
+    encoder, *_ = build("vit")
+    matrices = torch.optim.SGD([p for p in encoder.parameters() if p.dim() == 2], lr=0.1)
+    with pytest.warns(UserWarning, match=r"optimizer: has none of \['backbone.pos_embed'\]"):
+        set_image_size(encoder, 64, optimizer=matrices)
+    assert all(p.dim() == 2 for p in matrices.param_groups[0]["params"])
+    encoder.backbone.pos_embed.requires_grad_(False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        set_image_size(encoder, 32, optimizer=matrices)
 
 
 def test_what_stays(process_group) -> None:

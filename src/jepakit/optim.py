@@ -1,5 +1,6 @@
 """Parameters in an optimiser: groups with and without weight decay; new ones in mid-training."""
 
+import warnings
 from collections.abc import Collection, Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -130,7 +131,8 @@ def set_image_size(
     Args:
         encoder: A `MaskedViT`, compiled or not.
         image_size: Pixels, `(height, width)`, or one number for square images.
-        optimizer: The optimiser that trains the encoder; None where there is none.
+        optimizer: The optimiser that trains the encoder's positions; None where there is none. A
+            warning names the new parameters that it did not train.
         teacher: An `EMATeacher` of the encoder.
 
     Returns:
@@ -169,6 +171,16 @@ def set_image_size(
         _resize(average, size)
     if optimizer is not None:
         new = dict(replaced.values())
+        held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+        lost = [
+            name for name, (old, _) in replaced.items() if old.requires_grad and old not in held
+        ]
+        if lost:
+            warnings.warn(
+                f"optimizer: has none of {lost}, which are new parameters: the optimiser that "
+                "trains them must get them",
+                stacklevel=2,
+            )
         for group in optimizer.param_groups:
             group["params"] = [new.get(parameter, parameter) for parameter in group["params"]]
         for old in new:

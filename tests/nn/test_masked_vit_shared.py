@@ -219,6 +219,45 @@ def test_blocks_in_wrappers(kind, build, images_for, assert_close) -> None:
     assert_close(encoder(images, context), expected)
 
 
+def count_hooks(encoder: MaskedViT, call: Callable[[], Any]) -> dict[str, int]:
+    """How often a hook on each submodule of the backbone runs in a call."""
+    counts: dict[str, int] = {}
+    handles = []
+    for name, module in encoder.backbone.named_modules():
+
+        def count(*_: object, name: str = name) -> None:
+            counts[name] = counts.get(name, 0) + 1
+
+        handles.append(module.register_forward_hook(count))
+    call()
+    for handle in handles:
+        handle.remove()
+    return counts
+
+
+def test_every_hook_runs(few_kind, build, images_for) -> None:
+    """Law 15. Trap: with a context, what a hook of the user's changes or records is lost. Only
+    `patch_drop` is not called, nor, by timm with a mask, the list of blocks as a whole."""
+    encoder = build(few_kind)
+    images, context = images_for(encoder, 2), random_context(encoder, 3, ragged=True)
+    plain = count_hooks(encoder, lambda: encoder(images))
+    masked = count_hooks(encoder, lambda: encoder(images, context))
+    for counts in (plain, masked):
+        counts.pop("patch_drop", None)
+        counts.pop("blocks", None)
+    assert plain["patch_embed" if "patch_embed" in plain else "embeds.pos_drop"] == 1
+    assert masked == plain
+
+
+def test_every_hook_runs_where_patches_are_replaced() -> None:
+    backbone = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=1, num_classes=0)
+    encoder = MaskedViT(backbone, mask_mode="replace").eval()
+    images, context = torch.randn(2, 3, 64, 64), random_context(encoder, 3, ragged=True)
+    plain = count_hooks(encoder, lambda: encoder(images))
+    assert plain["patch_embed"] == 1
+    assert count_hooks(encoder, lambda: encoder(images, context)) == plain
+
+
 @pytest.mark.parametrize("kind", ["beit", "relpos"])
 def test_hooks_are_given_the_users_modules(kind, build, images_for) -> None:
     """Law 15. Trap: what a hook stores on its module, or looks up by it, is lost."""
