@@ -96,10 +96,15 @@ class MultiBlockMask(UniformSampler[Masks]):
         >>> masks.targets.shape[:2], bool((masks.context.counts() >= 49).all())
         (torch.Size([8, 4]), True)
 
-        V-JEPA's long-range set, on 8 frames:
+        V-JEPA's long-range set, on 8 frames. The floor is low, since targets hide most of a clip;
+        `"trim"` keeps more than the floor where there is more:
 
         >>> long = MultiBlockMask(
-        ...     (8, 14, 14), num_targets=2, target_scale=(0.7, 0.7), min_context_coverage=0.05
+        ...     (8, 14, 14),
+        ...     num_targets=2,
+        ...     target_scale=(0.7, 0.7),
+        ...     min_context_coverage=0.05,
+        ...     context_length="trim",
         ... )
         >>> long(2).targets.shape[:2]
         torch.Size([2, 2])
