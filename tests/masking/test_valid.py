@@ -212,6 +212,44 @@ def test_every_place_of_a_box_is_used_as_on_a_grid_of_its_size(valid_first):
         assert (found - expected).abs().max() < 5 * math.sqrt(2 * 0.25 / 4000)
 
 
+@pytest.mark.parametrize(
+    ("grid", "arguments"),
+    [
+        ((9, 7), {}),
+        ((9, 7), {"context_subset": "random", "context_length": "fixed"}),
+        ((9, 7), {"context_length": "fixed"}),
+        ((20,), {}),
+        ((6, 4, 5), {"context_frames_ratio": 0.5, "min_context_coverage": 0.05}),
+        ((6, 4, 5), {"temporal_scale": (0.2, 0.8)}),
+    ],
+)
+def test_all_valid_is_distributed_as_without_valid(grid, arguments):
+    """Trap: a context block that slides out of the frames it may have, and loses a part of them."""
+    arguments = {"num_targets": 2, "target_size_per": "sample", "context_length": "pad"} | arguments
+    sampler, n = MultiBlockMask(grid, **arguments), 4000
+    valid = torch.ones(n, math.prod(grid), dtype=torch.bool)
+    one = sampler(n, valid=valid, generator=torch.Generator().manual_seed(0))
+    other = sampler(n, generator=torch.Generator().manual_seed(1))
+    for a, b in ((one.context, other.context), (one.targets[:, 0], other.targets[:, 0])):
+        difference = a.to_mask().double().mean(0) - b.to_mask().double().mean(0)
+        assert difference.abs().max() < 5 * math.sqrt(2 * 0.25 / n)
+        counts = [tokens.counts().double() for tokens in (a, b)]
+        spread = math.sqrt(sum(float(c.var()) for c in counts) / n)
+        assert abs(counts[0].mean() - counts[1].mean()) <= 5 * spread
+
+
+def test_small_context_scales_are_raised_in_a_sample():
+    """Trap: all of the sample as context block wherever the drawn block is too small."""
+    sampler = MultiBlockMask(
+        (12, 12), context_scale=(0.1, 0.6), num_targets=1, context_length="pad"
+    )
+    valid = boxes((12, 12), [(12, 12), (9, 8)]).repeat(100, 1)
+    masks = sampler(200, valid=valid, generator=torch.Generator().manual_seed(0))
+    counts = masks.context.counts().view(100, 2)
+    # Blocks of 9 x 9 and 7 x 6 are the largest that 0.6 of the area rounds to.
+    assert (counts[:, 0] <= 81).all() and (counts[:, 1] <= 42).all()
+
+
 def test_fixed_contexts_have_the_length_of_the_whole_grid():
     """One shape for all batches: the promise of the whole grid, padded where less is there."""
     sampler, grid = MultiBlockMask((8, 6, 6)), (8, 6, 6)
