@@ -221,6 +221,15 @@ def test_every_place_of_a_box_is_used_as_on_a_grid_of_its_size(valid_first):
         ((20,), {}),
         ((6, 4, 5), {"context_frames_ratio": 0.5, "min_context_coverage": 0.05}),
         ((6, 4, 5), {"temporal_scale": (0.2, 0.8)}),
+        (
+            (6, 8, 8),
+            {
+                "context_frames_ratio": 0.34,
+                "context_scale": (0.5, 1.0),
+                "target_scale": (0.3, 0.3),
+                "min_context_coverage": 0.01,
+            },
+        ),
     ],
 )
 def test_all_valid_is_distributed_as_without_valid(grid, arguments):

@@ -66,7 +66,12 @@ def draw_in_region(
     blocks, inside = BlockGrid(grid_size, sizes), add_padding(valid, grid_size)
     minimum = spec.min_context_tokens_of(counts)[:, None]
     num_targets = u_targets.shape[1]
-    room = minimum + blocks.volumes[:, None] * (1 if spec.allow_target_overlap else num_targets)
+    cost = blocks.volumes[:, None]
+    if len(grid_size) == 3:  # a target takes cells from the context in the context's frames only
+        cost = (
+            cost // sizes[:, :1] * sizes[:, :1].minimum(spec.context_frames_of(box.extent[:, :1]))
+        )
+    room = minimum + cost * (1 if spec.allow_target_overlap else num_targets)
     context = _context_block(spec, inside, box, u_context_size, u_context, room)
 
     covered = blocks.covered_cells(summed_area(inside, grid_size))
