@@ -67,10 +67,9 @@ def draw_in_region(
     minimum = spec.min_context_tokens_of(counts)[:, None]
     num_targets = u_targets.shape[1]
     cost = blocks.volumes[:, None]
-    if len(grid_size) == 3:  # a target takes cells from the context in the context's frames only
-        cost = (
-            cost // sizes[:, :1] * sizes[:, :1].minimum(spec.context_frames_of(box.extent[:, :1]))
-        )
+    if len(grid_size) == 3:  # a target takes cells from the context's frames only
+        frames = sizes[:, :1]
+        cost = cost // frames * frames.minimum(spec.context_frames_of(box.extent[:, :1]))
     room = minimum + cost * (1 if spec.allow_target_overlap else num_targets)
     context = _context_block(spec, inside, box, u_context_size, u_context, room)
 
