@@ -1,18 +1,21 @@
-"""Images per second of mask samplers: `MultiBlockMask` in all modes, and a loop over samples.
-
-Also masks for video, and the samplers of lightly and stable-pretraining, where installed.
+"""Speed of mask samplers: `MultiBlockMask` in all modes, loops over samples, other libraries.
 
     python benchmarks/masks.py --write benchmarks/results/masks.json
 
-One CPU thread. The loop is the usual implementation: for each sample it draws sizes and positions
-with Python's `random`, fills torch masks, and lists the positions that are left. It guarantees no
-minimum context, which saves work.
+Images and clips; one thread, whose own time is measured, so that other processes count little.
+Each table is measured in interleaved rounds. It compares with
+- a loop with the same options: for each sample it draws sizes and positions with Python's
+  `random`, fills torch masks, and lists the positions that are left. It guarantees no minimum
+  context, which saves work;
+- the published collators of I-JEPA and V-JEPA, written as loops in `published.py`;
+- the samplers of lightly and stable-pretraining, where installed.
 """
 
 import argparse
 import math
 import random
 import statistics
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import product
@@ -20,6 +23,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from published import clip_masks as published_clip_masks
+from published import image_masks as published_image_masks
 from runs import save
 from timing import in_turns
 
@@ -28,6 +33,7 @@ from jepakit import MultiBlockMask
 TARGET_SCALE = (0.15, 0.2)
 DISJOINT_SCALE = (0.08, 0.1)  # four disjoint blocks at the paper's scale do not always fit
 GRID = (14, 14)
+LENGTHS = ("fixed", "trim", "pad")
 COVERAGE = 0.4  # high enough for the guarantee to restrict blocks, so that its cost is measured
 
 
@@ -80,7 +86,8 @@ def naive_masks(
         targets.extend(blocks)
     if context_length != "pad":
         shortest = min(len(context) for context in contexts)
-        length = shortest if context_length == "trim" else min(int(context_length), shortest)
+        fixed = math.ceil(COVERAGE * height * width) if context_length == "fixed" else shortest
+        length = min(shortest, context_length if isinstance(context_length, int) else fixed)
         contexts = [
             context[torch.randperm(len(context))[:length].sort().values] for context in contexts
         ]
@@ -118,7 +125,7 @@ def other_libraries(grid: tuple[int, int], batch: int) -> dict[str, Callable[[],
 def modes() -> Iterator[tuple[Mode, MultiBlockMask]]:
     """Every mode with its sampler."""
     for target_size_per, length, overlap in product(
-        ("batch", "sample"), ("pad", "trim", 40), (True, False)
+        ("batch", "sample"), (*LENGTHS, 40), (True, False)
     ):
         scale = TARGET_SCALE if overlap else DISJOINT_SCALE
         sampler = MultiBlockMask(
@@ -132,26 +139,41 @@ def modes() -> Iterator[tuple[Mode, MultiBlockMask]]:
         yield Mode(target_size_per, length, overlap), sampler
 
 
-def clips(grid: tuple[int, int, int]) -> dict[str, MultiBlockMask]:
-    """V-JEPA's masks: many small targets, and few large ones."""
-    sets = {"short range, 8 x 15 %": (8, 0.15), "long range, 2 x 70 %": (2, 0.7)}
-    return {
-        f"{name}, target_size_per={target_size_per}": MultiBlockMask(
-            grid,
-            num_targets=count,
-            target_scale=(scale, scale),
-            context_scale=(1.0, 1.0),
-            min_context_coverage=0.05,
-            target_size_per=target_size_per,
-        )
-        for name, (count, scale) in sets.items()
-        for target_size_per in ("batch", "sample")
+def papers(batch: int) -> dict[str, Callable[[], object]]:
+    """Calls that draw a batch of I-JEPA's masks with the settings of the paper."""
+    samplers = {
+        f"MultiBlockMask, {length}": partial(MultiBlockMask(GRID, context_length=length), batch)
+        for length in LENGTHS
     }
+    published = {"published collator": partial(published_image_masks, GRID, batch)}
+    return samplers | published | other_libraries(GRID, batch)
+
+
+# V-JEPA's two sets: number of blocks, and the share of a frame that each covers.
+CLIP_SETS = {"short range, 8 x 15 %": (8, 0.15), "long range, 2 x 70 %": (2, 0.7)}
+
+
+def clips(count: int, scale: float, batch: int) -> dict[str, Callable[[], object]]:
+    """Calls that draw a batch of one of V-JEPA's sets."""
+    grid = (8, *GRID)
+    blocks: dict[str, Any] = {"num_targets": count, "target_scale": (scale, scale)}
+    blocks |= {"context_scale": (1.0, 1.0), "min_context_coverage": 0.05}
+    calls: dict[str, Callable[[], object]] = {}
+    for target_size_per in ("batch", "sample"):
+        for length in LENGTHS:
+            sampler = MultiBlockMask(
+                grid, **blocks, target_size_per=target_size_per, context_length=length
+            )
+            calls[f"MultiBlockMask, {length}, sizes per {target_size_per}"] = partial(
+                sampler, batch
+            )
+    published = partial(published_clip_masks, grid, batch, num_blocks=count, scale=scale)
+    return calls | {"published collator": published}
 
 
 def rates(calls: dict[str, Callable[[], object]], batch: int, rounds: int) -> dict[str, float]:
     """Images per second: medians over the rounds."""
-    times = in_turns(calls, rounds, torch.device("cpu"))
+    times = in_turns(calls, rounds, torch.device("cpu"), clock=time.process_time)
     return {name: batch / statistics.median(values) for name, values in times.items()}
 
 
@@ -167,27 +189,39 @@ def main() -> None:
     random.seed(args.seeds[0])
     batch, rounds = args.batch, args.rounds
     rows: list[dict[str, Any]] = []
+    tables = {"the paper's masks": papers} | {
+        f"V-JEPA's masks, {name}": partial(clips, *blocks) for name, blocks in CLIP_SETS.items()
+    }
+    for title, calls in tables.items():
+        # A batch of one: what a call costs whatever the batch.
+        measured = rates(calls(batch=batch), batch, rounds), rates(calls(batch=1), 1, rounds)
+        for name in measured[0]:
+            row = {"kind": "sampler", "title": title, "name": name, "rate": measured[0][name]}
+            rows.append(row | {"batch": batch, "ms_of_one": 1e3 / measured[1][name]})
     for mode, sampler in modes():
         loop = partial(naive_masks, GRID, batch, mode)
-        measured = rates({"jepakit": partial(sampler, batch), "loop": loop}, batch, rounds)
-        rows.append({"kind": "mode", **mode._asdict(), **measured})
-    papers = {
-        "jepakit, MultiBlockMask": partial(MultiBlockMask(GRID, context_length="trim"), batch)
-    }
-    videos = {name: partial(sampler, batch) for name, sampler in clips((8, *GRID)).items()}
-    for kind, calls in (("sampler", papers | other_libraries(GRID, batch)), ("clip", videos)):
-        measured = rates(calls, batch, rounds)
-        rows += [{"kind": kind, "name": name, "rate": rate} for name, rate in measured.items()]
-    shape = f"{GRID[0]} x {GRID[1]} tokens, batch {batch}, one thread; clips 8 times as many tokens"
-    save(args, rows, table, values=f"{shape}; images/s, medians of {rounds} rounds")
+        rate = rates({"jepakit": partial(sampler, batch), "loop": loop}, batch, rounds)
+        rows.append({"kind": "mode", **mode._asdict(), **rate})
+    shape = f"{GRID[0]} x {GRID[1]} tokens, clips of 8 times as many, batch {batch}, one thread"
+    save(args, rows, table, values=f"{shape}; medians of {rounds} rounds")
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Three tables: modes and the loop, samplers of several libraries, masks for clips."""
-    lines = [
-        "| target_size_per | context_length | overlap | jepakit | loop | ratio |",
-        "|---" * 6 + "|",
-    ]
+    """Samplers of the papers' masks, for images and clips; modes beside the loop."""
+    samplers = [row for row in rows if row["kind"] == "sampler"]
+    tables = []
+    for title in dict.fromkeys(row["title"] for row in samplers):
+        chosen = [row for row in samplers if row["title"] == title]
+        published = next(row for row in chosen if row["name"] == "published collator")
+        batch = published["batch"]
+        lines = [f"| {title} | samples/s, batch {batch} | of published | ms for a batch of 1 |"]
+        lines += ["|---" * 4 + "|"]
+        for row in chosen:
+            ratio, one = row["rate"] / published["rate"], row["ms_of_one"]
+            lines.append(f"| {row['name']} | {row['rate']:,.0f} | {ratio:.1f} | {one:.2f} |")
+        tables.append("\n".join(lines))
+    lines = ["| target_size_per | context_length | overlap | jepakit | loop | ratio |"]
+    lines += ["|---" * 6 + "|"]
     for row in rows:
         if row["kind"] == "mode":
             overlap = "yes" if row["overlap"] else "no"
@@ -195,14 +229,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             rate, loop_rate = (f"{row[side]:,.0f}" for side in ("jepakit", "loop"))
             cells = row["target_size_per"], row["context_length"], overlap, rate, loop_rate, ratio
             lines.append(f"| {' | '.join(map(str, cells))} |")
-    for kind, title in (("sampler", "the paper's masks"), ("clip", "V-JEPA's masks")):
-        chosen = [row for row in rows if row["kind"] == kind]
-        lines += ["", f"| {title} | images/s | of the first |", "|---|---|---|"]
-        lines += [
-            f"| {row['name']} | {row['rate']:,.0f} | {row['rate'] / chosen[0]['rate']:.2f} |"
-            for row in chosen
-        ]
-    return "\n".join(lines)
+    return "\n\n".join([*tables, "\n".join(lines)])
 
 
 if __name__ == "__main__":

@@ -167,6 +167,13 @@ def as_grid_size(
     return grid_size
 
 
+def as_image_size(name: str, value: object) -> tuple[int, int]:
+    """Return `(height, width)` in pixels from a pair, or from one number for a square."""
+    pair = (value, value) if isinstance(value, Integral) else value
+    height, width = as_ints(name, pair, minimum=1, length=2)
+    return height, width
+
+
 def _entries(name: str, value: object, rule: str, *, length: int | None = None) -> list[Any]:
     # Tuples of types: torch 2.6 and 2.7 cannot trace `A | B`.
     unordered = isinstance(value, (str, bytes, bytearray, memoryview, Mapping, Set, Tensor))
@@ -225,6 +232,15 @@ def check_device(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, (torch.device, str, int)):
         shown = type_name(value) if isinstance(value, Tensor) else repr(value)
         raise TypeError(f"{name}={shown}: must be a device; positions have no other dtype")
+
+
+def check_features(features: Tensor, dim: int, rule: str) -> None:
+    """Raise unless features are `[batch, n, dim]`; `rule` says where `dim` comes from."""
+    check_floating("features", features)
+    if features.dim() != 3 or features.shape[-1] != dim:
+        raise ValueError(f"features {tuple(features.shape)}: must be [batch, n, {dim}], {rule}")
+    if len(features) == 0:
+        raise ValueError(f"features {tuple(features.shape)}: the batch must not be empty")
 
 
 def values_readable(*tensors: Tensor) -> bool:

@@ -14,7 +14,7 @@ def unwrap(module: nn.Module) -> nn.Module:
     while True:
         inner = getattr(module, "_orig_mod", None)  # torch.compile
         if inner is None and isinstance(
-            module, nn.parallel.DistributedDataParallel | nn.DataParallel
+            module, (nn.parallel.DistributedDataParallel, nn.DataParallel)
         ):
             inner = module.module
         if inner is None:

@@ -1,15 +1,17 @@
-"""Parameter groups for an optimiser: with and without weight decay."""
+"""Parameters in an optimiser: groups with and without weight decay; new ones in mid-training."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 
-from jepakit._checks import as_number, type_name
+from jepakit._checks import as_image_size, as_number, type_name
+from jepakit._wrapped import fsdp_parts, unwrap
 
-__all__ = ["param_groups"]
+__all__ = ["param_groups", "set_image_size"]
 
 # Modules whose `weight` does not multiply an input vector as a matrix.
 _NORMS_AND_EMBEDDINGS = (
@@ -105,6 +107,108 @@ def param_groups(
         if members:
             groups.append({"params": members, "weight_decay": group_decay})
     return groups
+
+
+def set_image_size(
+    encoder: nn.Module,
+    image_size: int | Sequence[int],
+    *,
+    optimizer: torch.optim.Optimizer | None,
+    teacher: nn.Module | None = None,
+) -> list[str]:
+    """Change the size of images that an encoder takes, in mid-training; return what was replaced.
+
+    timm's `set_input_size` interpolates positions and makes a new parameter of them, which the
+    optimiser does not know: it would stay as it is for the rest of the training. Here it takes the
+    old one's place in its parameter group. Its state starts anew; that of all other parameters, and
+    the groups themselves, stay. The teacher is resized likewise, and keeps its averages,
+    interpolated. Not needed for models that take any size, such as those with
+    `dynamic_img_size=True`.
+
+    A sampler and a predictor for one grid have to be built anew.
+
+    Args:
+        encoder: A `MaskedViT`, compiled or not.
+        image_size: Pixels, `(height, width)`, or one number for square images.
+        optimizer: The optimiser that trains the encoder; None where there is none.
+        teacher: An `EMATeacher` of the encoder.
+
+    Returns:
+        The names of the replaced parameters, empty if positions are not learned.
+
+    Raises:
+        TypeError: If a backbone has no `set_input_size`.
+        ValueError: If the size is no multiple of the patch size, or a module is in
+            `DistributedDataParallel` or sharded, which hold the old parameters: do this before.
+
+    Example:
+        >>> import timm, torch
+        >>> from jepakit import EMATeacher, MaskedViT
+        >>> backbone = timm.create_model("vit_tiny_patch16_224", num_classes=0, depth=1)
+        >>> encoder = MaskedViT(backbone)
+        >>> teacher = EMATeacher(encoder, momentum=0.996)
+        >>> optimizer = torch.optim.AdamW(param_groups(encoder, weight_decay=0.05), lr=1e-3)
+        >>> set_image_size(encoder, 384, optimizer=optimizer, teacher=teacher)
+        ['backbone.pos_embed']
+        >>> encoder.grid_size
+        (24, 24)
+        >>> teacher.update(encoder)
+    """
+    size = as_image_size("image_size", image_size)
+    if not (optimizer is None or isinstance(optimizer, torch.optim.Optimizer)):
+        raise TypeError(f"optimizer: must be a torch optimiser or None, got {type_name(optimizer)}")
+    student = _resizable("encoder", encoder, size)
+    average = None
+    if teacher is not None:
+        module = getattr(unwrap(teacher), "module", None)
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"teacher: must be an EMATeacher, got {type_name(teacher)}")
+        average = _resizable("teacher.module", module, size)
+    replaced = _resize(student, size)
+    if average is not None:
+        _resize(average, size)
+    if optimizer is not None:
+        new = dict(replaced.values())
+        for group in optimizer.param_groups:
+            group["params"] = [new.get(parameter, parameter) for parameter in group["params"]]
+        for old in new:
+            optimizer.state.pop(old, None)
+    return list(replaced)
+
+
+def _resizable(name: str, module: nn.Module, size: tuple[int, int]) -> Any:
+    """Return the encoder within wrappers; raise unless it can be resized."""
+    encoder: Any = unwrap(module)
+    backbone = unwrap(getattr(encoder, "backbone", encoder))
+    if not hasattr(encoder, "grid_size_of"):
+        raise TypeError(f"{name}: must be a MaskedViT, got {type_name(encoder)}")
+    if not hasattr(backbone, "set_input_size"):
+        raise TypeError(f"{name}: its {type(backbone).__name__} has no set_input_size")
+    if fsdp_parts(module) or any(
+        isinstance(part, nn.parallel.DistributedDataParallel) for part in module.modules()
+    ):
+        raise ValueError(
+            f"{name}: must not be in DistributedDataParallel or sharded yet, which hold its old "
+            "parameters; resize the plain module and wrap it anew"
+        )
+    embed: Any = backbone.patch_embed
+    if any(side % patch for side, patch in zip(size, embed.patch_size, strict=True)):
+        patch = tuple(embed.patch_size)
+        raise ValueError(f"image_size={size}: must be multiples of the {name}'s patch size {patch}")
+    return encoder
+
+
+def _resize(encoder: Any, size: tuple[int, int]) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
+    """Resize an encoder; return the old and the new parameter for each name that has another."""
+    before = dict(encoder.named_parameters())
+    backbone: Any = unwrap(encoder.backbone)
+    backbone.set_input_size(img_size=size)
+    replaced = {}
+    for name, parameter in encoder.named_parameters():
+        old = before[name]
+        if parameter is not old:
+            replaced[name] = (old, parameter.requires_grad_(old.requires_grad))
+    return replaced
 
 
 def _is_matrix(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:

@@ -5,10 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from jepakit._checks import as_fraction
-from jepakit._wrapped import clean_names, fsdp_parts, loaded_type, name_difference, unwrap
+from jepakit._pairs import Pairs, is_half_precision
+from jepakit._wrapped import fsdp_parts, unwrap
 
 __all__ = ["EMATeacher"]
 
@@ -19,7 +20,8 @@ class EMATeacher(nn.Module):
     $\bar\theta \leftarrow m\,\bar\theta + (1 - m)\,\theta$ for every floating or complex parameter,
     with $m = m(\mathrm{step})$; buffers and integer parameters are copied. The teacher starts as an
     exact copy, never gets a gradient and is always in eval mode. It is kept in float32, also for a
-    student in half precision: in bfloat16, an average with momentum 0.999 does not change.
+    student in half precision: in bfloat16, an average with momentum 0.999 does not change. With a
+    momentum of 1 it is left untouched, whatever the student holds, NaN included.
 
     Build it after loading pretrained weights, and before sharding the student with FSDP2. Call
     `update` after each step of the optimiser. The state dict holds `step`, so a resumed run
@@ -70,10 +72,11 @@ class EMATeacher(nn.Module):
             )
         self._schedule = momentum
         self.step = 0
+        self._pairs: Pairs | None = None  # made by the first update
         with torch.inference_mode(False):  # a copy made in inference mode could not be updated
             self.module = copy.deepcopy(unwrap(student)).requires_grad_(False)
             for tensor in (*self.module.parameters(), *self.module.buffers()):
-                if _is_half_precision(tensor):
+                if is_half_precision(tensor):
                     dtype = torch.complex64 if tensor.is_complex() else torch.float32
                     tensor.data = tensor.data.to(dtype)
         self.eval()
@@ -96,13 +99,16 @@ class EMATeacher(nn.Module):
         with torch.no_grad():
             return self.module(*args, **kwargs)
 
-    @torch.no_grad()
     def update(self, student: nn.Module) -> None:
         """Move towards the `student`, wrapped or not, by one step, then count the step.
 
         Raises:
             TypeError: If the teacher was cast to half precision.
-            ValueError: If student and teacher differ in names, shapes or sharding.
+            ValueError: If student and teacher differ in names, shapes or sharding, for example
+                because only one was resized; `jepakit.optim.set_image_size` resizes both.
+
+        Names and shapes are compared by the first update, and again when a module, a parameter or a
+        buffer was replaced or moved.
         """
         if not isinstance(student, nn.Module):
             kind = type(student).__name__
@@ -113,28 +119,10 @@ class EMATeacher(nn.Module):
         # gathered parameters are lost at the next gathering, and the student's can be outdated.
         for part in (*fsdp_parts(self), *fsdp_parts(student)):
             part.reshard()
-        parameters = clean_names(self.module.named_parameters())
-        ours = parameters | clean_names(self.module.named_buffers())
-        theirs = clean_names(student.named_parameters()) | clean_names(student.named_buffers())
-        _check_names(ours, theirs)
-        _check_precision(parameters)
-        sharded = _sharded_names(ours, theirs)
-        averages, sources = [], []
-        for name, mine in ours.items():
-            source = theirs[name].detach()
-            if name in sharded:
-                mine, source = mine.to_local(), source.to_local()
-            if name in parameters and (mine.is_floating_point() or mine.is_complex()):
-                # For the one fused call below, which needs equal real dtypes.
-                source = source.to(device=mine.device, dtype=mine.dtype)
-                if mine.is_complex():
-                    mine, source = torch.view_as_real(mine), torch.view_as_real(source)
-                averages.append(mine)
-                sources.append(source)
-            else:
-                mine.copy_(source)
-        if averages:
-            torch._foreach_lerp_(averages, sources, 1.0 - momentum)
+        if self._pairs is None or not self._pairs.still_hold(self.module, student):
+            self._pairs = Pairs(self.module, student)
+        if momentum < 1:  # not `lerp` with weight 0, since 0 * NaN is NaN
+            self._pairs.average(1.0 - momentum)
         self.step += 1
 
     def train(self, mode: bool = True) -> "EMATeacher":
@@ -152,48 +140,3 @@ class EMATeacher(nn.Module):
     def extra_repr(self) -> str:
         """Momentum and step."""
         return f"momentum={self._schedule!r}, step={self.step}"
-
-
-def _is_half_precision(tensor: Tensor) -> bool:
-    """True for floating and complex tensors less precise than float32, eight bits included."""
-    inexact = tensor.is_floating_point() or tensor.is_complex()
-    return inexact and tensor.dtype.to_real().itemsize < torch.float32.itemsize
-
-
-def _check_names(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
-    if difference := name_difference(ours.keys(), theirs.keys()):
-        raise ValueError(f"student: must have the names of the teacher's module, but {difference}")
-    for name, tensor in ours.items():
-        if tensor.shape != theirs[name].shape:
-            actual, expected = tuple(theirs[name].shape), tuple(tensor.shape)
-            raise ValueError(f"student: {name} has shape {actual}: must be {expected}")
-
-
-def _check_precision(parameters: dict[str, Tensor]) -> None:
-    for name, tensor in parameters.items():
-        if _is_half_precision(tensor):
-            raise TypeError(
-                f"teacher: parameter {name} is {tensor.dtype}; the average is kept in float32, "
-                "since in half precision it does not change at a momentum near 1; use autocast"
-            )
-
-
-def _sharded_names(ours: dict[str, Any], theirs: dict[str, Any]) -> set[str]:
-    """Return the names of sharded tensors; raise unless both are sharded in the same way."""
-    dtensor = loaded_type("torch.distributed.tensor", "DTensor")
-
-    def sharding(tensor: Any) -> tuple[Any, ...] | None:
-        is_sharded = issubclass(type(tensor), dtensor)
-        return (tensor.placements, tensor.device_mesh) if is_sharded else None
-
-    sharded = set()
-    for name, mine in ours.items():
-        expected, actual = sharding(mine), sharding(theirs[name])
-        if expected != actual:
-            raise ValueError(
-                f"student: {name} is sharded as {actual or 'none'}, the teacher's as "
-                f"{expected or 'none'}; call fully_shard on it and teacher.module in the same way"
-            )
-        if expected:
-            sharded.add(name)
-    return sharded

@@ -1,13 +1,17 @@
 """`extract_features`: rows in order, modes put back, and errors that name the batch."""
 
 import functools
+from functools import partial
 from typing import Any
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from jepakit.evaluation import Features, extract_features
+from jepakit import MaskedViT, TokenSet, mean_tokens, take_tokens
+from jepakit.evaluation import Features, evaluate, extract_features
 
 
 def batches() -> list[tuple[Tensor, Tensor]]:
@@ -226,3 +230,54 @@ def test_features_of_another_type_raise(x: Any, y: Any, text: str) -> None:
     with pytest.raises(TypeError) as raised:
         Features(x=x, y=y)
     assert str(raised.value) == text
+
+
+def padded_loader(batch_size: int, *, images: torch.Tensor, valid: torch.Tensor) -> DataLoader:
+    dataset = TensorDataset(images, torch.arange(len(images)) % 2, valid)
+    return DataLoader(dataset, batch_size=batch_size)
+
+
+def test_padded_images() -> None:
+    """Law 5: a padded image has the features that it has alone, cut to what is there. Trap: the
+    padding is seen and pooled."""
+    torch.manual_seed(0)
+    arguments = {"num_classes": 0, "depth": 1, "embed_dim": 48, "num_heads": 2, "img_size": 64}
+    backbone = timm.create_model("vit_tiny_patch16_224", dynamic_img_size=True, **arguments)
+    encoder = MaskedViT(backbone)
+    images, valid = torch.randn(5, 3, 64, 64), torch.zeros(5, 4, 4, dtype=torch.bool)
+    heights = (4, 1, 2, 3, 0)
+    for row, height in enumerate(heights):
+        valid[row, :height] = True
+    loader = partial(padded_loader, images=images, valid=valid.flatten(1))
+    features = extract_features(encoder.extract_features, loader(5), grid_size=(4, 4))
+    one_by_one = extract_features(encoder.extract_features, loader(1), grid_size=[4, 4])
+    torch.testing.assert_close(features.x, one_by_one.x, rtol=1e-4, atol=1e-5)
+    assert not features.x[4].any()
+    noise = torch.where(valid.repeat_interleave(16, 1).repeat_interleave(16, 2)[:, None], images, 9)
+    other = padded_loader(5, images=noise, valid=valid.flatten(1))
+    again = extract_features(encoder.extract_features, other, grid_size=(4, 4))
+    assert torch.equal(again.x, features.x)
+
+    with pytest.raises(TypeError, match=r"must yield pairs .* not batch 0; give the grid_size of"):
+        extract_features(encoder.extract_features, loader(5))
+    with pytest.raises(TypeError, match=r"must yield three tensors \(images, labels, valid\)"):
+        extract_features(
+            encoder.extract_features, [(images, torch.zeros(5).long())], grid_size=(4, 4)
+        )
+    with pytest.raises(ValueError, match=r"valid of batch 0 is \(5, 16\), must be \(5, 20\)"):
+        extract_features(encoder.extract_features, loader(5), grid_size=(4, 5))
+
+
+def test_scores_of_padded_images() -> None:
+    """`evaluate` passes validity on: only where data is do the classes differ."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(80) % 2
+    images = torch.randn(80, 1, 2, 4, generator=generator)
+    images[:, 0, 0] = labels[:, None].float()  # the other row is noise
+    valid = (torch.arange(8) < 4).expand(80, 8)
+
+    def encode(x: torch.Tensor, context: TokenSet) -> torch.Tensor:
+        return mean_tokens(take_tokens(x.flatten(1)[..., None] - 0.5, context), context)
+
+    dataset = TensorDataset(images, labels, valid)
+    assert evaluate(encode, dataset, dataset, grid_size=(2, 4), k=3).knn == 1.0

@@ -178,3 +178,71 @@ def test_unpooled_features_are_those_of_forward(few_kind, cached, images_for) ->
     images = images_for(encoder, 2)
     with torch.no_grad():
         assert torch.equal(encoder.extract_features(images, pool=None), encoder(images))
+
+
+@pytest.mark.parametrize("size", [64, (64, 64), [64, 64], torch.Size((64, 64)), np.int64(64)])
+def test_grid_size_of(size, cached) -> None:
+    assert cached("vit_cls").grid_size_of(size) == (4, 4)
+
+
+def test_grid_size_of_what_forward_takes(any_kind, cached, images_for) -> None:
+    encoder = cached(any_kind)
+    images = images_for(encoder, 1)
+    assert encoder.grid_size_of(images.shape[2:]) == encoder.grid_size
+
+
+def test_grid_size_of_what_forward_refuses(cached) -> None:
+    for kind, size, text in (
+        ("vit_cls", 96, r"images of 96 x 96 pixels: must be 64 x 64, as the backbone was built"),
+        ("vit_dynamic", (50, 48), r"images of 50 x 48 pixels: sides must be multiples"),
+        ("vit_cls", 0, r"image_size\[0\]=0: must be at least 1"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            cached(kind).grid_size_of(size)
+    assert cached("vit_dynamic").grid_size_of((48, 80)) == (3, 5)
+
+
+def test_pooled_features_of_a_context(few_kind, cached, images_for, ragged, assert_close) -> None:
+    """Laws 5 and 6: the mean over what is visible, whatever padding a batch forces. Traps: padding
+    in the mean; `fc_norm`, which makes its bias of a sample that has nothing."""
+    encoder = cached(few_kind)
+    images, tokens = images_for(encoder, 4), ragged(encoder.grid_size, 4)
+    mask = tokens.to_mask()
+    mask[0] = False
+    tokens = TokenSet.from_mask(mask, encoder.grid_size)
+    with torch.no_grad():
+        pooled = encoder.extract_features(images, tokens)
+        assert not pooled[0].any()
+        for row in range(1, 4):
+            alone = TokenSet.from_mask(mask[row : row + 1], encoder.grid_size)
+            if not alone.counts().item():
+                continue
+            expected = encoder.extract_features(images[row : row + 1], alone)
+            assert_close(pooled[row : row + 1], expected)
+            mean = encoder(images[row : row + 1], alone).mean(dim=1)
+            norm = getattr(encoder.backbone, "fc_norm", torch.nn.Identity())
+            assert_close(expected, norm(mean))
+        full = TokenSet.full(encoder.grid_size, (4,))
+        assert_close(encoder.extract_features(images, full), encoder.extract_features(images))
+        unpooled = encoder.extract_features(images, tokens, pool=None)
+        assert torch.equal(unpooled, encoder(images, tokens))
+
+
+def test_class_token_of_a_context(cached, images_for, assert_close) -> None:
+    """The class token attends to the context alone."""
+    encoder = cached("vit_cls")
+    images, other = images_for(encoder, 2), images_for(encoder, 2)
+    mask = torch.arange(16).expand(2, -1) < 8  # the upper half
+    tokens = TokenSet.from_mask(mask, (4, 4))
+    other[:, :, :32] = images[:, :, :32]
+    with torch.no_grad():
+        pooled = encoder.extract_features(images, tokens, pool="cls")
+        assert torch.equal(encoder.extract_features(other, tokens, pool="cls"), pooled)
+        assert not torch.allclose(encoder.extract_features(images, pool="cls"), pooled)
+
+
+def test_attention_pooling_takes_no_context(cached, images_for) -> None:
+    encoder = cached("siglip")
+    images, full = images_for(encoder, 1), TokenSet.full(encoder.grid_size, (1,))
+    with pytest.raises(ValueError, match=r"pool='map': takes no context"):
+        encoder.extract_features(images, full, pool="map")

@@ -326,3 +326,31 @@ def test_what_can_be_dropped_says_so() -> None:
     backbone = timm.create_model("naflexvit_base_patch16_gap", num_classes=0, depth=1)
     with pytest.raises(UnsupportedBackboneError, match="mask_mode='drop' takes it"):
         MaskedViT(backbone, mask_mode="replace")
+
+
+@every_kind
+def test_hidden_features_are_returned(kind) -> None:
+    """All positions, in the order of the grid; what is visible is what `forward` returns."""
+    encoder, images = cached(kind), images_of(kind, 3)
+    tokens = some(encoder.grid_size, 3)
+    with torch.no_grad():
+        every = encoder(images, tokens, return_hidden=True)
+        assert every.shape == (3, tokens.num_positions, encoder.embed_dim)
+        assert torch.equal(take_tokens(every, tokens), encoder(images, tokens))
+        # Hidden positions have features of their own, and no pixels of their own.
+        hidden = tokens.complement()
+        assert take_tokens(every, hidden)[hidden.valid].abs().min(dim=0).values.max() > 0
+        if kind != "hiera":
+            seen = pixels(kind, tokens.to_mask()).bool()
+            other = torch.where(seen, images, torch.randn_like(images))
+            assert torch.equal(encoder(other, tokens, return_hidden=True), every)
+
+
+def test_hidden_features_where_there_are_none() -> None:
+    """Law 12: the argument has an effect, or raises."""
+    encoder, images = cached("vit"), images_of("vit", 1)
+    with pytest.raises(ValueError, match=r"return_hidden=True: must come with .* and no context"):
+        encoder(images, return_hidden=True)
+    dropping = MaskedViT(encoder.backbone)
+    with pytest.raises(ValueError, match=r"return_hidden=True: .* got mask_mode='drop' and a cont"):
+        dropping(images, some((3, 4), 1), return_hidden=True)

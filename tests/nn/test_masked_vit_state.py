@@ -113,27 +113,6 @@ def test_copies_are_independent(few_kind, build, images_for, duplicate) -> None:
     assert torch.equal(other(images, context), expected)
 
 
-@pytest.mark.parametrize("method", ["forward", "forward_intermediates"])
-def test_an_exception_leaves_no_context(few_kind, build, images_for, method) -> None:
-    """The next plain forward must not be a masked one."""
-    encoder = build(few_kind)
-    images, context = images_for(encoder, 2), half_context(encoder, 2)
-    expected = encoder(images)
-
-    def fail(*_):
-        raise KeyboardInterrupt
-
-    handle = encoder.backbone.blocks[1].register_forward_pre_hook(fail)
-    arguments = (images, context) if method == "forward" else (images, [1], context)
-    with pytest.raises(KeyboardInterrupt):
-        getattr(encoder, method)(*arguments)
-    handle.remove()
-    assert torch.equal(encoder(images), expected)
-    assert torch.equal(
-        encoder.backbone.forward_features(images)[:, encoder.num_prefix_tokens :], expected
-    )
-
-
 def test_training_mode_trains(few_kind, build, images_for) -> None:
     """Dropping is the context's, in training and in evaluation; drop-path stays timm's own."""
     encoder = build(few_kind)

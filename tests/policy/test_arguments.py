@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from omegaconf import ListConfig, OmegaConf
 from tests.policy.test_public_api import OBJECTS
@@ -331,6 +332,14 @@ CASES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "param_groups": (
         lambda weight_decay: optim.param_groups(nn.Linear(2, 2), weight_decay)[0]["weight_decay"],
         {"weight_decay": 1.0},
+    ),
+    "set_image_size": (
+        lambda image_size: optim.set_image_size(
+            jepakit.MaskedViT(timm.create_model("vit_tiny_patch16_224", depth=1, img_size=16)),
+            image_size,
+            optimizer=None,
+        ),
+        {"image_size": (32, 48)},
     ),
     # diagnostics
     "CollapseMonitor": (

@@ -86,23 +86,6 @@ def test_why_a_run_failed_is_said(benchmarks, monkeypatch, tmp_path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.no_hook
-def test_throughput_runs_at_a_tiny_scale(benchmarks, monkeypatch, tmp_path) -> None:
-    """Its figures need an accelerator; that the script works does not."""
-    step = load(benchmarks / "step.py")
-    small = {"width": 32, "depth": 1, "heads": 2, "image-size": 32, "patch-size": 4}
-    small |= {"batch-size": 4, "predictor-width": 32, "predictor-depth": 1, "context": 16}
-    small |= {"steps": 1, "rounds": 1}
-    written = tmp_path / "step.json"
-    options = [word for name, value in small.items() for word in (f"--{name}", str(value))]
-    monkeypatch.setattr(sys, "argv", ["step.py", *options, "--write", str(written)])
-    step.main()
-    rows = json.loads(written.read_text())["rows"]
-    assert [row["name"] for row in rows] == ["eager", "compiled"]
-    assert all(row["images_per_second"] > 0 < row["flops_per_step"] for row in rows)
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [path.stem for path in RECIPES if tomllib.loads(path.read_text())["tier"] == "accelerator"],

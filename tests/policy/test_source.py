@@ -15,7 +15,11 @@ SRC = ROOT / "src" / "jepakit"
 FILES = [path.relative_to(SRC).as_posix() for path in sorted(SRC.rglob("*.py"))]
 
 # (file, function): why it may take **kwargs.
-KWARGS = {("teacher.py", "EMATeacher.forward"): "it is called like the student, whatever that is"}
+KWARGS = {
+    ("teacher.py", "EMATeacher.forward"): "it is called like the student, whatever that is",
+    ("nn/_backbones/stand_in.py", "FollowedBy.__call__"): "it is called like any module",
+    ("nn/_backbones/stand_in.py", "stand_in"): "attributes of any module",
+}
 
 # Written so that this file does not hold what it looks for.
 HOSTS = ["pypi" + ".org", "python" + "hosted.org", "anaconda" + ".org", "download." + "pytorch.org"]

@@ -1,7 +1,8 @@
 """Features of labelled images from a frozen encoder."""
 
 import functools
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +12,10 @@ from jaxtyping import Float, Integer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from jepakit._checks import as_int, check_floating, check_tensor, type_name
+from jepakit._checks import as_grid_size, as_int, check_floating, check_tensor, type_name
 from jepakit._wrapped import eval_mode
 from jepakit.data._subset import stratified_indices
+from jepakit.tokens import TokenSet
 
 __all__ = [
     "Features",
@@ -67,11 +69,12 @@ class Features:
 
 
 def extract_features(
-    encode: Callable[[Tensor], Tensor],
+    encode: Callable[..., Tensor],
     loader: Iterable[Any],
     *,
     prepare: Callable[[Tensor], Tensor] | None = None,
     device: torch.device | str | int | None = None,
+    grid_size: Sequence[int] | None = None,
 ) -> Features:
     """Run an encoder over labelled images and collect its features on the CPU in float32.
 
@@ -88,8 +91,11 @@ def extract_features(
         prepare: Preprocessing of the images on `device`, such as a `PixelStatistics`, which turns
             stored bytes into standardised floats.
         device: Device to encode on; None leaves the images where they are.
+        grid_size: For images with padding: the loader yields `(images, labels, valid)`, with
+            `valid` True where a position of this grid holds data, a bool tensor `[b N]`, and
+            `encode(images, TokenSet.from_mask(valid, grid_size))` sees and pools these only.
 
-    A batch that is not such a pair, and features of another shape or not finite, raise an error
+    A batch of another kind, and features of another shape or not finite, raise an error
     that names the batch.
 
     Example:
@@ -98,26 +104,32 @@ def extract_features(
         >>> extract_features(lambda images: images.mean(dim=(2, 3)), loader)
         <Features: 4 rows of 3, 2 classes>
     """
-    x, y = encode_batches(encode, loader, prepare=prepare, device=device, axes=("b", "d"))
+    x, y = encode_batches(
+        encode, loader, prepare=prepare, device=device, axes=("b", "d"), grid_size=grid_size
+    )
     return Features(x=x, y=y)
 
 
 def encode_batches(
-    encode: Callable[[Tensor], Tensor],
+    encode: Callable[..., Tensor],
     loader: Iterable[Any],
     *,
     prepare: Callable[[Tensor], Tensor] | None,
     device: torch.device | str | int | None,
     axes: tuple[str, ...],
+    grid_size: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the outputs of `encode`, which must have these axes, and the labels, on the CPU."""
+    grid = None if grid_size is None else as_grid_size("grid_size", grid_size)
     outputs: list[Tensor] = []
     all_labels: list[Tensor] = []
     with torch.no_grad(), _eval_mode(encode), _eval_mode(prepare):
         for number, batch in enumerate(loader):
-            images, labels = _checked_pair(batch, number)
+            images, labels, *valid = _checked_batch(batch, number, grid)
             moved = images if device is None else images.to(device, non_blocking=True)
-            output = encode(moved if prepare is None else prepare(moved))
+            # Trimmed to the batch's longest: what is not seen costs nothing.
+            context = [TokenSet.from_mask(mask, grid).to(moved.device) for mask in valid if grid]
+            output = encode(moved if prepare is None else prepare(moved), *context)
             _check_output(output, images, number, axes, first=outputs[0] if outputs else None)
             outputs.append(output.to("cpu", torch.float32))
             all_labels.append(labels.to("cpu", torch.int64))
@@ -163,17 +175,28 @@ def _is_integer(labels: Tensor) -> bool:
     return not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
 
 
-def _checked_pair(batch: object, number: int) -> tuple[Tensor, Tensor]:
+def _checked_batch(batch: object, number: int, grid: tuple[int, ...] | None) -> tuple[Tensor, ...]:
     parts = tuple(batch) if isinstance(batch, tuple | list) else ()
-    if len(parts) != 2 or not all(isinstance(part, Tensor) for part in parts):
-        raise TypeError(f"loader: must yield pairs of tensors (images, labels), not batch {number}")
-    images, labels = parts
+    if not all(isinstance(part, Tensor) for part in parts) or len(parts) != 2 + (grid is not None):
+        kind = (
+            "pairs of tensors (images, labels)"
+            if grid is None
+            else ("three tensors (images, labels, valid), as grid_size is given")
+        )
+        hint = "; give the grid_size of valid" if grid is None and len(parts) == 3 else ""
+        raise TypeError(f"loader: must yield {kind}, not batch {number}{hint}")
+    images, labels = parts[:2]
     if not _is_integer(labels):
         raise TypeError(f"loader: labels must be integers, batch {number} has {labels.dtype}")
     if images.dim() < 1 or labels.shape != images.shape[:1]:
         shapes = f"{tuple(labels.shape)} for images {tuple(images.shape)}"
         raise ValueError(f"loader: labels must be one for each image, batch {number} has {shapes}")
-    return images, labels
+    if grid is not None:
+        check_tensor("valid", parts[2], torch.bool)
+        if parts[2].shape != (len(images), math.prod(grid)):
+            shapes = f"{tuple(parts[2].shape)}, must be {(len(images), math.prod(grid))}"
+            raise ValueError(f"loader: valid of batch {number} is {shapes} for the grid {grid}")
+    return parts
 
 
 def _check_output(

@@ -1,7 +1,7 @@
 """`evaluate`: nearest neighbours, linear probe and effective rank of a frozen encoder."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -35,7 +35,7 @@ class Scores(NamedTuple):
 
 
 def evaluate(
-    encode: Callable[[Tensor], Tensor],
+    encode: Callable[..., Tensor],
     train: Dataset[Any],
     test: Dataset[Any],
     *,
@@ -45,6 +45,7 @@ def evaluate(
     batch_size: int = 256,
     num_workers: int = 0,
     device: torch.device | str | int | None = None,
+    grid_size: Sequence[int] | None = None,
 ) -> Scores:
     """Accuracy of nearest neighbours and of a linear probe, and effective rank of the features.
 
@@ -57,6 +58,7 @@ def evaluate(
 
     Args:
         encode, prepare, device: As in `extract_features`.
+        grid_size: As in `extract_features`; the sets then hold `(image, label, valid)`.
         train: `(image, label)` pairs on which neighbours are searched and the probe is fitted.
         test: Pairs to classify.
         k: Number of nearest images that vote.
@@ -77,7 +79,8 @@ def evaluate(
     """
     loaders = [subset_loader(each, num_images, batch_size, num_workers) for each in (train, test)]
     train_features, test_features = (
-        extract_features(encode, loader, prepare=prepare, device=device) for loader in loaders
+        extract_features(encode, loader, prepare=prepare, device=device, grid_size=grid_size)
+        for loader in loaders
     )
     check_shared_classes(train_features.y, test_features.y)
     with warnings.catch_warnings():

@@ -13,7 +13,9 @@ from torch.nn import functional as F
 
 from jepakit._precision import full_precision
 from jepakit._wrapped import unwrap
+from jepakit.interop._weights import Adaptation
 from jepakit.nn import MaskedViT
+from jepakit.nn._backbones.resample import adapt_patch_kernel, adapt_positions
 
 _BLOCK_LAYERS = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
 
@@ -67,6 +69,37 @@ def backbone_arguments(state: Mapping[str, Any]) -> dict[str, str]:
     if "head.weight" not in state:
         arguments["num_classes"] = "0"
     return arguments
+
+
+# Other image sizes, patch sizes and channels
+
+
+def adapt_encoder(
+    part: str,
+    weights: Any,
+    tensors: Mapping[str, Tensor],
+    grid_size: tuple[int, int],
+    published_grid: tuple[int, int] | None = None,
+) -> tuple[Any, list[Adaptation]]:
+    """Return weights with the kernel and the positions that an encoder's shapes need, and a report.
+
+    What cannot be adapted stays as it is, for `match` to refuse.
+    """
+    if not isinstance(weights, Mapping):
+        return weights, []
+    adapted, done = dict(weights), []
+    kernel, own = "patch_embed.proj.weight", tensors.get("patch_embed.proj.weight")
+    if own is not None and shape_of(weights, kernel, 4) not in (None, tuple(own.shape)):
+        adapted[kernel], method = adapt_patch_kernel(weights[kernel], tuple(own.shape))
+        done.append((kernel, method))
+    if shape_of(weights, "pos_embed", 3):
+        adapted["pos_embed"] = adapt_positions(weights["pos_embed"], grid_size, published_grid)
+        done.append(("pos_embed", f"interpolated to the grid {grid_size}"))
+    return adapted, [
+        Adaptation(part, name, tuple(weights[name].shape), tuple(adapted[name].shape), method)
+        for name, method in done
+        if adapted[name] is not weights[name]
+    ]
 
 
 # Computation that names and shapes do not show

@@ -94,6 +94,27 @@ def cpu_copy(tensor: Tensor) -> Tensor:
 
 # From one to the other
 
+# What `adapt=True` can give another shape, under the published names.
+ADAPTABLE = {"patch_embed.proj.weight", "pos_embed", "predictor_pos_embed"}
+
+
+class Adaptation(NamedTuple):
+    """A weight that was adapted to the shape that a module has.
+
+    Args:
+        part: The module that was loaded: `"encoder"`, `"predictor"` or `"teacher"`.
+        name: The tensor, under its published name.
+        published: Its shape in the checkpoint.
+        loaded: The shape that it was adapted to.
+        method: How.
+    """
+
+    part: str
+    name: str
+    published: tuple[int, ...]
+    loaded: tuple[int, ...]
+    method: str
+
 
 class Assignment(NamedTuple):
     """A module's tensor and the weight to be copied into it."""
@@ -126,7 +147,7 @@ def match(
 
     if difference := name_difference(tensors.keys(), weights.keys()):
         raise ValueError(f"{source}: must have the names of the {part}, but {difference}{advice()}")
-    assignments, differing = {}, []
+    assignments, differing = {}, {}
     for name, tensor in tensors.items():
         weight = weights[name]
         check_floating(f"{source}: {name}", weight)
@@ -135,12 +156,13 @@ def match(
         if weight.layout != torch.strided:
             raise ValueError(f"{source}: {name} must be a dense tensor, got {weight.layout}")
         if weight.shape != tensor.shape:
-            differing.append(f"{name} {tuple(weight.shape)} against {tuple(tensor.shape)}")
+            differing[name] = f"{name} {tuple(weight.shape)} against {tuple(tensor.shape)}"
         assignments[name] = Assignment(tensor, weight)
     if differing:
+        hint = "" if set(differing) - ADAPTABLE else ", or pass adapt=True"
         raise ValueError(
             f"{source}: must have the shapes of the {part}, but differs in {len(differing)}: "
-            f"{', '.join(differing[:3])}{advice()}"
+            f"{', '.join(list(differing.values())[:3])}{advice()}{hint}"
         )
     return assignments
 

@@ -8,10 +8,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from jepakit._checks import type_name
+from jepakit._checks import as_bool, type_name
 from jepakit._wrapped import clean_names, unwrap
-from jepakit.interop._encoder_layout import backbone_arguments, check_arithmetic
-from jepakit.interop._weights import assign, backbone_tensors, match, unwrapped
+from jepakit.interop._encoder_layout import adapt_encoder, backbone_arguments, check_arithmetic
+from jepakit.interop._weights import Adaptation, assign, backbone_tensors, match, unwrapped
 from jepakit.nn import MaskedViT
 
 __all__ = ["load_hf_ijepa"]
@@ -37,7 +37,9 @@ _BLOCK_NAMES = {
 }
 
 
-def load_hf_ijepa(model: nn.Module | Mapping[str, Any], encoder: nn.Module) -> None:
+def load_hf_ijepa(
+    model: nn.Module | Mapping[str, Any], encoder: nn.Module, *, adapt: bool = False
+) -> list[Adaptation]:
     """Load the weights of an `IJepaModel` of transformers into an encoder.
 
     Everything is compared first: if something does not fit, this raises and the encoder is
@@ -52,6 +54,10 @@ def load_hf_ijepa(model: nn.Module | Mapping[str, Any], encoder: nn.Module) -> N
             example from `safetensors.torch.load_file`.
         encoder: A `MaskedViT` around a timm model without class token, such as
             `vit_huge_patch14_gap_224` with `num_classes=0`; wrapped or not.
+        adapt: As in `load_ijepa`.
+
+    Returns:
+        What was adapted; empty if everything fitted.
 
     Raises:
         ValueError: If the weights do not fit the encoder, or it is sharded.
@@ -70,6 +76,7 @@ def load_hf_ijepa(model: nn.Module | Mapping[str, Any], encoder: nn.Module) -> N
         ...     "layernorm.bias": torch.zeros(32),
         ... }
         >>> load_hf_ijepa(state, encoder)
+        []
         >>> torch.equal(encoder.backbone.pos_embed, state["embeddings.position_embeddings"])
         True
 
@@ -87,13 +94,17 @@ def load_hf_ijepa(model: nn.Module | Mapping[str, Any], encoder: nn.Module) -> N
         raise TypeError(f"model: must be an IJepaModel or its state dict, got {type_name(model)}")
     if any(str(name).startswith("ijepa.") for name in state):
         raise ValueError("model: must be the IJepaModel alone; pass model.ijepa of one with a head")
-    weights = _timm_names(state)
+    weights, adaptations = _timm_names(state), list[Adaptation]()
+    if as_bool("adapt", adapt):
+        grid = _configured_grid(model) if isinstance(model, nn.Module) else None
+        weights, adaptations = adapt_encoder("encoder", weights, ours, target.grid_size, grid)
     matched = match("model", "encoder's backbone", ours, weights, backbone_arguments)
     if isinstance(model, nn.Module):
-        _check_configuration(model, target)
-    else:
+        _check_configuration(model, target, any_grid=adapt)
+    elif not adapt:
         _check_grid(target)
     assign(matched.values())
+    return adaptations
 
 
 def _timm_names(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -121,7 +132,15 @@ def _timm_name(name: str) -> str:
     return name
 
 
-def _check_configuration(model: nn.Module, encoder: MaskedViT) -> None:
+def _configured_grid(model: nn.Module) -> tuple[int, int] | None:
+    config: Any = getattr(model, "config", None)
+    if config is None:
+        return None
+    pixels, patch = _both_sides(config.image_size), _both_sides(config.patch_size)
+    return pixels[0] // patch[0], pixels[1] // patch[1]
+
+
+def _check_configuration(model: nn.Module, encoder: MaskedViT, *, any_grid: bool) -> None:
     config: Any = getattr(model, "config", None)
     if config is None:
         raise TypeError(f"model={type_name(model)}: must be an IJepaModel, which has a config")
@@ -133,11 +152,11 @@ def _check_configuration(model: nn.Module, encoder: MaskedViT) -> None:
     if own_heads != heads:
         hint = f"build the backbone with num_heads={heads}"
         raise ValueError(f"encoder: has {own_heads} heads, the model {heads}; {hint}")
-    pixels, patch = _both_sides(config.image_size), _both_sides(config.patch_size)
-    grid = pixels[0] // patch[0], pixels[1] // patch[1]
-    if grid != encoder.grid_size:
+    grid = _configured_grid(model)
+    if grid != encoder.grid_size and not any_grid:
         grids = f"is on the grid {encoder.grid_size}, the model on {grid}"
-        raise ValueError(f"encoder: {grids}; build the backbone with img_size={pixels}")
+        size = f"build the backbone with img_size={_both_sides(config.image_size)}"
+        raise ValueError(f"encoder: {grids}; {size}, or pass adapt=True")
 
 
 def _check_grid(encoder: MaskedViT) -> None:
@@ -145,7 +164,8 @@ def _check_grid(encoder: MaskedViT) -> None:
     if height != width and isqrt(height * width) ** 2 == height * width:
         raise ValueError(
             f"encoder: is on the grid {encoder.grid_size}, and a state dict does not show whether "
-            "its positions are on that grid or on a square one; pass the IJepaModel itself"
+            "its positions are on that grid or on a square one; pass the IJepaModel itself, or "
+            "adapt=True if they are on a square one"
         )
 
 

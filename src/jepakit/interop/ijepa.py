@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jepakit._checks import as_int
+from jepakit._checks import as_bool, as_grid_size, as_int
 from jepakit._wrapped import clean_names, name_difference
 from jepakit.interop._encoder_layout import (
+    adapt_encoder,
     backbone_arguments,
     check_arithmetic,
     check_square_grid,
@@ -21,6 +22,7 @@ from jepakit.interop._encoder_layout import (
     shape_of,
 )
 from jepakit.interop._weights import (
+    Adaptation,
     Assignment,
     assign,
     backbone_tensors,
@@ -32,6 +34,7 @@ from jepakit.interop._weights import (
     unwrapped,
 )
 from jepakit.nn import MaskedPredictor, MaskedViT
+from jepakit.nn._backbones.resample import adapt_positions
 from jepakit.nn.positions import sincos_table
 from jepakit.teacher import EMATeacher
 
@@ -45,7 +48,8 @@ def load_ijepa(
     predictor: nn.Module | None = None,
     teacher: nn.Module | None = None,
     steps_per_epoch: int | None = None,
-) -> None:
+    adapt: bool = False,
+) -> list[Adaptation]:
     r"""Load a published I-JEPA checkpoint into an encoder, a predictor and a teacher.
 
     The checkpoint's `target_encoder` is loaded into `teacher`. Everything is compared first: if a
@@ -71,6 +75,13 @@ def load_ijepa(
         steps_per_epoch: Optimiser steps in an epoch of the run that continues. `teacher.step`
             becomes the checkpoint's `epoch` times this, so that the momentum schedule continues;
             None leaves it as it is.
+        adapt: Adapt the encoders' patch embedding to other channel counts and patch sizes, and
+            positions to other grids, as timm does: a kernel for colours is summed for one channel
+            and repeated for several, and resampled to a patch size; position tables are
+            interpolated (bicubic). With False, every shape must fit.
+
+    Returns:
+        What was adapted; empty if everything fitted.
 
     Raises:
         ValueError: If the checkpoint does not fit a part, a part is sharded, or the file holds more
@@ -87,6 +98,7 @@ def load_ijepa(
         >>> parts = dict(encoder=encoder, predictor=predictor, teacher=teacher)
         >>> checkpoint = ijepa_checkpoint(**parts, epoch=5)
         >>> load_ijepa(checkpoint, **parts, steps_per_epoch=100)
+        []
         >>> teacher.step, teacher.momentum
         (500, 0.998)
 
@@ -100,19 +112,21 @@ def load_ijepa(
     checkpoint = read_checkpoint(checkpoint)
     step = _teacher_step(checkpoint, teacher, steps_per_epoch)
     assignments: list[Assignment] = []
+    done: list[Adaptation] | None = [] if as_bool("adapt", adapt) else None
     if encoder is not None:
         student = unwrapped("encoder", encoder, MaskedViT)
-        assignments += _match_encoder("encoder", student, checkpoint, "encoder")
+        assignments += _match_encoder("encoder", student, checkpoint, "encoder", done)
     if predictor is not None:
         plain = unwrapped("predictor", predictor, MaskedPredictor)
-        assignments += _match_predictor(plain, checkpoint)
+        assignments += _match_predictor(plain, checkpoint, done)
     average = None if teacher is None else unwrapped("teacher", teacher, EMATeacher)
     if average is not None:
         inner = unwrapped("teacher.module", average.module, MaskedViT)
-        assignments += _match_encoder("teacher", inner, checkpoint, "target_encoder")
+        assignments += _match_encoder("teacher", inner, checkpoint, "target_encoder", done)
     assign(assignments)
     if average is not None and step is not None:
         average.step = step
+    return done or []
 
 
 def ijepa_checkpoint(
@@ -182,12 +196,20 @@ def _teacher_step(
 
 
 def _match_encoder(
-    name: str, encoder: MaskedViT, checkpoint: Mapping[str, Any], key: str
+    name: str,
+    encoder: MaskedViT,
+    checkpoint: Mapping[str, Any],
+    key: str,
+    done: list[Adaptation] | None,
 ) -> list[Assignment]:
+    """Match an encoder; adapt weights and add to the report if there is one."""
     tensors, weights = backbone_tensors(name, encoder), state_of(checkpoint, key)
+    if done is not None:
+        weights, adaptations = adapt_encoder(name, weights, tensors, encoder.grid_size)
+        done += adaptations
     part = f"{name}'s backbone"
     matched = match(f"checkpoint[{key!r}]", part, tensors, weights, backbone_arguments)
-    _check_computation(name, encoder)
+    _check_computation(name, encoder, any_grid=done is not None)
     return list(matched.values())
 
 
@@ -195,13 +217,14 @@ def _published_encoder(name: str, encoder: MaskedViT) -> dict[str, Tensor]:
     tensors = backbone_tensors(name, encoder)
     if difference := name_difference(published_names(depth_of(tensors)), tensors.keys()):
         raise ValueError(f"{name}: must have the names of the published layout, but {difference}")
-    _check_computation(name, encoder)
+    _check_computation(name, encoder, any_grid=False)
     return tensors
 
 
-def _check_computation(name: str, encoder: MaskedViT) -> None:
+def _check_computation(name: str, encoder: MaskedViT, *, any_grid: bool) -> None:
     """Raise if an encoder computes something else, though the names and shapes of tensors fit."""
-    check_square_grid(name, encoder.grid_size)
+    if not any_grid:
+        check_square_grid(name, encoder.grid_size)
     check_arithmetic(name, encoder, eps=1e-6)
     extra = [key for key in clean_names(encoder.state_dict().items()) if "backbone." not in key]
     if extra:
@@ -229,25 +252,49 @@ _STREAM_AXIS = {
 }
 
 
-def _match_predictor(predictor: MaskedPredictor, checkpoint: Mapping[str, Any]) -> list[Assignment]:
-    tensors = _with_table(predictor, _predictor_tensors(predictor))
+def _match_predictor(
+    predictor: MaskedPredictor, checkpoint: Mapping[str, Any], done: list[Adaptation] | None
+) -> list[Assignment]:
+    """Match the predictor; adapt its positions and add to the report if there is one."""
+    tensors = _with_table(predictor, _predictor_tensors(predictor, any_grid=done is not None))
     weights, source = state_of(checkpoint, "predictor"), "checkpoint['predictor']"
+    if done is not None:
+        weights, adaptations = _adapt_predictor(source, predictor, weights)
+        done += adaptations
     matched = match(source, "predictor", tensors, weights, _predictor_arguments)
     if predictor.position == "sincos":
-        _check_table(source, predictor, matched.pop(_TABLE).weight)
+        _check_table(source, predictor.grid_size, matched.pop(_TABLE).weight)
     return [
         Assignment(tensor, _swap_halves(predictor, name, weight))
         for name, (tensor, weight) in matched.items()
     ]
 
 
+def _adapt_predictor(
+    source: str, predictor: MaskedPredictor, weights: Any
+) -> tuple[Any, list[Adaptation]]:
+    shape = shape_of(weights, _TABLE, 3) if isinstance(weights, Mapping) else None
+    side, grid = isqrt(shape[1]) if shape else 0, as_grid_size("grid_size", predictor.grid_size)
+    if not shape or len(grid) != 2 or side**2 != shape[1] or grid == (side, side):
+        return weights, []
+    if predictor.position == "sincos":
+        # Fixed tables are computed for any grid; the published one must be such a table.
+        _check_table(source, (side, side), weights[_TABLE])
+        table, method = _published_table(grid, shape[2]), f"computed for the grid {grid}"
+    else:
+        table = adapt_positions(weights[_TABLE], (grid[0], grid[1]))
+        method = f"interpolated to the grid {grid}"
+    adaptation = Adaptation("predictor", _TABLE, shape, tuple(table.shape), method)
+    return {**weights, _TABLE: table}, [adaptation]
+
+
 def _published_predictor(predictor: MaskedPredictor) -> dict[str, Tensor]:
-    tensors = _predictor_tensors(predictor)
+    tensors = _predictor_tensors(predictor, any_grid=False)
     swapped = {name: _swap_halves(predictor, name, tensor) for name, tensor in tensors.items()}
     return _with_table(predictor, swapped)
 
 
-def _predictor_tensors(predictor: MaskedPredictor) -> dict[str, Tensor]:
+def _predictor_tensors(predictor: MaskedPredictor, *, any_grid: bool) -> dict[str, Tensor]:
     """Return a predictor's tensors under the published names and shapes; shares memory.
 
     Features are in our order, and the fixed table of `position="sincos"` is not included.
@@ -264,7 +311,8 @@ def _predictor_tensors(predictor: MaskedPredictor) -> dict[str, Tensor]:
             "predictor: position='rope' has no place in the published layout; build the predictor "
             "with position='sincos'"
         )
-    check_square_grid("predictor", predictor.grid_size)
+    if not any_grid:
+        check_square_grid("predictor", predictor.grid_size)
     tensors = {}
     for key, tensor in tensors_of("predictor", predictor).items():
         if key == "mask_token":
@@ -285,17 +333,16 @@ def _swap_halves(predictor: MaskedPredictor, name: str, tensor: Tensor) -> Tenso
     return tensor.roll(tensor.shape[axis] // 2, dims=axis)
 
 
-def _published_table(predictor: MaskedPredictor) -> Tensor:
-    """Return the fixed table of the published code for a predictor's grid and width, `[1 N d]`."""
-    width = predictor.embed.out_features
-    return sincos_table(predictor.grid_size, width).roll(width // 2, dims=-1)[None]
+def _published_table(grid_size: tuple[int, ...], width: int) -> Tensor:
+    """Return the fixed table of the published code, `[1 N width]`."""
+    return sincos_table(grid_size, width).roll(width // 2, dims=-1)[None]
 
 
-def _check_table(source: str, predictor: MaskedPredictor, table: Tensor) -> None:
+def _check_table(source: str, grid_size: tuple[int, ...], table: Tensor) -> None:
     """Raise unless `table` is the published one, which our fixed table replaces."""
     table = table.detach().cpu()
     tolerance = max(1e-5, torch.finfo(table.dtype).eps)
-    error = (table.float() - _published_table(predictor)).abs().max().item()
+    error = (table.float() - _published_table(grid_size, table.shape[2])).abs().max().item()
     if not error <= tolerance:  # also for NaN
         raise ValueError(
             f"{source}: {_TABLE} differs from the published sine-cosine table by up to "
@@ -321,4 +368,5 @@ def _with_table(predictor: MaskedPredictor, tensors: dict[str, Tensor]) -> dict[
     """Add the fixed position table, which the published layout stores and ours computes."""
     if predictor.position != "sincos":
         return tensors
-    return tensors | {_TABLE: _published_table(predictor)}
+    width = predictor.embed.out_features
+    return tensors | {_TABLE: _published_table(predictor.grid_size, width)}

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from jepakit._checks import as_int, store_fields, type_name
+from jepakit.masking._engine.tubes import repeat_in_frames
 from jepakit.masking.base import MaskTransform, UniformSampler, check_sampler, check_samples
 from jepakit.tokens import Masks, TokenSet
 
@@ -111,7 +112,8 @@ class TubeMask(MaskTransform):
         return self.num_frames * self.sampler.min_context_tokens
 
     def _transform(self, masks: Masks, valid: Bool[Tensor, "b N"] | None) -> Masks:
-        context, targets = self._repeat(masks.context), self._repeat(masks.targets)
+        context = repeat_in_frames(masks.context, self.num_frames)
+        targets = repeat_in_frames(masks.targets, self.num_frames)
         if valid is None:
             return Masks(context, targets)
         return Masks(_inside(context, valid), _inside(targets, valid[:, None]))
@@ -127,25 +129,6 @@ class TubeMask(MaskTransform):
             lambda _: "must be the same in all frames that hold data, since a tube is",
         )
         super()._check_feasible_in(valid)
-
-    def _repeat(self, tokens: TokenSet) -> TokenSet:
-        """The set in every frame, with all valid entries before the padding.
-
-        For 2 frames of 4 positions, the set (1, 3, padding) becomes (1, 3, 5, 7, padding, padding):
-        the entry e of frame f, with n valid ones in a frame, goes to slot f n + e, and the padding
-        of every frame to one extra slot at the end, which is dropped.
-        """
-        *batch, length = tokens.shape
-        _, height, width = self.grid_size
-        total = self.num_frames * length
-        frame = torch.arange(self.num_frames, device=tokens.device)[:, None]
-        count = tokens.counts()[..., None, None]
-        slot = frame * count + torch.arange(length, device=tokens.device)
-        slot = slot.masked_fill(~tokens.valid[..., None, :], total).flatten(-2)
-        idx = (frame * (height * width) + tokens.idx[..., None, :]).flatten(-2)
-        idx = idx.new_zeros(*batch, total + 1).scatter_(-1, slot, idx)[..., :-1].contiguous()
-        valid = torch.arange(total, device=tokens.device) < self.num_frames * count.squeeze(-1)
-        return TokenSet._trusted(idx, valid, self.grid_size, padded=tokens.padded)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from jepakit._checks import (
@@ -25,7 +25,8 @@ from jepakit.masking._engine.block_sizes import draw_sizes
 from jepakit.masking._engine.context_length import (
     as_context_length,
     first_of_order,
-    squared_distances,
+    nearest_order,
+    num_nearest_uniforms,
 )
 from jepakit.masking._engine.feasibility import MultiBlockSpec
 from jepakit.masking._engine.placement import (
@@ -35,6 +36,7 @@ from jepakit.masking._engine.placement import (
 )
 from jepakit.masking._engine.random_numbers import random_members, random_order
 from jepakit.masking._engine.region import bounding_box, draw_in_region, first_frames
+from jepakit.masking._engine.tubes import repeat_in_frames
 from jepakit.masking.base import InfeasibleMaskError, UniformSampler, check_samples
 from jepakit.tokens import Masks, TokenSet
 
@@ -233,7 +235,11 @@ class MultiBlockMask(UniformSampler[Masks]):
 
     @cached_property
     def _columns(self) -> list[int]:
-        shortened, num_positions = self.context_length != "pad", self._spec.num_positions
+        subset = 0
+        if self.context_length != "pad":
+            is_random = self.context_subset == "random"
+            size = self._spec.num_positions
+            subset = size if is_random else num_nearest_uniforms(self.grid_size)
         numbers = {
             "target_size": 3,  # scale, aspect ratio, scale in time
             "context_size": 1,
@@ -241,8 +247,8 @@ class MultiBlockMask(UniformSampler[Masks]):
             "target_places": self.num_targets,
             "target_order": self.num_targets,
             "packing": num_packing_uniforms(self._spec.packing),
-            "context_subset": num_positions if shortened else 0,
-            "context_centre": 1 if shortened and self.context_subset == "nearest" else 0,
+            "context_subset": subset,
+            "context_centre": 1 if subset and self.context_subset == "nearest" else 0,
         }
         return [numbers[use] for use in _Numbers._fields]
 
@@ -273,23 +279,49 @@ class MultiBlockMask(UniformSampler[Masks]):
             numbers.target_size,
             largest_rectangle=spec.largest_rectangle,
         )
-        target_blocks = BlockGrid(grid_size, target_sizes)
-        context_blocks = BlockGrid(grid_size, spec.context_sizes.draw(numbers.context_size[:, 0]))
-        room = grid_size if len(grid_size) < 3 else (spec.context_frames, *grid_size[1:])
+        context_sizes = spec.context_sizes.draw(numbers.context_size[:, 0])
+        if not spec.blocks_last_all_frames:
+            return self._place_sizes(grid_size, target_sizes, context_sizes, numbers)
+        # Blocks are the same in all frames, so they are placed in a single one.
+        frames, *frame_size = grid_size
+        visible, targets = self._place_sizes(
+            tuple(frame_size), target_sizes[:, 1:], context_sizes[:, 1:], numbers
+        )
+        return visible.repeat(1, frames), repeat_in_frames(targets, frames)
+
+    def _place_sizes(
+        self,
+        grid_size: tuple[int, ...],
+        target_sizes: Int[Tensor, "k axes"],
+        context_sizes: Int[Tensor, "k axes"],
+        numbers: "_Numbers",
+    ) -> tuple[Bool[Tensor, "b N"], TokenSet]:
+        """`_place_blocks` for given sizes, on the grid or on one frame of it."""
+        spec = self._spec
+        target_blocks = BlockGrid.of_sizes(grid_size, target_sizes)
+        context_blocks = BlockGrid.of_sizes(grid_size, context_sizes)
+        room = None if len(grid_size) < 3 else (spec.context_frames, *grid_size[1:])
         place = context_blocks.draw_places(numbers.context_place, within=room)
         context = context_blocks.padded_mask(place[:, 0])
         # Both functions remove the targets from `context`.
         if self.allow_target_overlap:
+            num_frames = spec.num_positions // math.prod(grid_size)
             places = place_within_budget(
                 target_blocks,
                 context,
                 numbers.target_places,
                 smallest_context=int(context_blocks.volumes.min()),
-                min_context_tokens=spec.min_context_tokens,
+                min_context_tokens=math.ceil(spec.min_context_tokens / num_frames),
             )
         else:
+            packing = spec.packing[-len(grid_size) :]
+            skipped = numbers.packing.shape[1] - num_packing_uniforms(packing)
             places = place_disjoint(
-                target_blocks, context, numbers.target_places, numbers.packing, packing=spec.packing
+                target_blocks,
+                context,
+                numbers.target_places,
+                numbers.packing[:, skipped:],
+                packing=packing,
             )
         # Later targets had fewer places to choose from; a random order makes all alike.
         places = places.gather(1, numbers.target_order.argsort(dim=1, stable=True))
@@ -337,19 +369,14 @@ class MultiBlockMask(UniformSampler[Masks]):
                 counts = counts.maximum(shortest)
                 # Off the CPU the longest that there can be, since the numbers are not looked at.
                 length = int(counts.max()) if readable else size
-        distance = None
-        if self.context_subset == "nearest":
+        if self.context_subset == "random":
+            order = random_order(numbers.context_subset, visible)
+        else:
             if valid is None:
                 centre = (numbers.context_centre * size).long().clamp_max(size - 1)
             else:
                 centre = random_members(valid, numbers.context_centre)
-            distance = squared_distances(grid_size, centre)
-        order = random_order(
-            numbers.context_subset,
-            visible,
-            distance=distance,
-            max_distance=0 if distance is None else sum((side - 1) ** 2 for side in grid_size),
-        )
+            order = nearest_order(grid_size, centre, numbers.context_subset, visible, length)
         return first_of_order(order, length, grid_size, counts)
 
     def _untrimmed(self, uniforms: Float[Tensor, "b k"]) -> Masks:

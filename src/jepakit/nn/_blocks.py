@@ -26,11 +26,16 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Features, mask: KeyMask | None, rotary: Rotary | None) -> Features:
+    def forward(
+        self, x: Features, mask: KeyMask | None, rotary: Rotary | None, first: int = 0
+    ) -> Float[Tensor, "b m d"]:
+        """Features of the entries from `first` on, which attend to all entries."""
         qkv = rearrange(self.qkv(x), "b n (qkv h d) -> qkv b h n d", qkv=3, h=self.num_heads)
         q, k, v = qkv.unbind(0)
         if rotary is not None:
             q, k = rotate(q, rotary), rotate(k, rotary)
+        if first > 0:
+            q = q[:, :, first:]
         heads = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return cast(Tensor, self.proj(rearrange(heads, "b h n d -> b n (h d)")))
 
@@ -64,6 +69,12 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Features, mask: KeyMask | None, rotary: Rotary | None) -> Features:
-        x = x + self.drop_path(self.attn(self.norm1(x), mask, rotary))
+    def forward(
+        self, x: Features, mask: KeyMask | None, rotary: Rotary | None, first: int = 0
+    ) -> Float[Tensor, "b m d"]:
+        """The block's output for the entries from `first` on."""
+        attended = self.attn(self.norm1(x), mask, rotary, first)
+        if first > 0:
+            x = x[:, first:]
+        x = x + self.drop_path(attended)
         return cast(Tensor, x + self.drop_path(self.mlp(self.norm2(x))))

@@ -1,32 +1,10 @@
-"""Padding as exact zeros and as a key mask; checks that features fit their positions."""
+"""Padding as exact zeros and as a key mask."""
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from jepakit._checks import check_floating
 from jepakit.tokens import TokenSet
-from jepakit.tokens._arguments import check_same_device, check_token_set
-
-
-def check_features(features: Tensor, dim: int, rule: str) -> None:
-    """Raise unless features are `[batch, n, dim]`; `rule` says where `dim` comes from."""
-    check_floating("features", features)
-    if features.dim() != 3 or features.shape[-1] != dim:
-        raise ValueError(f"features {tuple(features.shape)}: must be [batch, n, {dim}], {rule}")
-    if len(features) == 0:
-        raise ValueError(f"features {tuple(features.shape)}: the batch must not be empty")
-
-
-def check_positions(name: str, tokens: TokenSet, features: Tensor) -> None:
-    """Raise unless a token set holds one position for each feature vector."""
-    check_token_set(name, tokens, like="masks.context")
-    if tokens.shape != features.shape[:2]:
-        raise ValueError(
-            f"{name} {tuple(tokens.shape)}: must list the positions of features "
-            f"{tuple(features.shape)}, so be {tuple(features.shape[:2])}"
-        )
-    check_same_device(name, tokens, "features", features)
 
 
 def key_mask(valid: Bool[Tensor, "b n"]) -> Bool[Tensor, "b 1 1 n"]:

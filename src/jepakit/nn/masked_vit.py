@@ -9,14 +9,17 @@ from torch import Tensor, nn
 from jepakit._checks import (
     as_bool,
     as_choice,
+    as_image_size,
     as_ints,
     check_floating,
     check_images_finite,
     value_checks_on,
 )
+from jepakit._wrapped import unwrap
 from jepakit.nn._backbones import adapt
+from jepakit.nn._backbones.replace import ReplacingBackbone
 from jepakit.nn._padding import zero_padding
-from jepakit.tokens import TokenSet
+from jepakit.tokens import TokenSet, mean_tokens
 from jepakit.tokens._arguments import check_same_device, check_token_set
 
 __all__ = ["MaskedViT"]
@@ -31,6 +34,9 @@ class MaskedViT(nn.Module):
     backbone keeps its weights, blocks, attention and positions, and the names in its state dict.
     Class and register tokens are computed and attended to, but not returned.
 
+    Nothing is installed in the backbone, and no call leaves anything on it: threads, and several
+    encoders, may share one and use different contexts at the same time.
+
     `encoder(images)` equals `backbone.forward_features(images)[:, num_prefix_tokens:]`, after the
     backbone's final norm. A timm model that is built to average its features
     (`global_pool="avg"`) has that norm in its head (`fc_norm`), and the features come without it.
@@ -41,9 +47,7 @@ class MaskedViT(nn.Module):
     stem's receptive field and through its group norms. Batch norms (XCiT, TinyViT ...) mix the
     images of a batch in training, hidden patches included.
 
-    Every model works with `torch.compile(fullgraph=True)` and with gradient checkpointing, with one
-    exception for both together: blocks with a relative-position bias of their own, given a context.
-    There `fullgraph=True` fails, and without it these blocks are not compiled.
+    Every model works with `torch.compile(fullgraph=True)` and with gradient checkpointing.
 
     Args:
         backbone: A timm model. Patches are dropped from the `VisionTransformer` family (DeiT,
@@ -75,16 +79,36 @@ class MaskedViT(nn.Module):
     def __init__(self, backbone: nn.Module, mask_mode: Literal["drop", "replace"] = "drop") -> None:
         super().__init__()
         mask_mode = as_choice("mask_mode", mask_mode, ("drop", "replace"))
-        self._adapter = adapt(backbone, mask_mode)
+        self._adapter = adapt(unwrap(backbone), mask_mode)
         self.backbone: nn.Module = backbone
         self.mask_mode = mask_mode
-        if mask_mode == "replace":
-            self.replacing = cast(Any, self._adapter).replacing
+        if isinstance(self._adapter, ReplacingBackbone):
+            self.replacing = self._adapter.replacing.train(backbone.training)
+        self.training = backbone.training
 
     @property
     def grid_size(self) -> tuple[int, int]:
         """Grid of the features, `(H, W)`, for images of the size the backbone was built for."""
         return self._adapter.grid_size
+
+    def grid_size_of(self, image_size: int | Sequence[int]) -> tuple[int, int]:
+        """Grid of the features of images of a size.
+
+        Args:
+            image_size: Pixels, `(height, width)`, or one number for square images.
+
+        Raises:
+            ValueError: If `forward` would refuse images of this size.
+
+        Example:
+            >>> import timm
+            >>> from jepakit import MaskedViT
+            >>> arguments = dict(num_classes=0, depth=1, img_size=64, dynamic_img_size=True)
+            >>> encoder = MaskedViT(timm.create_model("vit_tiny_patch16_224", **arguments))
+            >>> encoder.grid_size, encoder.grid_size_of((96, 160))
+            ((4, 4), (6, 10))
+        """
+        return self._adapter.grid_of(as_image_size("image_size", image_size))
 
     @property
     def embed_dim(self) -> int:
@@ -97,10 +121,29 @@ class MaskedViT(nn.Module):
         return self._adapter.num_prefix_tokens
 
     def forward(
-        self, images: Float[Tensor, "b c h w"], context: TokenSet | None = None
+        self,
+        images: Float[Tensor, "b c h w"],
+        context: TokenSet | None = None,
+        *,
+        return_hidden: bool = False,
     ) -> Float[Tensor, "b n d"]:
-        """Patch features of `images` after the final norm, of all patches or of the `context`."""
+        """Patch features of `images` after the final norm, of all patches or of the `context`.
+
+        Args:
+            images: Pixels, normalised as the backbone expects.
+            context: Visible patches; None for all.
+            return_hidden: Return the features of every position, visible or hidden, in the order of
+                the grid, as losses at hidden positions need them. Only with `mask_mode="replace"`
+                and a context: where patches are dropped, hidden ones have no features.
+        """
         self._check(images, context)
+        if as_bool("return_hidden", return_hidden):
+            if not isinstance(self._adapter, ReplacingBackbone) or context is None:
+                raise ValueError(
+                    f"return_hidden=True: must come with mask_mode='replace' and a context, got "
+                    f"mask_mode={self.mask_mode!r} and {'no' if context is None else 'a'} context"
+                )
+            return self._adapter.all_features(images, context)[:, self.num_prefix_tokens :]
         features = self._adapter.features(images, context)
         return zero_padding(features[:, self.num_prefix_tokens :], context)
 
@@ -132,31 +175,45 @@ class MaskedViT(nn.Module):
         return [zero_padding(features, context) for features in outputs]
 
     def extract_features(
-        self, images: Float[Tensor, "b c h w"], pool: Literal["mean", "cls", "map"] | None = "mean"
+        self,
+        images: Float[Tensor, "b c h w"],
+        context: TokenSet | None = None,
+        pool: Literal["mean", "cls", "map"] | None = "mean",
     ) -> Float[Tensor, "b ..."]:
-        """Pooled features of whole images, for probes and retrieval, after `fc_norm` if present.
+        """Pooled features for probes and retrieval, after `fc_norm` if present.
 
         Args:
             images: Pixels, normalised as the backbone expects.
+            context: Patches to see and to pool over, such as those that hold data,
+                `TokenSet.from_mask(valid, grid_size)`; None for all. A sample without any is zero.
             pool: `"mean"` of the patch features, the `"cls"` token, or `"map"`, the backbone's own
-                attention pooling. None returns the patch features `[b n d]` as `forward` does.
+                attention pooling, which takes no context. None returns the patch features
+                `[b n d]` as `forward` does.
         """
         as_choice("pool", pool, ("mean", "cls", "map", None))
-        model: Any = self.backbone
+        model: Any = unwrap(self.backbone)
         if pool == "cls" and not self._adapter.has_class_token:
             raise ValueError("pool='cls': this backbone has no class token; use pool='mean'")
         if pool == "map" and getattr(model, "attn_pool", None) is None:
             raise ValueError("pool='map': this backbone has no attention pooling; use pool='mean'")
-        self._check(images, None)
-        features = self._adapter.features(images, None)
-        patches = features[:, self.num_prefix_tokens :]
+        if pool == "map" and context is not None:
+            raise ValueError("pool='map': takes no context; use pool='mean'")
+        self._check(images, context)
+        features = self._adapter.features(images, context)
+        patches = zero_padding(features[:, self.num_prefix_tokens :], context)
         if pool is None:
             return patches
         if pool == "map":
             pooled = self._adapter.attention_pooled(features)
+        elif pool == "cls":
+            pooled = features[:, 0]
         else:
-            pooled = features[:, 0] if pool == "cls" else patches.mean(dim=1)
-        return cast(Tensor, model.fc_norm(pooled)) if hasattr(model, "fc_norm") else pooled
+            pooled = patches.mean(dim=1) if context is None else mean_tokens(patches, context)
+        pooled = cast(Tensor, model.fc_norm(pooled)) if hasattr(model, "fc_norm") else pooled
+        if context is None or not context.padded:
+            return pooled
+        # Also after `fc_norm`, which has a bias.
+        return pooled.masked_fill(~context.valid.any(dim=-1, keepdim=True), 0)
 
     def _layer_numbers(self, layers: Sequence[int]) -> list[int]:
         """Layers counted from 0; raise unless they are distinct, ascending and exist."""
@@ -170,7 +227,7 @@ class MaskedViT(nn.Module):
         return numbers
 
     def _check(self, images: Tensor, context: TokenSet | None) -> None:
-        if self._adapter.model is not self.backbone:
+        if self._adapter.model is not unwrap(self.backbone):
             raise RuntimeError(
                 "encoder.backbone: must be the one that was wrapped; build MaskedViT(new_backbone) "
                 "(DataParallel replicates the backbone: use DistributedDataParallel)"

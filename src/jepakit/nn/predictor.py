@@ -17,18 +17,14 @@ from jepakit._checks import (
     as_grid_size,
     as_int,
     as_number,
+    check_features,
     check_floating,
 )
 from jepakit.nn._blocks import Block
-from jepakit.nn._padding import (
-    additive_key_mask,
-    check_features,
-    check_positions,
-    zero_padding,
-)
+from jepakit.nn._padding import additive_key_mask, zero_padding
 from jepakit.nn.positions import Kind, diagonal_table, grid_table
 from jepakit.tokens import TokenSet
-from jepakit.tokens._arguments import check_same_device, check_token_set
+from jepakit.tokens._arguments import check_positions, check_same_device, check_token_set
 from jepakit.tokens._grid import level_grids
 
 __all__ = ["MaskedPredictor"]
@@ -225,9 +221,12 @@ class MaskedPredictor(nn.Module):
         mask = None
         if context.padded or targets.padded:
             mask = additive_key_mask(self._join(context.valid, targets.valid), dtype)
-        for block in self.blocks:
+        *blocks, last = self.blocks
+        for block in blocks:
             x = block(x, mask, rotary)
-        out = self.proj(self.norm(x[:, context.shape[-1] :]))
+        # Only targets are predicted: the last block's output at the context is not needed.
+        x = last(x, mask, rotary, context.shape[-1])
+        out = self.proj(self.norm(x))
         # All three sizes are given: with k = 0, empty target sets, none could be inferred.
         sequences = "b (m k)" if self.joint else "(b m) k"
         out = rearrange(out, f"{sequences} d -> b m k d", b=batch, m=num_targets, k=length)

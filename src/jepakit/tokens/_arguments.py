@@ -29,3 +29,14 @@ def check_same_device(name: str, tokens: TokenSet, other: str, tensor: Tensor) -
             f"{name} is on {tokens.idx.device}, {other} on {tensor.device}: must be on one device; "
             "masks move as tensors do, masks.to(device)"
         )
+
+
+def check_positions(name: str, tokens: TokenSet, features: Tensor) -> None:
+    """Raise unless a token set holds one position for each feature vector."""
+    check_token_set(name, tokens, like="masks.context")
+    if tokens.shape != features.shape[:2]:
+        raise ValueError(
+            f"{name} {tuple(tokens.shape)}: must list the positions of features "
+            f"{tuple(features.shape)}, so be {tuple(features.shape[:2])}"
+        )
+    check_same_device(name, tokens, "features", features)

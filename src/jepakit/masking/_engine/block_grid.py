@@ -29,7 +29,7 @@ all places at once it is one difference along each axis, table[i + h, :] - table
 """
 
 import math
-from functools import cached_property, reduce
+from functools import cached_property, lru_cache, reduce
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -74,6 +74,13 @@ class BlockGrid:
         self._lengths = [math.prod(padded_size)]
         for side, stride in zip(smallest, self.padded_strides, strict=True):
             self._lengths.append(self._lengths[-1] - side * stride)
+
+    @classmethod
+    def of_sizes(cls, grid_size: tuple[int, ...], sizes: Int[Tensor, "k axes"]) -> "BlockGrid":
+        """Blocks of some sizes on the CPU; for a single size, what was built for it before."""
+        if len(sizes) == 1:
+            return _of_one_size(grid_size, tuple(sizes[0].tolist()))
+        return cls(grid_size, sizes)
 
     @cached_property
     def volumes(self) -> Int[Tensor, " k"]:
@@ -144,11 +151,18 @@ class BlockGrid:
         counts = [side + 1 - self.sizes[:, axis, None] for axis, side in enumerate(sides)]
         count = reduce(torch.mul, counts)
         rest = torch.minimum((uniforms * count).long(), count - 1)
+        if within is None and self._single_size is not None:
+            return self._all_places[rest]
         place = torch.zeros_like(rest)
         for axis in reversed(range(len(counts))):
             place = place + rest % counts[axis] * self.padded_strides[axis]
             rest = rest // counts[axis]
         return place
+
+    @cached_property
+    def _all_places(self) -> Int[Tensor, " places"]:
+        """Places of blocks of one size, ascending."""
+        return self.fits[0].nonzero().squeeze(1)
 
     def draw_allowed_place(
         self, allowed: Bool[Tensor, "b p"], uniforms: Float[Tensor, " b"]
@@ -162,13 +176,32 @@ class BlockGrid:
         return DrawnPlaces(place, total > 0)
 
     def padded_mask(self, place: Int[Tensor, " b"]) -> Int[Tensor, "b t"]:
-        inside = torch.ones(1, 1, dtype=torch.int32, device=place.device)
+        """The padded mask of a block for each sample."""
+        inside = torch.ones_like(place[:, None], dtype=torch.int32)
+        if self._single_size is not None:
+            for table in self._cells_along_axes:
+                inside = (inside[:, :, None] * table[place][:, None]).flatten(1)
+            return inside
         for axis, before in enumerate(self._coordinates(place)):
-            cell = torch.arange(self.grid_size[axis] + 1, device=place.device)
-            last = before[:, None] + self.sizes[:, axis, None]
-            along_axis = (cell > before[:, None]) & (cell <= last)
+            along_axis = self._cells_along(axis, before, self.sizes[:, axis])
             inside = (inside[:, :, None] * along_axis[:, None]).flatten(1)
         return inside
+
+    @cached_property
+    def _cells_along_axes(self) -> list[Int[Tensor, "p _"]]:
+        """For blocks of one size, `_cells_along` each axis at every place."""
+        place = torch.arange(self._lengths[-1], device=self.sizes.device)
+        return [
+            self._cells_along(axis, before, self.sizes[:, axis]).int()
+            for axis, before in enumerate(self._coordinates(place))
+        ]
+
+    def _cells_along(
+        self, axis: int, before: Int[Tensor, " b"], size: Int[Tensor, " k"]
+    ) -> Bool[Tensor, "b _"]:
+        """True for the cells along an axis that a block covers, one before its first one."""
+        cell = torch.arange(self.grid_size[axis] + 1, device=before.device)
+        return (cell > before[:, None]) & (cell <= (before + size)[:, None])
 
     def fill_blocks(
         self, padded_mask: Int[Tensor, "b t"], place: Int[Tensor, "b *m"], value: int
@@ -179,8 +212,7 @@ class BlockGrid:
 
     def token_sets(self, place: Int[Tensor, "b m"]) -> TokenSet:
         """The cells of blocks as sets, `[b, m, largest_volume]`."""
-        first = _flat_positions(self._coordinates(place), _strides(self.grid_size))
-        idx = first[:, :, None] + self._offsets[:, None]
+        idx = self._first_cells[place][:, :, None] + self._offsets[:, None]
         valid = self._cell_exists[:, None].expand_as(idx)
         padded = int(self.volumes.min()) < self.largest_volume
         return TokenSet._trusted(
@@ -208,6 +240,12 @@ class BlockGrid:
         return coordinates[::-1]
 
     @cached_property
+    def _first_cells(self) -> Int[Tensor, " p"]:
+        """The grid's cell at which the block at a place begins."""
+        place = torch.arange(self._lengths[-1], device=self.sizes.device)
+        return _flat_positions(self._coordinates(place), _strides(self.grid_size))
+
+    @cached_property
     def _offsets(self) -> Int[Tensor, "k a"]:
         """Flat distances of a block's cells from its first cell, on the grid."""
         return _flat_positions(self._cell_coordinates, _strides(self.grid_size))
@@ -226,6 +264,11 @@ class BlockGrid:
             coordinates.append(place // stride)
             place = place % stride
         return coordinates
+
+
+@lru_cache(maxsize=256)
+def _of_one_size(grid_size: tuple[int, ...], size: tuple[int, ...]) -> BlockGrid:
+    return BlockGrid(grid_size, torch.tensor([size], device="cpu"))
 
 
 def summed_area(padded_mask: Int[Tensor, "b t"], grid_size: tuple[int, ...]) -> Int[Tensor, "b t"]:

@@ -85,6 +85,13 @@ class MultiBlockSpec:
         tokens = torch.ceil(self.min_context_coverage * num_positions.double() - 1e-9)
         return tokens.long().clamp_min(1)
 
+    @cached_property
+    def blocks_last_all_frames(self) -> bool:
+        """True on `(T, H, W)` where all blocks of context and targets have the full duration."""
+        return len(self.grid_size) == 3 and all(
+            size[0] == self.context_frames == self.grid_size[0] for size in self.target_sizes
+        )
+
     def context_frames_of(self, num_frames: Int[Tensor, "*b"]) -> Int[Tensor, "*b"]:
         """Frames, from the first, that the context of samples of `num_frames` may lie in."""
         frames = torch.floor(self.context_frames_ratio * num_frames.double() + 1e-9)

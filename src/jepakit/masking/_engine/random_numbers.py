@@ -45,32 +45,22 @@ def copy_to(tensor: Tensor, device: Device) -> Tensor:
 
 
 def random_order(
-    uniforms: Float[Tensor, "b N"],
-    members: Bool[Tensor, "b N"] | None = None,
-    *,
-    distance: Int[Tensor, "b N"] | None = None,
-    max_distance: int = 0,
+    uniforms: Float[Tensor, "b N"], members: Bool[Tensor, "b N"] | None = None
 ) -> Int[Tensor, "b N"]:
-    """Positions in a random order; `members` before all others, those at a small distance first.
+    """Positions in a random order; `members` before all others, if given.
 
-    Positions are sorted by int keys: one bit for non-members, the distance, random bits, and the
-    position itself in the last bits. So no two keys are equal, and every device gives the same
-    order. On 14 x 14, position p with the number u has the key floor(u * 2^22) * 2^8 + p. One pair
-    in millions has equal random bits and goes by position.
+    Positions are sorted by int keys of 31 bits: one for non-members, random ones, and the position
+    itself in the last ones. So no two keys are equal, and every device gives the same order. On
+    14 x 14, position p with the number u has the key floor(u * 2^22) * 2^8 + p. One pair in
+    millions has equal random bits and goes by position.
     """
     size = uniforms.shape[1]
-    position_bits, distance_bits = (size - 1).bit_length(), max_distance.bit_length()
-    # Positions at one distance are few, so few random bits are enough to order them.
-    random_bits = min(24, max(8, 30 - position_bits - distance_bits))
-    num_bits = position_bits + random_bits + distance_bits
-    # Keys of 32 bits are sorted in half the time.
-    dtype = torch.int32 if num_bits <= 30 else torch.int64
-    keys = (uniforms * 2.0**random_bits).to(dtype) << position_bits
-    keys |= torch.arange(size, dtype=dtype, device=uniforms.device)
-    if distance is not None:
-        keys |= distance.to(dtype) << (position_bits + random_bits)
+    position_bits = (size - 1).bit_length()
+    random_bits = min(24, 30 - position_bits)
+    keys = (uniforms * 2.0**random_bits).int() << position_bits
+    keys |= torch.arange(size, dtype=torch.int32, device=uniforms.device)
     if members is not None:
-        keys |= (~members).to(dtype) << num_bits
+        keys |= (~members).int() << (position_bits + random_bits)
     return sort_rows(keys) & ((1 << position_bits) - 1)
 
 

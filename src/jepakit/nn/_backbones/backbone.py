@@ -95,16 +95,16 @@ class DroppingBackbone(Backbone):
     def missing_feature(cls, model: Any) -> Missing | None:
         """Return what a model lacks to be of this family; None if it has everything."""
 
-    keep: "KeepContext"
+    @abstractmethod
+    def keeping(self, context: TokenSet) -> Any:
+        """Return a stand-in for the model that keeps the prefix and the context's patches."""
 
-    def set_context(self, context: TokenSet | None) -> dict[str, Tensor]:
-        """Make the model keep the context's patches (all with None); return forward arguments.
-
-        Not a context manager, which breaks the graph in older versions of torch.
-        """
-        self.keep.context = context
+    def _prepare(self, context: TokenSet | None) -> tuple[Any, dict[str, Tensor]]:
+        """Return the model to call, and the arguments beside the images."""
+        if context is None:
+            return self.model, {}
         mask = context_key_mask(context, self.num_prefix_tokens)
-        return {} if mask is None else {"attn_mask": mask}
+        return self.keeping(context), {} if mask is None else {"attn_mask": mask}
 
     @property
     def num_layers(self) -> int:
@@ -112,7 +112,7 @@ class DroppingBackbone(Backbone):
 
     @property
     def grid_size(self) -> tuple[int, int]:
-        return cast(tuple[int, int], self.model.patch_embed.grid_size)
+        return cast("tuple[int, int]", self.model.patch_embed.grid_size)
 
     def grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
         embed = self.model.patch_embed
@@ -121,54 +121,33 @@ class DroppingBackbone(Backbone):
             return self.grid_size
         if not embed.dynamic_img_pad:
             check_multiples(size, embed.feat_ratio(as_scalar=False), "patch size")
-        return cast(tuple[int, int], embed.dynamic_feat_size(size))
+        return cast("tuple[int, int]", embed.dynamic_feat_size(size))
 
     def features(self, images: Images, context: TokenSet | None) -> Features:
-        try:
-            return cast(Tensor, self.model.forward_features(images, **self.set_context(context)))
-        finally:
-            self.set_context(None)
+        model, arguments = self._prepare(context)
+        return cast(Tensor, model.forward_features(images, **arguments))
 
     def intermediates(
         self, images: Images, layers: Sequence[int], context: TokenSet | None
     ) -> list[Features]:
-        try:
-            # "NCHW" would scramble the features of a context onto a full grid.
-            options = {"intermediates_only": True, "stop_early": True, "output_fmt": "NLC"}
-            options |= self.set_context(context)
-            return list(self.model.forward_intermediates(images, indices=list(layers), **options))
-        finally:
-            self.set_context(None)
+        model, arguments = self._prepare(context)
+        # "NCHW" would scramble the features of a context onto a full grid.
+        options = {"intermediates_only": True, "stop_early": True, "output_fmt": "NLC"}
+        options |= arguments
+        return list(model.forward_intermediates(images, indices=list(layers), **options))
 
 
-class KeepContext(nn.Module):
-    """Keeps the prefix and the context's patches of a sequence; everything without a context.
-
-    It takes the place of a module without parameters, or is hooked to a module.
-    """
-
-    def __init__(self, num_prefix_tokens: int) -> None:
-        super().__init__()
-        self.num_prefix_tokens = num_prefix_tokens
-        self.context: TokenSet | None = None
-
-    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b k d"]:
-        return keep_context(x, self.context, self.num_prefix_tokens)
-
-    def hook(self, _module: nn.Module, _arguments: tuple[Any, ...], output: Tensor) -> Tensor:
-        return keep_context(output, self.context, self.num_prefix_tokens)
-
-
-def keep_context(x: Features, context: TokenSet | None, num_prefix_tokens: int) -> Tensor:
-    if context is None:
-        return x
+def keep_context(
+    x: Float[Tensor, "b n d"], context: TokenSet, num_prefix_tokens: int
+) -> Float[Tensor, "b k d"]:
+    """Return the prefix and the context's patches of a sequence."""
     prefix, patches = x[:, :num_prefix_tokens], x[:, num_prefix_tokens:]
     return torch.cat([prefix, take_tokens(patches, context)], dim=1)
 
 
 def check_drops_nothing(present: nn.Module | None) -> None:
     """Raise unless a backbone's `patch_drop` keeps all patches."""
-    if not (present is None or isinstance(present, nn.Identity | KeepContext)):
+    if not (present is None or isinstance(present, nn.Identity)):
         raise ValueError(f"backbone.patch_drop={present}: must be None; set patch_drop_rate=0")
 
 

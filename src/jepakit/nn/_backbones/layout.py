@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from jepakit._wrapped import eval_mode
 from jepakit.nn._backbones.backbone import Missing, missing_attribute
+from jepakit.nn._backbones.stand_in import FollowedBy, stand_in
 
 Order = Literal["NLC", "NHWC", "NCHW"]
 
@@ -44,20 +45,25 @@ def layout_of(model: Any) -> Layout | Missing:
         return missing
     if not isinstance(model.patch_embed, nn.Module):
         return Missing("a patch_embed that is a module")
+    if isinstance(model.patch_embed, nn.ModuleList):
+        return Missing("a patch_embed that returns one tensor of patches")
     size = image_size_of(model)
     if size is None:
         return Missing("an image size (patch_embed.img_size or pretrained_cfg['input_size'])")
     outputs: list[Any] = []
-    hook = model.patch_embed.register_forward_hook(lambda *call: outputs.append(call[2]))
+
+    def record(output: Any) -> Any:
+        outputs.append(output)
+        return output
+
+    recording = stand_in(model, patch_embed=FollowedBy(model.patch_embed, record))
     try:
         with eval_mode(model), torch.no_grad():
             like = next(model.parameters())
             channels = getattr(model, "in_chans", 3)
-            features = model.forward_features(like.new_zeros(1, channels, *size))
+            features = recording.forward_features(like.new_zeros(1, channels, *size))
     except Exception as error:  # a model of any kind can fail in any way
         return Missing(f"a forward_features that runs on images of {size} pixels ({error})")
-    finally:
-        hook.remove()
     patches = outputs[0] if len(outputs) == 1 else None
     patches = patches[0] if isinstance(patches, tuple) else patches  # (patches, grid)
     if not isinstance(patches, Tensor):
@@ -134,7 +140,7 @@ def image_size_of(model: Any) -> tuple[int, int] | None:
         size = configured[1:] if configured else None
     if isinstance(size, int):
         size = (size, size)
-    return None if size is None else cast(tuple[int, int], tuple(size))
+    return None if size is None else cast("tuple[int, int]", tuple(size))
 
 
 def _possible_orders(

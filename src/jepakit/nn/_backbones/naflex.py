@@ -1,5 +1,6 @@
 """Adapter for timm's `NaFlexVit`, which embeds patches and positions in a module of its own."""
 
+from functools import partial
 from typing import Any, cast
 
 from jaxtyping import Float
@@ -7,12 +8,14 @@ from torch import Tensor
 
 from jepakit.nn._backbones.backbone import (
     DroppingBackbone,
-    KeepContext,
     Missing,
     check_drops_nothing,
     check_multiples,
+    keep_context,
     missing_attribute,
 )
+from jepakit.nn._backbones.stand_in import FollowedBy, stand_in
+from jepakit.tokens import TokenSet
 
 
 class NaFlexBackbone(DroppingBackbone):
@@ -26,9 +29,7 @@ class NaFlexBackbone(DroppingBackbone):
     def __init__(self, model: Any) -> None:
         super().__init__(model)
         check_drops_nothing(model.patch_drop)
-        self.default_size = cast(tuple[int, int], _default_size(model))
-        self.keep = KeepContext(model.num_prefix_tokens)
-        model.embeds.pos_drop.register_forward_hook(self.keep.hook)
+        self.default_size = cast("tuple[int, int]", _default_size(model))
 
     @classmethod
     def missing_feature(cls, model: Any) -> Missing | None:
@@ -41,6 +42,12 @@ class NaFlexBackbone(DroppingBackbone):
             return Missing("an image size to report a grid for; build it with img_size")
         return None
 
+    def keeping(self, context: TokenSet) -> Any:
+        embeds = self.model.embeds
+        keep = partial(keep_context, context=context, num_prefix_tokens=self.num_prefix_tokens)
+        pos_drop = FollowedBy(embeds.pos_drop, keep)
+        return stand_in(self.model, embeds=stand_in(embeds, pos_drop=pos_drop))
+
     @property
     def grid_size(self) -> tuple[int, int]:
         return self.grid_of(self.default_size)
@@ -49,7 +56,7 @@ class NaFlexBackbone(DroppingBackbone):
         embeds = self.model.embeds
         if not embeds.dynamic_img_pad:
             check_multiples(size, embeds.patch_size, "patch size")
-        return cast(tuple[int, int], embeds.dynamic_feat_size(size))
+        return cast("tuple[int, int]", embeds.dynamic_feat_size(size))
 
     @property
     def has_class_token(self) -> bool:
@@ -62,7 +69,7 @@ class NaFlexBackbone(DroppingBackbone):
 def _default_size(model: Any) -> tuple[int, int] | None:
     embeds = model.embeds
     if embeds.default_img_size is not None:
-        return cast(tuple[int, int], tuple(embeds.default_img_size))
+        return cast("tuple[int, int]", tuple(embeds.default_img_size))
     if embeds.pos_embed_grid_size is not None:
         (rows, columns), (height, width) = embeds.pos_embed_grid_size, embeds.patch_size
         return rows * height, columns * width

@@ -1,12 +1,12 @@
 """Adapter for relative-position biases: timm's `Beit` and `VisionTransformerRelPos`.
 
-These models take no attention mask. They compute one bias shared by all blocks, which may be None,
-and pass it to every block as an argument. In that argument a context travels here as
-`KeptPositions`: as an argument it also reaches a block that checkpointing runs again. Each block's
-attention gathers its own bias for the kept pairs and adds -inf for padding.
+These models take no attention mask. Each attention adds a bias for every pair of positions, its own
+or one that all blocks share. With a context, the bias of the kept pairs is gathered, and -inf is
+added for padding.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -16,20 +16,23 @@ from timm.models import beit
 from timm.models.vision_transformer_relpos import RelPosAttention
 from torch import Tensor, nn
 
+from jepakit._wrapped import unwrap
 from jepakit.nn._backbones.backbone import (
     DroppingBackbone,
-    Features,
-    KeepContext,
     Missing,
     context_key_mask,
+    keep_context,
     missing_attribute,
     sequence_positions,
 )
+from jepakit.nn._backbones.stand_in import FollowedBy, stand_in
 from jepakit.tokens import TokenSet
+
+_KNOWN = (beit.Attention, beit.RelativePositionBias, RelPosAttention, RelPosBias, RelPosMlp)
 
 
 @dataclass(frozen=True)
-class KeptPositions:
+class KeptPairs:
     """Positions in the model's sequence that a forward keeps, and which keys are not padding."""
 
     positions: Int[Tensor, "b n"]
@@ -50,109 +53,8 @@ class KeptPositions:
         return like.new_zeros(self.key_mask.shape).masked_fill(~self.key_mask, -torch.inf)
 
 
-class _GathersBias:
-    """Mixin for timm's classes that compute a bias: gathers it while `kept` is set."""
-
-    kept: KeptPositions | None = None
-
-    def gathered(self, bias: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        return bias if self.kept is None else self.kept.gather(bias)
-
-
-class BeitAttention(_GathersBias, beit.Attention):
-    def _get_rel_pos_bias(self) -> Tensor:
-        return self.gathered(super()._get_rel_pos_bias())
-
-    def forward(self, x: Features, shared_rel_pos_bias: Any = None) -> Features:
-        self.kept = shared_rel_pos_bias
-        has_own_bias = self.relative_position_bias_table is not None
-        padding = None if self.kept is None or has_own_bias else self.kept.padding_bias(x)
-        try:
-            return super().forward(x, padding)
-        finally:
-            self.kept = None
-
-
-class BeitSharedBias(_GathersBias, beit.RelativePositionBias):
-    """BEiT's bias of all blocks, gathered once."""
-
-    def forward(self) -> Tensor:
-        return self.gathered(super().forward())
-
-
-class GatheredRelPosBias(_GathersBias, RelPosBias):
-    def get_bias(self) -> Tensor:
-        return self.gathered(super().get_bias())
-
-
-class GatheredRelPosMlp(_GathersBias, RelPosMlp):
-    def get_bias(self) -> Tensor:
-        return self.gathered(super().get_bias())
-
-
-class GatheredRelPosAttention(RelPosAttention):
-    """timm's attention, with the kept positions passed on to its bias module."""
-
-    def forward(self, x: Features, shared_rel_pos: Any = None) -> Features:
-        bias = cast(_GathersBias, self.rel_pos)
-        bias.kept = shared_rel_pos
-        try:
-            return cast(Tensor, super().forward(x))
-        finally:
-            bias.kept = None
-
-
-class NoSharedBias(_GathersBias, nn.Module):
-    """Takes the place of a shared bias that is None, and passes the kept positions to the blocks.
-
-    Without a context it returns None, as the model had it.
-    """
-
-    def forward(self) -> KeptPositions | None:  # called by timm's `Beit`
-        return self.kept
-
-    def get_bias(self) -> KeptPositions | None:  # called by timm's `VisionTransformerRelPos`
-        return self.kept
-
-    def set_window_size(self, _window_size: tuple[int, int]) -> None:
-        """Called by timm's `set_input_size`; there is no table to resize."""
-
-
-# timm's classes and the subclasses that gather.
-_GATHERING: dict[type, type] = {
-    beit.Attention: BeitAttention,
-    beit.RelativePositionBias: BeitSharedBias,
-    RelPosAttention: GatheredRelPosAttention,
-    RelPosBias: GatheredRelPosBias,
-    RelPosMlp: GatheredRelPosMlp,
-}
-
-
-def _make_gathering(module: nn.Module | None) -> None:
-    """Change the class of timm's module to the subclass that gathers; parameters and names stay."""
-    if type(module) in _GATHERING:
-        module.__class__ = _GATHERING[type(module)]
-
-
 class RelativeBackbone(DroppingBackbone):
     """Computes the bias of the whole grid and gathers that of the kept pairs."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__(model)
-        is_beit = hasattr(model, "rel_pos_bias")
-        name = "rel_pos_bias" if is_beit else "shared_rel_pos"
-        if getattr(model, name) is None:
-            setattr(model, name, NoSharedBias())
-            for block in model.blocks:
-                _make_gathering(block.attn)
-                _make_gathering(getattr(block.attn, "rel_pos", None))
-        self.shared = getattr(model, name)
-        _make_gathering(self.shared)
-        # BEiT puts its class token in front before it adds positions, so the output of `pos_drop`
-        # has it; RelPos models, which add no positions, put it in front after `patch_embed`.
-        self.keep = KeepContext(model.num_prefix_tokens if is_beit else 0)
-        hooked = model.pos_drop if is_beit else model.patch_embed
-        hooked.register_forward_hook(self.keep.hook)
 
     @classmethod
     def missing_feature(cls, model: Any) -> Missing | None:
@@ -164,20 +66,61 @@ class RelativeBackbone(DroppingBackbone):
             return missing
         shared = model.rel_pos_bias if is_beit else model.shared_rel_pos
         first = getattr(model.blocks[0].attn, own)
-        if first is not None and not (shared is None or isinstance(shared, NoSharedBias)):
+        if first is not None and shared is not None:
             return Missing("a relative-position bias that is either shared or each block's own")
-        modules = [shared] if isinstance(shared, nn.Module) else [b.attn for b in model.blocks]
-        known = (*_GATHERING, *_GATHERING.values(), NoSharedBias)
-        other = next((type(module) for module in modules if type(module) not in known), None)
+        modules = [b.attn for b in model.blocks] if shared is None else [shared]
+        other = next((type(module) for module in modules if type(module) not in _KNOWN), None)
         if other is not None:
             return Missing(f"attention of timm's own classes, but has {other.__name__}")
         return None
 
-    def set_context(self, context: TokenSet | None) -> dict[str, Tensor]:
-        self.keep.context = context
-        self.shared.kept = None
-        if context is not None:
-            prefix = self.model.num_prefix_tokens
-            positions = sequence_positions(context, prefix)
-            self.shared.kept = KeptPositions(positions, context_key_mask(context, prefix))
-        return {}
+    def _prepare(self, context: TokenSet | None) -> tuple[Any, dict[str, Tensor]]:
+        # The key mask is part of the bias.
+        return self.model if context is None else self.keeping(context), {}
+
+    def keeping(self, context: TokenSet) -> Any:
+        model, prefix = self.model, self.num_prefix_tokens
+        mask = context_key_mask(context, prefix)
+        pairs = KeptPairs(sequence_positions(context, prefix), mask)
+        if hasattr(model, "rel_pos_bias"):
+            # BEiT puts its class token in front before it adds positions.
+            keep = partial(keep_context, context=context, num_prefix_tokens=prefix)
+            replaced: dict[str, Any] = {"pos_drop": FollowedBy(model.pos_drop, keep)}
+            shared, own = model.rel_pos_bias, model.blocks[0].attn.relative_position_bias_table
+            if shared is not None:
+                replaced["rel_pos_bias"] = lambda: pairs.gather(shared())
+            elif own is None:
+                replaced["rel_pos_bias"] = lambda: pairs.padding_bias(like=model.cls_token)
+        else:
+            # RelPos models add no positions and put their class token in front later.
+            keep = partial(keep_context, context=context, num_prefix_tokens=0)
+            replaced = {"patch_embed": FollowedBy(model.patch_embed, keep)}
+            shared, own = model.shared_rel_pos, model.blocks[0].attn.rel_pos
+            if shared is not None:
+                replaced["shared_rel_pos"] = _gathering(shared, "get_bias", pairs)
+        if own is not None:
+            replaced["blocks"] = [partial(_run_block, block, pairs) for block in model.blocks]
+        return stand_in(model, **replaced)
+
+
+def _gathering(module: Any, method: str, pairs: KeptPairs) -> Any:
+    """Return a stand-in for a module, one of whose methods returns the bias of the kept pairs."""
+    compute: Any = getattr(module, method)
+    return stand_in(module, **{method: lambda: pairs.gather(compute())})
+
+
+def _run_block(block: nn.Module, pairs: KeptPairs, x: Tensor, **arguments: Any) -> Tensor:
+    # The stand-in is made here, so that it lies within what checkpointing compiles and runs again.
+    return cast(Tensor, _gathering_block(block, pairs)(x, **arguments))
+
+
+def _gathering_block(block: Any, pairs: KeptPairs) -> Any:
+    block = cast(Any, unwrap(block))  # compiled for itself, it would call its own attention
+    inner = getattr(block, "_checkpoint_wrapped_module", None)
+    if inner is not None:
+        return stand_in(block, _checkpoint_wrapped_module=_gathering_block(inner, pairs))
+    attn: Any = unwrap(block.attn)
+    if isinstance(attn, beit.Attention):
+        return stand_in(block, attn=_gathering(attn, "_get_rel_pos_bias", pairs))
+    rel_pos = _gathering(unwrap(attn.rel_pos), "get_bias", pairs)
+    return stand_in(block, attn=stand_in(attn, rel_pos=rel_pos))

@@ -1,7 +1,7 @@
 """Adapter for any model with a `patch_embed`: hidden patches become a mask token, as in SimMIM."""
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from einops import rearrange, repeat
@@ -17,6 +17,7 @@ from jepakit.nn._backbones.backbone import (
     keep_context,
 )
 from jepakit.nn._backbones.layout import Layout, flat_features, image_size_of
+from jepakit.nn._backbones.stand_in import FollowedBy, stand_in
 from jepakit.tokens import TokenSet, take_tokens
 
 
@@ -28,17 +29,12 @@ class MaskToken(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(dim))
         nn.init.trunc_normal_(self.mask_token, std=0.02)
         self.channels_first = channels_first
-        self.hidden: Bool[Tensor, "b h w"] | None = None
 
-    def hook(self, _module: nn.Module, _arguments: tuple[Any, ...], output: Any) -> Any:
-        """Forward hook of a `patch_embed`, which may return `(patches, grid)`."""
-        if self.hidden is None:
-            return output
-        return (self(output[0]), *output[1:]) if isinstance(output, tuple) else self(output)
-
-    def forward(self, x: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
+    def forward(
+        self, x: Float[Tensor, "b ..."], hidden: Bool[Tensor, "b h w"]
+    ) -> Float[Tensor, "b ..."]:
         """Replace in `[b n d]`, `[b h w d]` or `[b d h w]`."""
-        hidden, token = cast(Tensor, self.hidden), self.mask_token.to(x.dtype)
+        token = self.mask_token.to(x.dtype)
         if x.dim() == 3:
             return torch.where(rearrange(hidden, "b h w -> b (h w) 1"), token, x)
         if self.channels_first:
@@ -57,7 +53,6 @@ class ReplacingBackbone(Backbone):
         super().__init__(model)
         self.layout = layout
         self.replacing = MaskToken(layout.patch_dim, channels_first=layout.patch_order == "NCHW")
-        model.patch_embed.register_forward_hook(self.replacing.hook)
 
     @property
     def grid_size(self) -> tuple[int, int]:
@@ -81,24 +76,22 @@ class ReplacingBackbone(Backbone):
         return size[0] // stride[0], size[1] // stride[1]
 
     def features(self, images: Images, context: TokenSet | None) -> Features:
-        self.replacing.hidden = self._hidden_patches(context)
-        try:
-            output = self.model.forward_features(images)
-        finally:
-            self.replacing.hidden = None
-        features = flat_features(self.model, output, self.layout.feature_order)
-        return keep_context(features, context, self.num_prefix_tokens)
+        features = self.all_features(images, context)
+        return (
+            features if context is None else keep_context(features, context, self.num_prefix_tokens)
+        )
+
+    def all_features(self, images: Images, context: TokenSet | None) -> Features:
+        """Features of class and register tokens, then of every cell, hidden ones included."""
+        output = self._replacing_model(context).forward_features(images)
+        return flat_features(self.model, output, self.layout.feature_order)
 
     def intermediates(
         self, images: Images, layers: Sequence[int], context: TokenSet | None
     ) -> list[Features]:
-        self.replacing.hidden = self._hidden_patches(context)
-        try:
-            maps = self.model.forward_intermediates(
-                images, indices=list(layers), intermediates_only=True, output_fmt="NCHW"
-            )
-        finally:
-            self.replacing.hidden = None
+        maps = self._replacing_model(context).forward_intermediates(
+            images, indices=list(layers), intermediates_only=True, output_fmt="NCHW"
+        )
         outputs = [rearrange(features, "b d h w -> b (h w) d") for features in maps]
         if context is None:
             return outputs
@@ -110,9 +103,17 @@ class ReplacingBackbone(Backbone):
                 )
         return [take_tokens(features, context) for features in outputs]
 
-    def _hidden_patches(self, context: TokenSet | None) -> Bool[Tensor, "b h w"] | None:
-        """Mark every patch under a cell that is not in the context."""
+    def _replacing_model(self, context: TokenSet | None) -> Any:
+        """Return a stand-in for the model that replaces the patches outside the context."""
         if context is None:
-            return None
+            return self.model
+        # Every patch under a hidden cell.
         (h, w), (p, q) = context.grid_size, self.layout.patches_per_cell
-        return repeat(~context.to_mask(), "b (h w) -> b (h p) (w q)", h=h, w=w, p=p, q=q)
+        hidden = repeat(~context.to_mask(), "b (h w) -> b (h p) (w q)", h=h, w=w, p=p, q=q)
+
+        def replace(output: Any) -> Any:
+            if isinstance(output, tuple):  # (patches, grid)
+                return (self.replacing(output[0], hidden), *output[1:])
+            return self.replacing(output, hidden)
+
+        return stand_in(self.model, patch_embed=FollowedBy(self.model.patch_embed, replace))

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from jepakit._checks import as_choice, as_grid_size, as_int
-from jepakit.nn._padding import check_features, check_positions, zero_padding
+from jepakit._checks import as_choice, as_grid_size, as_int, check_features
+from jepakit.nn._padding import zero_padding
 from jepakit.nn.pyramid._fusion import TopDown, initialise
 from jepakit.nn.pyramid._pools import (
     Pool,
@@ -23,6 +23,7 @@ from jepakit.nn.pyramid._pools import (
     window_sum,
 )
 from jepakit.tokens import TokenSet
+from jepakit.tokens._arguments import check_positions
 from jepakit.tokens._grid import level_grids
 
 __all__ = ["HierarchicalPyramid", "Level"]
