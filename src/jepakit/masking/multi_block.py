@@ -26,6 +26,7 @@ from jepakit.masking._engine.context_length import (
     as_context_length,
     first_of_order,
     nearest_order,
+    nearest_order_exists,
     num_nearest_uniforms,
 )
 from jepakit.masking._engine.feasibility import MultiBlockSpec
@@ -157,6 +158,12 @@ class MultiBlockMask(UniformSampler[Masks]):
             raise ValueError(
                 f"context_subset={self.context_subset!r}: has no effect with context_length='pad', "
                 "so must be left out"
+            )
+        nearest = self.context_length != "pad" and self.context_subset == "nearest"
+        if nearest and not nearest_order_exists(self.grid_size):
+            raise ValueError(
+                f"grid_size={self.grid_size}: must be smaller for context_subset='nearest'; "
+                "'random' takes any"
             )
         obstacle = self._spec.obstacle()
         if obstacle is not None:
