@@ -221,6 +221,15 @@ def test_every_place_of_a_box_is_used_as_on_a_grid_of_its_size(valid_first):
         ((20,), {}),
         ((6, 4, 5), {"context_frames_ratio": 0.5, "min_context_coverage": 0.05}),
         ((6, 4, 5), {"temporal_scale": (0.2, 0.8)}),
+        (  # a target takes all of the budget
+            (4, 4),
+            {
+                "context_scale": (1.0, 1.0),
+                "target_scale": (0.25, 0.25),
+                "target_aspect_ratio": (1.0, 1.0),
+                "min_context_coverage": 0.75,
+            },
+        ),
         (
             (6, 8, 8),
             {
@@ -270,14 +279,33 @@ def test_fixed_contexts_have_the_length_of_the_whole_grid():
 
 
 def test_what_fits_no_place_whole_is_clipped():
-    """A diagonal holds no rectangle; targets are what blocks cover of it, and never empty."""
+    """A diagonal holds no rectangle; targets are what blocks cover of it, and never empty.
+
+    Trap: clipped or single positions that stay in the context, or lie outside.
+    """
     valid = torch.eye(8, dtype=torch.bool).flatten().expand(64, -1)
-    masks = MultiBlockMask((8, 8), target_scale=(0.5, 0.5))(64, valid=valid)
-    assert (masks.targets.counts() >= 1).all() and (masks.context.counts() == 2).all()
-    two = torch.zeros(1, 36, dtype=torch.bool)
-    two[0, [14, 15]] = True  # every block of 5 x 5 covers both: a single position is left
-    masks = MultiBlockMask((6, 6), target_scale=(0.6, 0.6), num_targets=1)(1, valid=two)
-    assert masks.context.counts().tolist() == [1] and masks.targets.counts().tolist() == [[1]]
+    sampler = MultiBlockMask((8, 8), target_scale=(0.5, 0.5))
+    masks = sampler(64, valid=valid)
+    assert_inside(sampler, masks, valid)
+    assert (masks.context.counts() == 2).all()
+    two = torch.zeros(64, 36, dtype=torch.bool)
+    two[:, [14, 15]] = True  # every block of 5 x 5 covers both: a single position is left
+    sampler = MultiBlockMask((6, 6), target_scale=(0.6, 0.6), num_targets=1)
+    masks = sampler(64, valid=two)
+    assert_inside(sampler, masks, two)
+    assert (masks.context.counts() == 1).all() and (masks.targets.counts() == 1).all()
+
+
+def test_disjoint_targets_share_what_little_there_is():
+    """Traps: a target that leaves nothing for the next ones; single positions that are taken."""
+    valid = torch.eye(8, dtype=torch.bool).flatten().expand(256, -1)
+    arguments: Any = {"allow_target_overlap": False, "target_scale": (0.1, 0.1)}
+    sampler = MultiBlockMask((8, 8), num_targets=3, min_context_coverage=0.3, **arguments)
+    assert_inside(sampler, sampler(256, valid=valid), valid)
+    five = valid.clone()
+    five[:, 45:] = False  # five positions left, of which two are the context's
+    sampler = MultiBlockMask((8, 8), num_targets=3, min_context_coverage=0.4, **arguments)
+    assert_inside(sampler, sampler(256, valid=five), five)
 
 
 def test_a_tube_of_a_short_clip_ends_with_it():

@@ -239,7 +239,7 @@ class MultiBlockMask(UniformSampler[Masks]):
 
     @cached_property
     def min_context_tokens(self) -> int:
-        """Smallest number of context tokens of a sample; with `"fixed"` or an int, the number of all."""
+        """Smallest number of context tokens; that of every sample with `"fixed"` or an int."""
         length = self.context_length
         return length if isinstance(length, int) else self._spec.min_context_tokens
 

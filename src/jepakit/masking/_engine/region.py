@@ -2,9 +2,9 @@
 
 Everything runs on the device of the data's mask, without a host synchronisation. Sizes follow from
 what a sample holds: a target's area is a fraction of its positions, a context block's sides are
-fractions of its bounding box. On a sample that holds a box, masks are nearly those of a grid of that size:
-a context block is only as large as the drawn target needs, not the largest one, and disjoint targets
-are not packed but clipped where no place is left.
+fractions of its bounding box. On a sample that holds a box, masks are those of a grid of that size,
+with two differences: the low end of `context_scale` is raised to what the drawn target needs, not
+the largest one, and disjoint targets are clipped where no place is left, not packed.
 """
 
 from typing import NamedTuple
