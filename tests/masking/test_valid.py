@@ -288,12 +288,40 @@ def test_what_fits_no_place_whole_is_clipped():
     masks = sampler(64, valid=valid)
     assert_inside(sampler, masks, valid)
     assert (masks.context.counts() == 2).all()
-    two = torch.zeros(64, 36, dtype=torch.bool)
-    two[:, [14, 15]] = True  # every block of 5 x 5 covers both: a single position is left
-    sampler = MultiBlockMask((6, 6), target_scale=(0.6, 0.6), num_targets=1)
-    masks = sampler(64, valid=two)
-    assert_inside(sampler, masks, two)
-    assert (masks.context.counts() == 1).all() and (masks.targets.counts() == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("columns", "arguments"),
+    [
+        (3, {"target_scale": (0.25, 0.25), "min_context_coverage": 0.7}),
+        (
+            4,
+            {
+                "target_scale": (0.2, 0.2),
+                "min_context_coverage": 0.75,
+                "allow_target_overlap": False,
+            },
+        ),
+    ],
+)
+def test_single_positions_where_blocks_take_too_much(columns, arguments):
+    """A block covers a whole column or nothing, and the budget is one position.
+
+    Traps: a single position that stays in the context, takes more than the budget or that of
+    another target; a first target that leaves nothing for the second.
+    """
+    sampler = MultiBlockMask(
+        (2, 8),
+        num_targets=2,
+        target_aspect_ratio=(1.9, 2.0),
+        context_scale=(1.0, 1.0),
+        context_length="pad",
+        **arguments,
+    )
+    valid = boxes((2, 8), [(2, columns)]).expand(256, -1)
+    masks = sampler(256, valid=valid)
+    assert_inside(sampler, masks, valid)
+    assert (masks.targets.counts() == 1).all()
 
 
 def test_disjoint_targets_share_what_little_there_is():
