@@ -96,6 +96,14 @@ def assert_inside(sampler: Any, masks: Any, valid: Tensor) -> None:
             assert all(n == max(shortest, own) for n, own in zip(found, floor, strict=True))
         if not sampler.allow_target_overlap:
             assert (targets.sum(1) <= 1).all()
+        if len(sampler.grid_size) == 3:
+            frames = valid.view(len(valid), sampler.grid_size[0], -1).any(2)
+            seen = context.view(*frames.shape, -1).any(2)
+            for own, of_context in zip(frames, seen, strict=True):
+                first, last = own.nonzero()[[0, -1], 0].tolist()
+                extent = last + 1 - first
+                most = max(1, math.floor(sampler.context_frames_ratio * extent + 1e-9))
+                assert not of_context[first + most :].any()
 
 
 def fuzz(kind: str, largest: dict[int, Grid], count: int, seed: int) -> tuple[int, int]:
@@ -288,6 +296,22 @@ def test_what_fits_no_place_whole_is_clipped():
     masks = sampler(64, valid=valid)
     assert_inside(sampler, masks, valid)
     assert (masks.context.counts() == 2).all()
+
+
+def test_contexts_lie_in_the_first_frames_of_a_sample():
+    """Trap: frames counted on the grid, or from its first one; others where no block is enough."""
+    grid = (8, 6, 6)
+    arguments: Any = {"temporal_scale": (0.5, 0.5), "min_context_coverage": 0.2}
+    sampler = MultiBlockMask(
+        grid, context_frames_ratio=0.5, context_scale=(0.3, 1.0), context_length="pad", **arguments
+    )
+    holes = torch.rand(32, 8 * 36, generator=torch.Generator().manual_seed(0)) < 0.9
+    for first, frames in ((0, 8), (2, 6), (4, 4)):
+        valid = boxes(grid, [(frames, 6, 6)], (first, 0, 0)) & holes
+        masks = sampler(32, valid=valid, generator=torch.Generator().manual_seed(1))
+        assert_inside(sampler, masks, valid)
+        seen = masks.context.to_mask().view(32, 8, -1).any(2)
+        assert seen[:, first : first + frames // 2].all()
 
 
 @pytest.mark.parametrize(
