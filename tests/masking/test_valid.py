@@ -22,6 +22,7 @@ from jepakit.masking import (
     ReferenceMultiBlockMask,
     TubeMask,
 )
+from jepakit.masking._engine.growth import _draw_blocks
 
 
 def random_box(rng: random.Random, grid: Grid) -> Tensor:
@@ -358,6 +359,56 @@ def test_disjoint_targets_share_what_little_there_is():
     five[:, 45:] = False  # five positions left, of which two are the context's
     sampler = MultiBlockMask((8, 8), num_targets=3, min_context_coverage=0.4, **arguments)
     assert_inside(sampler, sampler(256, valid=five), five)
+
+
+def test_scales_count_positions_and_not_the_bounding_box():
+    """Trap: one stray position far off makes all blocks larger."""
+    valid = torch.zeros(32, 16, 16, dtype=torch.bool)
+    valid[:, :, :8] = valid[:, 15, 15] = True
+    valid = valid.flatten(1)
+    sampler = MultiBlockMask((16, 16), target_scale=(0.2, 0.2), target_aspect_ratio=(1.0, 1.0))
+    assert (sampler(32, valid=valid).targets.counts() == 25).all()  # of 129, not of 256
+    numbers = torch.rand(32, 8, generator=torch.Generator().manual_seed(0))
+    blocks = _draw_blocks((16, 16), (0.25, 0.25), (0.5, 2.0), numbers, valid)
+    assert (blocks[..., 0] == 32).all()
+    assert valid.gather(1, blocks[..., 1].long()).all()  # a block grows around what is there
+
+
+@pytest.mark.parametrize("whole_grid", [True, False])
+def test_all_targets_of_a_sample_are_alike(whole_grid):
+    """Trap: the last target, which had the fewest places to choose from, is always the last."""
+    sampler = MultiBlockMask(
+        (4, 4),
+        num_targets=3,
+        target_scale=(0.25, 0.25),
+        target_aspect_ratio=(1.0, 1.0),
+        context_scale=(1.0, 1.0),
+        min_context_coverage=0.5,
+    )
+    valid = None if whole_grid else torch.ones(4000, 16, dtype=torch.bool)
+    generator = torch.Generator().manual_seed(0)
+    targets = sampler(4000, valid=valid, generator=generator).targets.to_mask()
+    own = (targets & (targets.sum(1, keepdim=True) == 1)).sum(2).double()  # cells of no other one
+    means, spread = own.mean(0), math.sqrt(2 * float(own.var()) / 4000)
+    assert float(means.max() - means.min()) < 5 * spread
+
+
+def test_trimmed_contexts_are_as_long_as_the_shortest():
+    """Trap: only what is promised stays, where every sample has more."""
+    sampler = MultiBlockMask((8, 8), context_length="trim", num_targets=1)
+    valid = torch.ones(4, 64, dtype=torch.bool)
+    counts = sampler(4, valid=valid, generator=torch.Generator().manual_seed(0)).context.counts()
+    assert (counts == counts[0]).all() and counts[0] > 2 * sampler.min_context_tokens
+
+
+def test_a_sample_without_data_in_its_first_frames_is_refused():
+    valid = torch.ones(2, 4, 9, dtype=torch.bool)
+    valid[1, 0, 1:] = False
+    sampler = MultiBlockMask(
+        (4, 3, 3), context_frames_ratio=0.25, min_context_coverage=0.05, num_targets=1
+    )
+    with pytest.raises(InfeasibleMaskError, match=r"valid\[1\]: 1 valid positions in the frames"):
+        sampler(2, valid=valid.flatten(1))
 
 
 def test_a_tube_of_a_short_clip_ends_with_it():
