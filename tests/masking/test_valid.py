@@ -21,6 +21,7 @@ from jepakit.masking import (
     NestedMask,
     ReferenceMultiBlockMask,
     TubeMask,
+    base,
 )
 from jepakit.masking._engine.growth import _draw_blocks
 
@@ -491,3 +492,19 @@ def test_promise_holds_for_whole_grids():
     masks = sampler(8, valid=torch.ones(8, 81, dtype=torch.bool))
     context = TokenSet.from_mask(masks.context.to_mask(), (9, 9))
     assert_promise(sampler, Masks(context, masks.targets), 8)
+
+
+def test_copies_to_a_device_know_their_padding(monkeypatch):
+    """Trap: a padded set whose copy calls all of its entries valid."""
+    valid = boxes((4, 4), [(4, 4), (2, 4)])
+    masks = RandomMask((4, 4))(2, valid=valid)
+    monkeypatch.setattr(base, "copy_to", lambda tensor, device: tensor)
+    copy = base.copy_masks(masks, "meta")
+    assert torch.equal(copy.context.valid, masks.context.valid)
+    assert torch.equal(copy.targets.valid, masks.targets.valid)
+
+
+def test_numbers_lie_on_the_cpu_whatever_the_default_device_is():
+    with torch.device("meta"):
+        masks = MultiBlockMask((4, 4))(2)
+    assert masks.context.device.type == "cpu"
