@@ -20,7 +20,8 @@ class ComplementMask(MaskTransform):
     r"""The context of any sampler, with all hidden positions as one target.
 
     $T_b = \{0, \dots, N - 1\} \setminus C_b$. The context and the sampler's promise for it stay as
-    they are; positions that trimming took from the context are predicted too.
+    they are; positions that trimming took from the context are predicted too. With `valid` on the
+    CPU targets are padded to the longest of the batch.
 
     Args:
         sampler: One of jepakit's samplers.
