@@ -23,10 +23,9 @@ from jepakit.masking import (
 from jepakit.tokens import TokenSet
 
 COLUMNS = 8
-SHORT = MultiBlockMask(
-    (8, 14, 14), num_targets=8, target_scale=(0.15, 0.15), min_context_coverage=0.1
-)
-LONG = MultiBlockMask((8, 14, 14), num_targets=2, target_scale=(0.7, 0.7), min_context_coverage=0.1)
+FLOOR = {"min_context_coverage": 0.1, "context_length": "trim"}
+SHORT = MultiBlockMask((8, 14, 14), num_targets=8, target_scale=(0.15, 0.15), **FLOOR)
+LONG = MultiBlockMask((8, 14, 14), num_targets=2, target_scale=(0.7, 0.7), **FLOOR)
 # By name: samples side by side, and the frames of one video.
 IMAGES: dict[str, Any] = {
     "multi-block": MultiBlockMask((14, 14), target_size_per="sample"),

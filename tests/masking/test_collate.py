@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from jepakit import IndexedDataset, MaskCollator, Masks, MultiBlockMask, RandomMask
+from jepakit import (
+    IndexedDataset,
+    InfeasibleMaskError,
+    MaskCollator,
+    Masks,
+    MultiBlockMask,
+    RandomMask,
+)
 from jepakit.data import ResumableBatches
 from jepakit.masking import (
     BlockMask,
@@ -435,6 +442,11 @@ def test_errors_of_valid_name_the_sample():
         dataset = IndexedDataset([first, {"there": wrong}])
         with pytest.raises(ValueError, match="valid of sample 1: must be bool, with one entry"):
             collate([dataset[0], dataset[1]])
+    with pytest.raises(TypeError, match="valid of sample 0: must be a bool mask, got NoneType"):
+        collate([IndexedDataset([{"there": None}])[0]])
+    few = IndexedDataset([{"there": torch.arange(3) < n} for n in (3, 2, 1)])
+    with pytest.raises(InfeasibleMaskError, match=r"valid\[1\]: 1 valid .*the samples \[0, 2\]"):
+        MaskCollator(RandomMask((3,)), valid="there", collate_fn=list)([few[0], few[2]])
     assert "valid='there'" in repr(collate)
 
 

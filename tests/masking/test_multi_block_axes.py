@@ -11,7 +11,7 @@ from tests.masking.guarantee import assert_guarantee, box_sides
 from tests.masking.random_samplers import multiblock_arguments
 from tests.masking.test_multi_block_guarantee import suggestions
 
-from jepakit import InfeasibleMaskError, MultiBlockMask
+from jepakit import InfeasibleMaskError, MultiBlockMask, TokenSet
 
 
 def random_case(rng: random.Random, max_sides: tuple[int, ...]) -> tuple[tuple[int, ...], dict]:
@@ -151,3 +151,18 @@ def test_infeasible_in_time_says_so():
             (8, 6, 6), temporal_scale=(0.5, 0.5), context_frames_ratio=0.25, target_scale=(0.3, 0.4)
         )
     assert "context_frames_ratio=1.0" in str(raised.value)
+
+
+@pytest.mark.parametrize("grid", [(4096,), (9000,), (2, 4096), (300, 301)])
+def test_contexts_on_long_grids(grid):
+    """Trap: sort keys with more bits than a float has, so that targets end up in the context."""
+    sampler = MultiBlockMask(grid)
+    masks = sampler(2, generator=torch.Generator().manual_seed(0))
+    TokenSet(masks.context.idx, masks.context.valid, grid)  # values are checked
+    assert not (masks.context.to_mask()[:, None] & masks.targets.to_mask()).any()
+    assert masks.context.shape == (2, sampler.min_context_tokens)
+
+
+def test_longer_axes_than_keys_can_order_are_refused():
+    with pytest.raises(ValueError, match=r"grid_size=\(100000,\): must be smaller"):
+        MultiBlockMask((100_000,))

@@ -21,7 +21,9 @@ from jepakit.masking import (
     NestedMask,
     ReferenceMultiBlockMask,
     TubeMask,
+    base,
 )
+from jepakit.masking._engine.growth import _draw_blocks
 
 
 def random_box(rng: random.Random, grid: Grid) -> Tensor:
@@ -96,6 +98,14 @@ def assert_inside(sampler: Any, masks: Any, valid: Tensor) -> None:
             assert all(n == max(shortest, own) for n, own in zip(found, floor, strict=True))
         if not sampler.allow_target_overlap:
             assert (targets.sum(1) <= 1).all()
+        if len(sampler.grid_size) == 3:
+            frames = valid.view(len(valid), sampler.grid_size[0], -1).any(2)
+            seen = context.view(*frames.shape, -1).any(2)
+            for own, of_context in zip(frames, seen, strict=True):
+                first, last = own.nonzero()[[0, -1], 0].tolist()
+                extent = last + 1 - first
+                most = max(1, math.floor(sampler.context_frames_ratio * extent + 1e-9))
+                assert not of_context[first + most :].any()
 
 
 def fuzz(kind: str, largest: dict[int, Grid], count: int, seed: int) -> tuple[int, int]:
@@ -212,6 +222,62 @@ def test_every_place_of_a_box_is_used_as_on_a_grid_of_its_size(valid_first):
         assert (found - expected).abs().max() < 5 * math.sqrt(2 * 0.25 / 4000)
 
 
+@pytest.mark.parametrize(
+    ("grid", "arguments"),
+    [
+        ((9, 7), {}),
+        ((9, 7), {"context_subset": "random", "context_length": "fixed"}),
+        ((9, 7), {"context_length": "fixed"}),
+        ((20,), {}),
+        ((6, 4, 5), {"context_frames_ratio": 0.5, "min_context_coverage": 0.05}),
+        ((6, 4, 5), {"temporal_scale": (0.2, 0.8)}),
+        (  # a target takes all of the budget
+            (4, 4),
+            {
+                "context_scale": (1.0, 1.0),
+                "target_scale": (0.25, 0.25),
+                "target_aspect_ratio": (1.0, 1.0),
+                "min_context_coverage": 0.75,
+            },
+        ),
+        (
+            (6, 8, 8),
+            {
+                "context_frames_ratio": 0.34,
+                "context_scale": (0.5, 1.0),
+                "target_scale": (0.3, 0.3),
+                "min_context_coverage": 0.01,
+            },
+        ),
+    ],
+)
+def test_all_valid_is_distributed_as_without_valid(grid, arguments):
+    """Trap: a context block that slides out of the frames it may have, and loses a part of them."""
+    arguments = {"num_targets": 2, "target_size_per": "sample", "context_length": "pad"} | arguments
+    sampler, n = MultiBlockMask(grid, **arguments), 4000
+    valid = torch.ones(n, math.prod(grid), dtype=torch.bool)
+    one = sampler(n, valid=valid, generator=torch.Generator().manual_seed(0))
+    other = sampler(n, generator=torch.Generator().manual_seed(1))
+    for a, b in ((one.context, other.context), (one.targets[:, 0], other.targets[:, 0])):
+        difference = a.to_mask().double().mean(0) - b.to_mask().double().mean(0)
+        assert difference.abs().max() < 5 * math.sqrt(2 * 0.25 / n)
+        counts = [tokens.counts().double() for tokens in (a, b)]
+        spread = math.sqrt(sum(float(c.var()) for c in counts) / n)
+        assert abs(counts[0].mean() - counts[1].mean()) <= 5 * spread
+
+
+def test_small_context_scales_are_raised_in_a_sample():
+    """Trap: all of the sample as context block wherever the drawn block is too small."""
+    sampler = MultiBlockMask(
+        (12, 12), context_scale=(0.1, 0.6), num_targets=1, context_length="pad"
+    )
+    valid = boxes((12, 12), [(12, 12), (9, 8)]).repeat(100, 1)
+    masks = sampler(200, valid=valid, generator=torch.Generator().manual_seed(0))
+    counts = masks.context.counts().view(100, 2)
+    # Blocks of 9 x 9 and 7 x 6 are the largest that 0.6 of the area rounds to.
+    assert (counts[:, 0] <= 81).all() and (counts[:, 1] <= 42).all()
+
+
 def test_fixed_contexts_have_the_length_of_the_whole_grid():
     """One shape for all batches: the promise of the whole grid, padded where less is there."""
     sampler, grid = MultiBlockMask((8, 6, 6)), (8, 6, 6)
@@ -223,14 +289,127 @@ def test_fixed_contexts_have_the_length_of_the_whole_grid():
 
 
 def test_what_fits_no_place_whole_is_clipped():
-    """A diagonal holds no rectangle; targets are what blocks cover of it, and never empty."""
+    """A diagonal holds no rectangle; targets are what blocks cover of it, and never empty.
+
+    Trap: clipped or single positions that stay in the context, or lie outside.
+    """
     valid = torch.eye(8, dtype=torch.bool).flatten().expand(64, -1)
-    masks = MultiBlockMask((8, 8), target_scale=(0.5, 0.5))(64, valid=valid)
-    assert (masks.targets.counts() >= 1).all() and (masks.context.counts() == 2).all()
-    two = torch.zeros(1, 36, dtype=torch.bool)
-    two[0, [14, 15]] = True  # every block of 5 x 5 covers both: a single position is left
-    masks = MultiBlockMask((6, 6), target_scale=(0.6, 0.6), num_targets=1)(1, valid=two)
-    assert masks.context.counts().tolist() == [1] and masks.targets.counts().tolist() == [[1]]
+    sampler = MultiBlockMask((8, 8), target_scale=(0.5, 0.5))
+    masks = sampler(64, valid=valid)
+    assert_inside(sampler, masks, valid)
+    assert (masks.context.counts() == 2).all()
+
+
+def test_contexts_lie_in_the_first_frames_of_a_sample():
+    """Trap: frames counted on the grid, or from its first one; others where no block is enough."""
+    grid = (8, 6, 6)
+    arguments: Any = {"temporal_scale": (0.5, 0.5), "min_context_coverage": 0.2}
+    sampler = MultiBlockMask(
+        grid, context_frames_ratio=0.5, context_scale=(0.3, 1.0), context_length="pad", **arguments
+    )
+    holes = torch.rand(32, 8 * 36, generator=torch.Generator().manual_seed(0)) < 0.9
+    for first, frames in ((0, 8), (2, 6), (4, 4)):
+        valid = boxes(grid, [(frames, 6, 6)], (first, 0, 0)) & holes
+        masks = sampler(32, valid=valid, generator=torch.Generator().manual_seed(1))
+        assert_inside(sampler, masks, valid)
+        seen = masks.context.to_mask().view(32, 8, -1).any(2)
+        assert seen[:, first : first + frames // 2].all()
+
+
+@pytest.mark.parametrize(
+    ("columns", "arguments"),
+    [
+        (3, {"target_scale": (0.25, 0.25), "min_context_coverage": 0.7}),
+        (
+            4,
+            {
+                "target_scale": (0.2, 0.2),
+                "min_context_coverage": 0.75,
+                "allow_target_overlap": False,
+            },
+        ),
+    ],
+)
+def test_single_positions_where_blocks_take_too_much(columns, arguments):
+    """A block covers a whole column or nothing, and the budget is one position.
+
+    Traps: a single position that stays in the context, takes more than the budget or that of
+    another target; a first target that leaves nothing for the second.
+    """
+    sampler = MultiBlockMask(
+        (2, 8),
+        num_targets=2,
+        target_aspect_ratio=(1.9, 2.0),
+        context_scale=(1.0, 1.0),
+        context_length="pad",
+        **arguments,
+    )
+    valid = boxes((2, 8), [(2, columns)]).expand(256, -1)
+    masks = sampler(256, valid=valid)
+    assert_inside(sampler, masks, valid)
+    assert (masks.targets.counts() == 1).all()
+
+
+def test_disjoint_targets_share_what_little_there_is():
+    """Traps: a target that leaves nothing for the next ones; single positions that are taken."""
+    valid = torch.eye(8, dtype=torch.bool).flatten().expand(256, -1)
+    arguments: Any = {"allow_target_overlap": False, "target_scale": (0.1, 0.1)}
+    sampler = MultiBlockMask((8, 8), num_targets=3, min_context_coverage=0.3, **arguments)
+    assert_inside(sampler, sampler(256, valid=valid), valid)
+    five = valid.clone()
+    five[:, 45:] = False  # five positions left, of which two are the context's
+    sampler = MultiBlockMask((8, 8), num_targets=3, min_context_coverage=0.4, **arguments)
+    assert_inside(sampler, sampler(256, valid=five), five)
+
+
+def test_scales_count_positions_and_not_the_bounding_box():
+    """Trap: one stray position far off makes all blocks larger."""
+    valid = torch.zeros(32, 16, 16, dtype=torch.bool)
+    valid[:, :, :8] = valid[:, 15, 15] = True
+    valid = valid.flatten(1)
+    sampler = MultiBlockMask((16, 16), target_scale=(0.2, 0.2), target_aspect_ratio=(1.0, 1.0))
+    assert (sampler(32, valid=valid).targets.counts() == 25).all()  # of 129, not of 256
+    numbers = torch.rand(32, 8, generator=torch.Generator().manual_seed(0))
+    blocks = _draw_blocks((16, 16), (0.25, 0.25), (0.5, 2.0), numbers, valid)
+    assert (blocks[..., 0] == 32).all()
+    assert valid.gather(1, blocks[..., 1].long()).all()  # a block grows around what is there
+
+
+@pytest.mark.parametrize("whole_grid", [True, False])
+def test_all_targets_of_a_sample_are_alike(whole_grid):
+    """Trap: the last target, which had the fewest places to choose from, is always the last."""
+    sampler = MultiBlockMask(
+        (4, 4),
+        num_targets=3,
+        target_scale=(0.25, 0.25),
+        target_aspect_ratio=(1.0, 1.0),
+        context_scale=(1.0, 1.0),
+        min_context_coverage=0.5,
+    )
+    valid = None if whole_grid else torch.ones(4000, 16, dtype=torch.bool)
+    generator = torch.Generator().manual_seed(0)
+    targets = sampler(4000, valid=valid, generator=generator).targets.to_mask()
+    own = (targets & (targets.sum(1, keepdim=True) == 1)).sum(2).double()  # cells of no other one
+    means, spread = own.mean(0), math.sqrt(2 * float(own.var()) / 4000)
+    assert float(means.max() - means.min()) < 5 * spread
+
+
+def test_trimmed_contexts_are_as_long_as_the_shortest():
+    """Trap: only what is promised stays, where every sample has more."""
+    sampler = MultiBlockMask((8, 8), context_length="trim", num_targets=1)
+    valid = torch.ones(4, 64, dtype=torch.bool)
+    counts = sampler(4, valid=valid, generator=torch.Generator().manual_seed(0)).context.counts()
+    assert (counts == counts[0]).all() and counts[0] > 2 * sampler.min_context_tokens
+
+
+def test_a_sample_without_data_in_its_first_frames_is_refused():
+    valid = torch.ones(2, 4, 9, dtype=torch.bool)
+    valid[1, 0, 1:] = False
+    sampler = MultiBlockMask(
+        (4, 3, 3), context_frames_ratio=0.25, min_context_coverage=0.05, num_targets=1
+    )
+    with pytest.raises(InfeasibleMaskError, match=r"valid\[1\]: 1 valid positions in the frames"):
+        sampler(2, valid=valid.flatten(1))
 
 
 def test_a_tube_of_a_short_clip_ends_with_it():
@@ -313,3 +492,19 @@ def test_promise_holds_for_whole_grids():
     masks = sampler(8, valid=torch.ones(8, 81, dtype=torch.bool))
     context = TokenSet.from_mask(masks.context.to_mask(), (9, 9))
     assert_promise(sampler, Masks(context, masks.targets), 8)
+
+
+def test_copies_to_a_device_know_their_padding(monkeypatch):
+    """Trap: a padded set whose copy calls all of its entries valid."""
+    valid = boxes((4, 4), [(4, 4), (2, 4)])
+    masks = RandomMask((4, 4))(2, valid=valid)
+    monkeypatch.setattr(base, "copy_to", lambda tensor, device: tensor)
+    copy = base.copy_masks(masks, "meta")
+    assert torch.equal(copy.context.valid, masks.context.valid)
+    assert torch.equal(copy.targets.valid, masks.targets.valid)
+
+
+def test_numbers_lie_on_the_cpu_whatever_the_default_device_is():
+    with torch.device("meta"):
+        masks = MultiBlockMask((4, 4))(2)
+    assert masks.context.device.type == "cpu"

@@ -118,8 +118,10 @@ class UniformSampler(ABC, Generic[M_co]):
             batch_size: Number of samples.
             valid: True at the positions that hold data, flat over the grid; all if None. Context
                 and targets lie inside. Ratios, scales and the promised context count what is there,
-                sample by sample; sets are padded to the lengths that whole grids give. On the CPU
-                it is checked, on another device it is not, so that nothing is synchronised.
+                sample by sample. Sets of a fixed length are padded to the one that whole grids
+                give, others to the longest of the batch (elsewhere than on the CPU to the longest
+                possible). On the CPU it is checked, on another device it is not, so that nothing
+                is synchronised.
             generator: A CPU generator; torch's global one if None.
             device: Device of the masks, which do not depend on it; that of `valid` if None, else
                 the CPU. They are computed on the CPU, or where `valid` is.

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, default_collate
 
 from jepakit._checks import as_int, check_images_finite, type_name
 from jepakit.masking._engine.random_numbers import derive_seed, keyed_uniforms
-from jepakit.masking.base import MaskSampler, UniformSampler
+from jepakit.masking.base import InfeasibleMaskError, MaskSampler, UniformSampler
 
 __all__ = ["Indexed", "IndexedDataset", "MaskCollator"]
 
@@ -105,6 +105,7 @@ class MaskCollator(Generic[M]):
         TypeError: If a sample does not come from `IndexedDataset`, or has no field `valid`.
         ValueError: If a floating tensor of the batch holds NaN or infinity; if indices are of
             several epochs, or of another epoch than that of `set_epoch`.
+        InfeasibleMaskError: If a sample holds too few `valid` positions for its masks.
 
     Example:
         >>> import torch
@@ -191,7 +192,11 @@ class MaskCollator(Generic[M]):
         for leaf in pytree.tree_leaves(batch):
             if isinstance(leaf, Tensor):
                 check_images_finite("samples", leaf)
-        return batch, self._draw(samples, options)
+        try:
+            return batch, self._draw(samples, options)
+        except InfeasibleMaskError as error:
+            indices = [sample.index for sample in samples]
+            raise InfeasibleMaskError(f"{error}; the batch has the samples {indices}") from error
 
     def _draw(self, samples: Sequence[Indexed], options: dict[str, Any]) -> M:
         seed, epoch = self.seed, self._epoch_of(samples)
@@ -206,7 +211,7 @@ class MaskCollator(Generic[M]):
 
     def _stack_valid(self, samples: Sequence[Indexed]) -> Bool[Tensor, "b N"]:
         """The masks of all samples, flat over the grid."""
-        masks = [torch.as_tensor(self._valid_of(sample)).flatten() for sample in samples]
+        masks = [self._valid_of(sample).flatten() for sample in samples]
         for sample, mask in zip(samples, masks, strict=True):
             if mask.dtype != torch.bool or len(mask) != len(masks[0]):
                 raise ValueError(
@@ -215,7 +220,16 @@ class MaskCollator(Generic[M]):
                 )
         return torch.stack(masks)
 
-    def _valid_of(self, sample: Indexed) -> Any:
+    def _valid_of(self, sample: Indexed) -> Tensor:
+        mask = self._field_of(sample)
+        try:
+            return torch.as_tensor(mask, device="cpu")
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(
+                f"valid of sample {sample.index}: must be a bool mask, got {type_name(mask)}"
+            ) from error
+
+    def _field_of(self, sample: Indexed) -> Any:
         if callable(self.valid):
             return self.valid(sample.sample)
         name = str(self.valid)

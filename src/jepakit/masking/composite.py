@@ -20,7 +20,8 @@ class ComplementMask(MaskTransform):
     r"""The context of any sampler, with all hidden positions as one target.
 
     $T_b = \{0, \dots, N - 1\} \setminus C_b$. The context and the sampler's promise for it stay as
-    they are; positions that trimming took from the context are predicted too.
+    they are; positions that trimming took from the context are predicted too. With `valid` on the
+    CPU targets are padded to the longest of the batch.
 
     Args:
         sampler: One of jepakit's samplers.
@@ -147,12 +148,9 @@ class MultiContextMask(UniformSampler[list[Masks]]):
     Example:
         >>> from jepakit import MultiBlockMask
         >>> from jepakit.masking import MultiContextMask
-        >>> short = MultiBlockMask(
-        ...     (8, 14, 14), num_targets=8, target_scale=(0.15, 0.15), min_context_coverage=0.05
-        ... )
-        >>> long = MultiBlockMask(
-        ...     (8, 14, 14), num_targets=2, target_scale=(0.7, 0.7), min_context_coverage=0.05
-        ... )
+        >>> floor = {"min_context_coverage": 0.05, "context_length": "trim"}
+        >>> short = MultiBlockMask((8, 14, 14), num_targets=8, target_scale=(0.15, 0.15), **floor)
+        >>> long = MultiBlockMask((8, 14, 14), num_targets=2, target_scale=(0.7, 0.7), **floor)
         >>> [masks.targets.shape[1] for masks in MultiContextMask([short, long])(2)]
         [8, 2]
 

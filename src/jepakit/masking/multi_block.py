@@ -26,6 +26,7 @@ from jepakit.masking._engine.context_length import (
     as_context_length,
     first_of_order,
     nearest_order,
+    nearest_order_exists,
     num_nearest_uniforms,
 )
 from jepakit.masking._engine.feasibility import MultiBlockSpec
@@ -87,6 +88,8 @@ class MultiBlockMask(UniformSampler[Masks]):
         InfeasibleMaskError: If $n_{\min}$ + the largest target (all targets if they must not
             overlap) exceeds the largest context block, if the targets cannot be disjoint, or if an
             int `context_length` exceeds $n_{\min}$.
+        ValueError: If an argument has no effect, or if an axis is too long (more than some 90,000
+            positions) for `"nearest"`.
 
     Example:
         >>> import torch
@@ -96,10 +99,15 @@ class MultiBlockMask(UniformSampler[Masks]):
         >>> masks.targets.shape[:2], bool((masks.context.counts() >= 49).all())
         (torch.Size([8, 4]), True)
 
-        V-JEPA's long-range set, on 8 frames:
+        V-JEPA's long-range set, on 8 frames. The floor is low, since targets hide most of a clip;
+        `"trim"` keeps more than the floor where there is more:
 
         >>> long = MultiBlockMask(
-        ...     (8, 14, 14), num_targets=2, target_scale=(0.7, 0.7), min_context_coverage=0.05
+        ...     (8, 14, 14),
+        ...     num_targets=2,
+        ...     target_scale=(0.7, 0.7),
+        ...     min_context_coverage=0.05,
+        ...     context_length="trim",
         ... )
         >>> long(2).targets.shape[:2]
         torch.Size([2, 2])
@@ -108,8 +116,9 @@ class MultiBlockMask(UniformSampler[Masks]):
         Assran et al., I-JEPA (arXiv:2301.08243), section 3 and appendix A.1; Bardes et al., V-JEPA
         (arXiv:2404.08471), section 3, for time. Differences: the context floor is a promise and
         holds after batching; scale and aspect ratio are independent (the published code draws one
-        number for both, aspect uniform); blocks reach the last row and column; contexts are padded
-        or shortened at random instead of cut to a raster-order prefix of the batch minimum.
+        number for both, aspect uniform); blocks reach the last row and column; contexts are
+        shortened without a preferred place instead of cut to a raster-order prefix of the batch
+        minimum.
     """
 
     grid_size: tuple[int, ...]
@@ -157,6 +166,12 @@ class MultiBlockMask(UniformSampler[Masks]):
             raise ValueError(
                 f"context_subset={self.context_subset!r}: has no effect with context_length='pad', "
                 "so must be left out"
+            )
+        nearest = self.context_length != "pad" and self.context_subset == "nearest"
+        if nearest and not nearest_order_exists(self.grid_size):
+            raise ValueError(
+                f"grid_size={self.grid_size}: must be smaller for context_subset='nearest'; "
+                "'random' takes any"
             )
         obstacle = self._spec.obstacle()
         if obstacle is not None:
@@ -229,7 +244,7 @@ class MultiBlockMask(UniformSampler[Masks]):
 
     @cached_property
     def min_context_tokens(self) -> int:
-        """Smallest number of context tokens of a sample; that of every one with an int length."""
+        """Smallest number of context tokens; that of every sample with `"fixed"` or an int."""
         length = self.context_length
         return length if isinstance(length, int) else self._spec.min_context_tokens
 

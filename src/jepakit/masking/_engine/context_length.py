@@ -13,6 +13,9 @@ from jepakit._checks import as_choice, as_int
 from jepakit.masking._engine.random_numbers import sort_rows
 from jepakit.tokens import TokenSet
 
+# Keys of so many bits are exact in float64, and so are the sums of products behind them.
+_EXACT_BITS = 50
+
 
 def tokens_of_coverage(min_context_coverage: float, num_positions: int) -> int:
     """Tokens that a coverage amounts to, rounded up; at least 1.
@@ -54,6 +57,19 @@ def first_of_order(
     return TokenSet._trusted(idx.long() * valid, valid, grid_size, padded=True)
 
 
+def nearest_order_exists(grid_size: tuple[int, ...]) -> bool:
+    """True if the keys of `nearest_order` are exact: on one axis up to some 90,000 positions."""
+    return _position_bits(grid_size) + _distance_bits(grid_size) <= _EXACT_BITS
+
+
+def _position_bits(grid_size: tuple[int, ...]) -> int:
+    return (math.prod(grid_size) - 1).bit_length()
+
+
+def _distance_bits(grid_size: tuple[int, ...]) -> int:
+    return sum((side - 1) ** 2 for side in grid_size).bit_length()
+
+
 def num_nearest_uniforms(grid_size: tuple[int, ...]) -> int:
     """Uniforms that `nearest_order` takes for each sample, beside those of the centre."""
     return len(grid_size) + 1
@@ -79,10 +95,11 @@ def nearest_order(
     Example: on 14 x 14, $|x - c|^2$ is at most 338, and with weights from -15 to 15 the tilt $w x$
     has a range of 780. So $s$ = 10, and with 8 bits for the position a key is below 2^28.
     """
-    reach, weight = sum(side - 1 for side in grid_size), 15
-    position_bits = (math.prod(grid_size) - 1).bit_length()
+    reach = sum(side - 1 for side in grid_size)
+    position_bits, distance_bits = _position_bits(grid_size), _distance_bits(grid_size)
+    # Long axes leave fewer bits for the direction, and at last none.
+    weight = min(15, (2 ** (_EXACT_BITS - position_bits - distance_bits) - 1) // (2 * reach))
     tilt_bits = (2 * weight * reach).bit_length()
-    distance_bits = sum((side - 1) ** 2 for side in grid_size).bit_length()
     num_bits = position_bits + tilt_bits + distance_bits
 
     table = _position_table(grid_size, centre.device)  # x, |x|^2, p, 1 in a row for each position

@@ -2,7 +2,9 @@
 
 Everything runs on the device of the data's mask, without a host synchronisation. Sizes follow from
 what a sample holds: a target's area is a fraction of its positions, a context block's sides are
-fractions of its bounding box. On a sample that holds a box, masks are those of a grid of that size.
+fractions of its bounding box. On a sample that holds a box, masks are those of a grid of that size,
+with two differences: the low end of `context_scale` is raised to what the drawn target needs, not
+the largest one, and disjoint targets are clipped where no place is left, not packed.
 """
 
 from typing import NamedTuple
@@ -66,7 +68,11 @@ def draw_in_region(
     blocks, inside = BlockGrid(grid_size, sizes), add_padding(valid, grid_size)
     minimum = spec.min_context_tokens_of(counts)[:, None]
     num_targets = u_targets.shape[1]
-    room = minimum + blocks.volumes[:, None] * (1 if spec.allow_target_overlap else num_targets)
+    cost = blocks.volumes[:, None]
+    if len(grid_size) == 3:  # a target takes cells from the context's frames only
+        frames = sizes[:, :1]
+        cost = cost // frames * frames.minimum(spec.context_frames_of(box.extent[:, :1]))
+    room = minimum + cost * (1 if spec.allow_target_overlap else num_targets)
     context = _context_block(spec, inside, box, u_context_size, u_context, room)
 
     covered = blocks.covered_cells(summed_area(inside, grid_size))
@@ -133,14 +139,20 @@ def _context_block(
     valid = remove_padding(inside, grid_size)
     front = add_padding(first_frames(valid, box, spec), grid_size)
     space = box.extent[:, -2:]
-    low, high = spec.context_scale
+    # The low end of the scale is raised to what is needed, as on a whole grid.
+    high = spec.context_scale[1]
+    needed = room / front.sum(dim=1, keepdim=True).double()
+    low = needed.clamp(spec.context_scale[0], high)
     root = (low + (high - low) * u_size.double()) ** (1 / space.shape[1])
-    sides = [torch.floor(space * root + 0.5).long().clamp_min(1)]
-    if len(grid_size) == 3:
-        sides = [spec.context_frames_of(box.extent[:, :1]), *sides]
-    blocks = BlockGrid(grid_size, torch.cat(sides, dim=1).minimum(box.extent))
+    sides, within = torch.floor(space * root + 0.5).long().clamp_min(1), box.extent
+    if len(grid_size) == 3:  # a block has all frames of the context, so it begins with the sample
+        frames = spec.context_frames_of(box.extent[:, :1])
+        sides = torch.cat([frames, sides], dim=1)
+        within = torch.cat([frames, space], dim=1)
+    sides = sides + (sides.prod(dim=1, keepdim=True) < room)  # where rounding took too much
+    blocks = BlockGrid(grid_size, sides.minimum(within))
     covered = blocks.covered_cells(summed_area(front, grid_size))
-    allowed = (covered >= room) & blocks.fits_within(box.first, box.extent)
+    allowed = (covered >= room) & blocks.fits_within(box.first, within)
     block, exists = _block_or_nothing(blocks, allowed, u_place[:, 0])
     return torch.where(exists, block, 1) * front
 
