@@ -10,6 +10,7 @@ from timm.layers import resample_abs_pos_embed
 
 from jepakit import EMATeacher
 from jepakit.interop import Adaptation, load_hf_ijepa, load_ijepa
+from jepakit.nn._backbones.resample import adapt_positions
 
 SIDE, PATCH, DIM = (published.ENCODER[key] for key in ("side", "patch", "dim"))
 
@@ -150,3 +151,12 @@ def test_teacher(build_encoder) -> None:
     assert report == Adaptation(
         "teacher", "pos_embed", (1, 16, DIM), (1, 64, DIM), "interpolated to the grid (8, 8)"
     )
+
+
+def test_positions_come_from_the_grid_that_is_named() -> None:
+    """Trap: 2 x 8 positions of a configured model are taken for 4 x 4."""
+    rows = torch.arange(2.0).view(1, 2, 1, 1).expand(1, 2, 8, 1).reshape(1, 16, 1)
+    resampled = adapt_positions(rows, (4, 4), (2, 8)).view(4, 4)
+    torch.testing.assert_close(resampled, resampled[:, :1].expand(4, 4))  # constant along a row
+    assert (resampled[1:, 0] > resampled[:-1, 0]).all()
+    assert torch.equal(adapt_positions(rows, (4, 4)), rows)
