@@ -170,3 +170,19 @@ def test_a_student_that_is_gone_is_freed(cycle) -> None:
         assert [ref() for ref in ours] == [None] * 2
     finally:
         gc.enable()
+
+
+def test_other_memory_without_buffers() -> None:
+    """Trap: `to` keeps parameters and replaces buffers only, so the parameters of a module without
+    any buffer look as before."""
+    module = nn.Linear(3, 4)
+    teacher = EMATeacher(module, 0.5)
+    teacher.update(module)
+    module.bfloat16()
+    perturb(module)
+    expected = (teacher.module.weight + module.weight.float()) / 2
+    teacher.update(module)
+    torch.testing.assert_close(teacher.module.weight, expected)
+    teacher.bfloat16()
+    with pytest.raises(TypeError, match="weight is torch.bfloat16"):
+        teacher.update(module)
