@@ -184,5 +184,5 @@ def test_other_memory_without_buffers() -> None:
     teacher.update(module)
     torch.testing.assert_close(teacher.module.weight, expected)
     teacher.bfloat16()
-    with pytest.raises(TypeError, match="weight is torch.bfloat16"):
+    with pytest.raises(TypeError, match=r"weight is torch\.bfloat16"):
         teacher.update(module)
