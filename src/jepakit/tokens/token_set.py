@@ -125,6 +125,8 @@ class TokenSet:
         shortest, longest = 0, 0
         if counts.numel() > 0:
             shortest, longest = torch.stack(torch.aminmax(counts)).tolist()
+            if torch.compiler.is_compiling():  # what torch 2.6 does not know of a count
+                torch._check_is_size(longest)
         idx = member_positions(mask, rank, longest)
         valid = torch.arange(longest, device=mask.device) < counts.unsqueeze(-1)
         return cls._trusted(idx, valid, grid, padded=shortest < longest)

@@ -131,10 +131,15 @@ class DroppingBackbone(Backbone):
         self, images: Images, layers: Sequence[int], context: TokenSet | None
     ) -> list[Features]:
         model, arguments = self._prepare(context)
-        # "NCHW" would scramble the features of a context onto a full grid.
-        options = {"intermediates_only": True, "stop_early": True, "output_fmt": "NLC"}
-        options |= arguments
-        return list(model.forward_intermediates(images, indices=list(layers), **options))
+        outputs = model.forward_intermediates(
+            images,
+            indices=list(layers),
+            intermediates_only=True,
+            stop_early=True,
+            output_fmt="NLC",  # "NCHW" would scramble the features of a context onto a full grid
+            **arguments,
+        )
+        return list(outputs)
 
 
 def keep_context(
