@@ -278,6 +278,7 @@ def test_hooks_are_given_the_users_modules(kind, build, images_for) -> None:
         assert len(modules) == len(parts) and {*map(id, modules)} == {*map(id, parts)}
 
 
+@pytest.mark.no_hook  # it compiles
 @pytest.mark.parametrize("bound", [False, True])
 def test_attributes_of_the_model_hide_those_of_its_class(bound, images_for) -> None:
     """Trap: with a context, a flag or a method that the user set on the model has no effect."""
