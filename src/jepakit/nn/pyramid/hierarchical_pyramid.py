@@ -51,7 +51,7 @@ class Level(NamedTuple):
             >>> import torch
             >>> from jepakit import HierarchicalPyramid, MultiBlockMask
             >>> from jepakit.masking import NestedMask
-            >>> sampler = NestedMask((8, 8), MultiBlockMask((4, 4), context_length="trim"))
+            >>> sampler = NestedMask((8, 8), MultiBlockMask((4, 4), min_context_coverage=0.5))
             >>> context = sampler(2, generator=torch.Generator().manual_seed(0)).context
             >>> pyramid = HierarchicalPyramid((8, 8), 4, num_levels=2)
             >>> coarse = pyramid(torch.randn(*context.shape, 4), context)[1]
