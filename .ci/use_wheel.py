@@ -24,7 +24,7 @@ top = {file.split("/")[0] for file in files if not file.startswith("..")}
 assert all(name.startswith("jepakit") for name in top), f"the wheel also installs {top}"
 
 readme = Path(sys.argv[1]).read_text()
-(loop,) = re.findall(r"^```python\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
+loop, *_ = re.findall(r"^```python\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
 scope = {"loader": list(torch.rand(2, 2, 3, 224, 224)), "total_steps": 2}
 exec(compile(loop, "README.md", "exec"), scope)
 assert torch.isfinite(scope["loss"])
