@@ -25,7 +25,18 @@ LAYERS = [
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 
-HEAVY = ["timm", "torchvision", "sklearn", "matplotlib", "PIL", "rich", "hypothesis", "pytest"]
+HEAVY = [
+    "timm",
+    "torchvision",
+    "sklearn",
+    "matplotlib",
+    "PIL",
+    "rich",
+    "hypothesis",
+    "pytest",
+    "torch._dynamo",
+    "sympy",
+]
 
 
 def module_name(path: Path) -> str:

@@ -5,7 +5,6 @@ from functools import partial
 from types import MethodType
 from typing import Any
 
-import torch
 from torch import nn
 
 
@@ -21,10 +20,10 @@ def stand_in(module: Any, **attributes: Any) -> Any:
     >>> doubled.bias is linear.bias
     True
     """
-    copy: Any = object.__new__(_class_of(type(module)))
+    copy: Any = object.__new__(_make_class(type(module)))
     # Not to `__dict__`, and not with `copy.copy`: torch 2.6 to 2.9 cannot trace these.
     object.__setattr__(copy, "_stands_for", module)
-    for name in _names_in_class(type(module)):
+    for name in _names(type(module)):
         if name in module.__dict__:  # which the class's own attribute would hide
             value = module.__dict__[name]
             if isinstance(value, MethodType) and value.__self__ is module:
@@ -65,9 +64,10 @@ def _make_class(kind: type[nn.Module]) -> type[nn.Module]:
     return _CLASSES[kind]
 
 
-# Not traced: a graph takes the class as it is, and cannot make one.
-_names_in_class: Any = torch.compiler.assume_constant_result(_names)  # type: ignore[no-untyped-call]
-_class_of: Any = torch.compiler.assume_constant_result(_make_class)  # type: ignore[no-untyped-call]
+# Not traced: a graph takes the class as it is, and cannot make one. This is the mark that
+# `torch.compiler.assume_constant_result` sets; calling that would import the whole compiler.
+_names._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_make_class._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 class FollowedBy:
