@@ -62,7 +62,7 @@ def test_data_on_a_device_is_not_looked_at(sampler):
         assert leaf.device.type == "meta"
 
 
-def test_the_meta_device_tells():
+def test_a_look_at_the_device_raises():
     """The check can fail: a longest length is looked at, there as on an accelerator."""
     masks = MultiBlockMask((8, 9))(6, device="meta")
     with pytest.raises((RuntimeError, NotImplementedError)):
