@@ -53,6 +53,8 @@ def step(encoder: MaskedViT, teacher: EMATeacher, optimizer: torch.optim.Optimiz
 def test_only_what_changes_its_shape_is_replaced(kind) -> None:
     """Trap: the new positions are in no optimiser, and stay as they are for ever."""
     encoder, teacher, optimizer = build(kind)
+    if not hasattr(encoder.backbone, "set_input_size"):
+        pytest.skip(f"timm {timm.__version__} cannot resize a {type(encoder.backbone).__name__}")
     before = dict(encoder.named_parameters())
     states = {p: dict(optimizer.state[p]) for p in before.values() if p in optimizer.state}
     groups = [{**group, "params": list(group["params"])} for group in optimizer.param_groups]
