@@ -9,7 +9,7 @@ from tests.masking.guarantee import box_sides
 from torch.utils import _pytree as pytree
 
 from jepakit import MultiBlockMask
-from jepakit.masking._engine.block_grid import BlockGrid
+from jepakit.masking._engine.block_grid import BlockGrid, _of_one_size
 
 
 def target_sides(sampler: MultiBlockMask, count: int, seed: int = 0) -> torch.Tensor:
@@ -172,3 +172,15 @@ def test_masks_are_leaves_of_int64_and_bool():
 def test_blocks_of_one_volume_need_no_padding():
     blocks = BlockGrid((4, 4), torch.tensor([[2, 1], [1, 2]]))
     assert not blocks.token_sets(torch.zeros(2, 1, dtype=torch.int64)).padded
+
+
+def test_what_is_kept_between_calls_does_not_leave_the_sampler():
+    """Trap: a size drawn first in inference mode, whose tensors no backward pass can save."""
+    _of_one_size.cache_clear()
+    sampler = MultiBlockMask((6, 6), num_targets=2, target_scale=(0.1, 0.1))
+    with torch.inference_mode():
+        sampler(2, generator=torch.Generator().manual_seed(0))
+    masks = sampler(2, generator=torch.Generator().manual_seed(0))
+    features = torch.ones(masks.targets.shape, requires_grad=True)
+    torch.where(masks.targets.valid, features, 0).sum().backward()
+    assert features.grad.sum() == masks.targets.valid.sum()

@@ -213,11 +213,12 @@ class BlockGrid:
     def token_sets(self, place: Int[Tensor, "b m"]) -> TokenSet:
         """The cells of blocks as sets, `[b, m, largest_volume]`."""
         idx = self._first_cells[place][:, :, None] + self._offsets[:, None]
-        valid = self._cell_exists[:, None].expand_as(idx)
-        padded = int(self.volumes.min()) < self.largest_volume
-        return TokenSet._trusted(
-            idx * valid if padded else idx, valid, self.grid_size, padded=padded
-        )
+        if int(self.volumes.min()) < self.largest_volume:
+            valid = self._cell_exists[:, None].expand_as(idx)
+            return TokenSet._trusted(idx * valid, valid, self.grid_size, padded=True)
+        # A new tensor, not a view of one that is kept for later calls.
+        valid = torch.ones_like(idx, dtype=torch.bool)
+        return TokenSet._trusted(idx, valid, self.grid_size, padded=False)
 
     @cached_property
     def _cell_exists(self) -> Bool[Tensor, "k a"]:
