@@ -16,7 +16,7 @@ from jepakit import (
     MultiBlockMask,
     RandomMask,
 )
-from jepakit.data import EpochIndex, PixelStatistics, ResumableBatches, digit_canvases, random_crops
+from jepakit.data import EpochIndex, PixelStatistics, ResumableBatches, textured_shapes, random_crops
 from jepakit.data.datasets import _shuffled
 from jepakit.losses import sigreg
 from jepakit.masking import (
@@ -120,11 +120,11 @@ def test_data(surroundings):
     images = torch.randint(256, (4, 3, 16, 16), dtype=torch.uint8, generator=seeded())
 
     def made() -> list[Any]:
-        canvases, _ = digit_canvases(num_train=3, num_test=1)
+        shapes, _ = textured_shapes(num_train=3, num_test=1)
         floats = PixelStatistics((0.485, 0.4, 0.3), (0.229, 0.2, 0.1))(images)
         crops = random_crops(floats, (0.3, 1.0), flip=True, generator=seeded())
         order = list(ResumableBatches(10, 2, steps=7, seed=0))
-        return [*canvases.tensors, floats, crops, order, list(_shuffled(range(9)))]
+        return [*shapes.tensors, floats, crops, order, list(_shuffled(range(9)))]
 
     assert_unchanged(made, surroundings)
 

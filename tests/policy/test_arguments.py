@@ -393,8 +393,8 @@ CASES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         lambda **arguments: list(data.ResumableBatches(**arguments)),
         {"size": 8, "batch_size": 4, "steps": 3, "seed": 0, "first_step": 1},
     ),
-    "digit_canvases": (
-        lambda **arguments: data.digit_canvases(**arguments)[0].tensors[0],
+    "textured_shapes": (
+        lambda **arguments: data.textured_shapes(**arguments)[0].tensors[0],
         {"num_train": 3, "num_test": 2},
     ),
     "random_crops": (
