@@ -20,6 +20,8 @@ from jepakit.masking import (
     MultiContextMask,
     NestedMask,
     TubeMask,
+    UnionMask,
+    vjepa_masks,
 )
 
 
@@ -50,8 +52,11 @@ NEEDS = [
     (BlockMask((4, 5), target_ratio=0.6), 8),
     (InverseBlockMask((4, 5), context_ratio=0.6), 12),
     (CausalMask((4, 5), num_context_steps=(2, 3)), 10),
+    (CausalMask((4, 5), axis=1, num_context_steps=(2, 3)), 8),
     (TubeMask(3, RandomMask((4, 5), target_ratio=0.6)), 24),
     (ComplementMask(RandomMask((4, 5), context_length=3)), 3),
+    (UnionMask(MultiBlockMask((12, 12), context_length=20)), 20),
+    (vjepa_masks((4, 8, 8), min_context_coverage=(0.1, 0.05)), 13),
     (MultiContextMask((RandomMask((4, 5)), BlockMask((4, 5), target_ratio=0.6))), 5),
     (MultiBlockMask((12, 12), min_context_coverage=0.3), 44),
     (MultiBlockMask((12, 12), context_length=20), 20),
