@@ -48,7 +48,7 @@ SAMPLERS = [
     ComplementMask(MultiBlockMask((8, 9), context_length=5)),
     UnionMask(MultiBlockMask((8, 9))),
     MultiContextMask((RandomMask((8, 9)), MultiBlockMask((8, 9)))),
-    vjepa_masks((2, 10, 11)),
+    vjepa_masks((2, 14, 14), target_size_per="sample"),
     NestedMask((17, 20), MultiBlockMask((5, 5), target_size_per="sample", context_length=3)),
     CausalMask((60,), context_size_per="sample"),
     CausalMask((2, 60), axis=1, context_size_per="sample"),
