@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from benchmarks.published import clip_masks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
@@ -88,12 +89,22 @@ def test_coverage_is_that_of_random_blocks():
         expected, found = naive.double().mean(), masks.targets.counts().double().mean() / 196
         # The loop draws whole arrangements again, the sampler only blocks that leave too little.
         assert abs(float(found - expected)) < 0.015
+        assert abs(float(found) - (0.63 if num_blocks == 8 else 0.81)) < 0.01  # as documented
 
 
-def test_lengths_differ_between_the_sets():
-    short, long = vjepa_masks(GRID)(24, generator=seeded(0))
-    assert short.context.shape[1] > 1.5 * long.context.shape[1]
-    assert not short.context.padded and not long.context.padded
+def test_context_lengths_are_those_of_the_published_code():
+    """In batches of 24; those of the long-range set are longer by what is promised."""
+    torch.manual_seed(0)
+    sampler, generator, size = vjepa_masks(GRID), seeded(0), math.prod(GRID)
+    drawn = [[m.context.shape[1] for m in sampler(24, generator=generator)] for _ in range(400)]
+    found = torch.tensor(drawn, dtype=torch.float64).mean(dim=0) / size
+    assert ((found - torch.tensor([0.24, 0.08])).abs() < 0.01).all()  # as documented
+    for length, (num_blocks, scale) in zip(found, SETS, strict=True):
+        sets = (clip_masks(GRID, 24, num_blocks=num_blocks, scale=scale)[0] for _ in range(30))
+        published = torch.tensor([context.shape[1] / size for context in sets])
+        # A batch shares its size, so lengths differ from batch to batch.
+        error = float(published.std()) / math.sqrt(len(published))
+        assert abs(float(length) - float(published.mean())) < 4 * error + 0.02
 
 
 def test_collator_and_audit():
