@@ -26,7 +26,7 @@ def vjepa_masks(
     It returns two `Masks` for every clip, the short-range ones first. Blocks cover 15 % and 70 % of
     a frame, with aspect ratios from 0.75 to 1.5, in all frames. The union of a set's blocks is its
     one target, and what they leave is its context, of a length of its own. On 8x14x14 targets are
-    63 % and 81 % of a clip on average; `"trim"` keeps 24 % and 8 % as context in batches of 24.
+    63 % and 81 % of a clip on average; `"trim"` keeps 23 % and 8 % as context in batches of 24.
 
     Train one predictor on both, with a mask token for each, and average the two losses.
 
