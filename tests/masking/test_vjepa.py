@@ -7,6 +7,7 @@ import torch
 from benchmarks.published import clip_masks
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader
 
 from jepakit import IndexedDataset, MaskCollator, Masks
@@ -105,6 +106,26 @@ def test_context_lengths_are_those_of_the_published_code():
         # A batch shares its size, so lengths differ from batch to batch.
         error = float(published.std()) / math.sqrt(len(published))
         assert abs(float(length) - float(published.mean())) < 4 * error + 0.02
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"min_context_coverage": (0.2, 0.05)},
+        {"min_context_coverage": (0.15, 0.06)},
+        {"target_size_per": "sample"},
+        {"context_length": "pad"},
+        {"context_length": "trim"},
+        {"context_subset": "random"},
+    ],
+    ids=repr,
+)
+def test_every_argument_matters(change):
+    """Law 12."""
+    plain = vjepa_masks((2, 8, 8), context_length="fixed")(8, generator=seeded(0))
+    changed = vjepa_masks((2, 8, 8), **{"context_length": "fixed"} | change)(8, generator=seeded(0))
+    leaves = zip(pytree.tree_leaves(plain), pytree.tree_leaves(changed), strict=True)
+    assert not all(one.shape == two.shape and torch.equal(one, two) for one, two in leaves)
 
 
 def test_collator_and_audit():
