@@ -28,7 +28,7 @@ def vjepa_masks(
     one target, and what they leave is its context, of a length of its own. On 8x14x14 targets are
     63 % and 81 % of a clip on average; `"trim"` keeps 23 % and 8 % as context in batches of 24.
 
-    Train one predictor on both, with a mask token for each, and average the two losses.
+    Train one predictor on both, and average the two losses; V-JEPA's has a mask token for each set.
 
     Args:
         grid_size: `(T, H, W)` in tubelets.
