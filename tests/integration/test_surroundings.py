@@ -28,7 +28,9 @@ from jepakit.masking import (
     NestedMask,
     ReferenceMultiBlockMask,
     TubeMask,
+    UnionMask,
     audit_masks,
+    vjepa_masks,
 )
 from jepakit.nn.quantizer import draw_vectors, gumbel_like
 from jepakit.plots import plot_masks
@@ -41,6 +43,8 @@ SAMPLERS: dict[str, Callable[[], Any]] = {
     "inverse block": lambda: InverseBlockMask((8, 9)),
     "tube": lambda: TubeMask(2, RandomMask((8, 9))),
     "complement": lambda: ComplementMask(MultiBlockMask((8, 9), context_length=5)),
+    "union": lambda: UnionMask(MultiBlockMask((8, 9))),
+    "V-JEPA": lambda: vjepa_masks((2, 6, 7)),
     "mixture": lambda: MultiContextMask((RandomMask((8, 9)), BlockMask((8, 9)))),
     "nested": lambda: NestedMask((16, 20), MultiBlockMask((4, 5))),
     "causal": lambda: CausalMask((12, 3), context_size_per="sample"),

@@ -174,6 +174,7 @@ CASES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         masking.CausalMask,
         {
             "grid_size": (8, 4, 4),
+            "axis": 0,
             "num_context_steps": (2, 4),
             "num_targets": 2,
             "num_target_steps": 2,
@@ -182,6 +183,10 @@ CASES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "TubeMask": (
         lambda num_frames: masking.TubeMask(num_frames, masking.RandomMask((4, 4))),
         {"num_frames": 3},
+    ),
+    "vjepa_masks": (
+        masking.vjepa_masks,
+        {"grid_size": (4, 8, 8), "min_context_coverage": (0.25, 0.125)},
     ),
     "NestedMask": (
         lambda grid_size: masking.NestedMask(grid_size, masking.MultiBlockMask((4, 4))),
