@@ -122,11 +122,11 @@ class TargetCentering(nn.Module):
                 [ 1.,  0.]])
 
     Source:
-        The centring of DINO (arXiv:2104.14294) and the normalisation over the batch of data2vec
-        (arXiv:2202.03555). Differences: DINO has one centre for all positions of a class token's
-        logits, before a softmax, and uses the average before it takes the batch in; data2vec
-        normalises over the positions of one sequence, or each vector (`normalize_targets`). Neither
-        separates positions, counts validity, or divides an average that starts at 0 by its weight.
+        The centring of DINO (arXiv:2104.14294) and the normalised targets of data2vec
+        (arXiv:2202.03555), both against collapse. Differences: DINO has one centre, for the class
+        token's logits before a softmax, and uses the average before the batch enters it; its
+        average starts at 0 with that bias. data2vec normalises the features of one sample, over its
+        positions (speech) or each vector (images, as `normalize_targets`), not over the batch.
     """
 
     counts: Tensor
