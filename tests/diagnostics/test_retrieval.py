@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -85,6 +85,7 @@ def test_a_perfect_prediction_finds_every_image(
     assert torch.equal(found.nearest.sort(dim=-1).values[0, 0], torch.arange(batch_size))
 
 
+@settings(max_examples=30)
 @given(**CASES, dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16]))
 def test_collapse_is_chance(
     seed: int, batch_size: int, num_targets: int, dtype: torch.dtype
