@@ -176,6 +176,46 @@ def test_images_without_data_at_the_block_are_no_candidates() -> None:
         target_retrieval(take_tokens(features, targets), features, targets, ~valid)
 
 
+def test_the_mean_is_over_images_with_data() -> None:
+    """Trap: padding in the mean of a position."""
+    features, targets = a_case(3, 7, 2)
+    mask = targets.to_mask()
+    mask[..., 0] = False
+    mask[6] = torch.arange(12) == 0  # the last image has data at position 0 only
+    mask[:6, :, 5] = True
+    targets = TokenSet.from_mask(mask, GRID)
+    valid = torch.ones(7, 12, dtype=torch.bool)
+    valid[6, 1:] = False
+    pred = take_tokens(features, targets)
+    pred = pred + 6 * torch.randn(pred.shape, generator=torch.Generator().manual_seed(0))
+    found = target_retrieval(pred, features, targets, valid)
+    alone = target_retrieval(pred[:6], features[:6], targets[:6])
+    assert 0 < float(alone.accuracy) < 1
+    assert torch.equal(found.hits[:6], alone.hits)
+
+
+def test_equal_images_share_the_hit() -> None:
+    """Trap: of equals, the one that a product happened to round up."""
+    random = torch.Generator().manual_seed(0)
+    features = torch.randn(5, 12, 33, generator=random).repeat(9, 1, 1)[:43]
+    targets = random_targets(random, 43, 3)
+    found = target_retrieval(take_tokens(features, targets), features, targets)
+    copies = torch.tensor([9.0, 9.0, 9.0, 8.0, 8.0], dtype=torch.float64).repeat(9)[:43]
+    torch.testing.assert_close(found.hits, (1 / copies).view(-1, 1).expand(-1, 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rounding_is_no_content(dtype: torch.dtype) -> None:
+    """Trap: a cosine of differences in the last bit, which a collapsed teacher still has."""
+    random = torch.Generator().manual_seed(0)
+    noise = torch.finfo(dtype).eps / 2 * torch.randn(6, 12, 8, generator=random).double()
+    features = (torch.full((6, 12, 8), 1.5).double() * (1 + noise)).to(dtype)
+    assert features.unique().numel() > 1
+    targets = random_targets(random, 6, 2)
+    found = target_retrieval(take_tokens(features, targets), features, targets)
+    assert float(found.accuracy) == pytest.approx(1 / 6)
+
+
 @pytest.mark.no_hook
 def test_what_does_not_fit_raises() -> None:
     features, targets = a_case(0, 3, 2)

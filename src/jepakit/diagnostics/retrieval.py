@@ -60,8 +60,8 @@ def target_retrieval(
 
     It measures the task itself, without labels, and is not met by collapse: if all features are
     equal, or the prediction is constant, the result is chance, $1/b$. Compare with `chance`, and
-    with the untrained encoder and predictor, whose features show enough of an image's colours to be
-    well above chance.
+    with the untrained encoder and predictor, which may be above chance, since the patches of an
+    image share its colours and brightness.
 
     Args:
         pred: Predictions at `targets`, as `MaskedPredictor` returns them.
