@@ -188,7 +188,7 @@ def test_the_mean_is_over_images_with_data() -> None:
     valid[6, 1:] = False
     pred = take_tokens(features, targets)
     pred = pred + 6 * torch.randn(pred.shape, generator=torch.Generator().manual_seed(0))
-    found = target_retrieval(pred, features, targets, valid)
+    found = target_retrieval(pred, torch.where(valid.unsqueeze(-1), features, 300), targets, valid)
     alone = target_retrieval(pred[:6], features[:6], targets[:6])
     assert 0 < float(alone.accuracy) < 1
     assert torch.equal(found.hits[:6], alone.hits)
