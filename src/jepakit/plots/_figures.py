@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 # Okabe and Ito's palette: distinct for colour-blind readers, on light and dark pages.
 TARGET_COLOURS = ("#E69F00", "#D55E00", "#CC79A7", "#F0E442")
 RIGHT, WRONG = "#0072B2", "#D55E00"
+_DASHES = (0, (2, 1))
 
 _OVERSHOOT = 0.1  # beyond [0, 1], by interpolation
 
@@ -94,7 +95,8 @@ def frame(ax: Any, right: bool) -> None:
     """Frame an image to show whether it is the right one: by colour, and dashed if it is not."""
     for spine in ax.spines.values():
         spine.set(color=RIGHT if right else WRONG, linewidth=2.5)
-        spine.set_linestyle("-" if right else (0, (2, 1)))
+        # Caps that project, a spine's default, fill the gaps of dashes.
+        spine.set(linestyle="-" if right else _DASHES, capstyle="projecting" if right else "butt")
 
 
 def frame_legend(figure: "Figure", right: str, wrong: str) -> None:
@@ -103,7 +105,7 @@ def frame_legend(figure: "Figure", right: str, wrong: str) -> None:
 
     lines = [
         Line2D([], [], color=RIGHT, lw=2.5),
-        Line2D([], [], color=WRONG, lw=2.5, ls=(0, (2, 1))),
+        Line2D([], [], color=WRONG, lw=2.5, ls=_DASHES),
     ]
     figure.legend(lines, [right, wrong], loc="outside lower center", ncols=2, frameon=False)
 
