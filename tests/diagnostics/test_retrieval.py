@@ -98,6 +98,7 @@ def test_collapse_is_chance(
         (take_tokens(by_position, targets), by_position),  # nothing but position on both sides
         (take_tokens(features, targets), by_position),  # a collapsed teacher
         (take_tokens(features.double().mean(0).expand(batch_size, -1, -1), targets), features),
+        (take_tokens(features.mean(0).expand(batch_size, -1, -1), targets), features),
     ):
         found = target_retrieval(pred, teacher, targets)
         assert float(found.accuracy) == pytest.approx(1 / batch_size)

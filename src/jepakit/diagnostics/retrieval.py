@@ -1,4 +1,4 @@
-"""`target_retrieval`: which image a prediction for hidden positions is most similar to."""
+"""`target_retrieval`: predictions for hidden positions, searched among the batch's features."""
 
 import math
 from typing import NamedTuple
@@ -44,7 +44,7 @@ def target_retrieval(
     *,
     k: int = 1,
 ) -> TargetRetrieval:
-    r"""How often a prediction finds the features of its own image among those of the whole batch.
+    r"""Fraction of predictions that find their own image among all images of the batch.
 
     A prediction $q$ for the block of positions $P$ of one image is compared with the features $t_j$
     of every image $j$ at the same positions, by the cosine over all positions and channels at once,
@@ -95,7 +95,8 @@ def target_retrieval(
     _check(pred, features, targets, valid)
     batch_size, dim = len(features), features.shape[-1]
     k = as_int("k", k, minimum=1, maximum=batch_size)
-    rounding = max(torch.finfo(pred.dtype).eps, torch.finfo(features.dtype).eps, 1e-12)
+    # Relative to the features' length; twice, for means that were computed in their dtype.
+    rounding = 2 * max(torch.finfo(pred.dtype).eps, torch.finfo(features.dtype).eps, 1e-12)
     if valid is None:
         valid = everything_valid(features)
     blocks = targets.shape[:-1]
@@ -123,9 +124,10 @@ def target_retrieval(
     for p, entries in enumerate(by_position):
         if not len(entries):
             continue
-        mean = features[valid[:, p], p].mean(dim=0)
-        candidates = _centred(features[:, p].masked_fill(~valid[:, p, None], 0), mean, rounding)
-        queries = _centred(vectors[entries], mean, rounding)
+        known = features[valid[:, p], p]
+        mean, smallest = known.mean(dim=0), rounding * known.square().sum(dim=1).mean().sqrt()
+        candidates = _centred(features[:, p].masked_fill(~valid[:, p, None], 0), mean, smallest)
+        queries = _centred(vectors[entries], mean, smallest)
         dots.index_add_(0, row[entries], queries @ candidates.T)
         squares = candidates.square().sum(dim=1).expand(len(entries), -1)
         candidate_squares.index_add_(0, row[entries], squares)
@@ -147,15 +149,15 @@ def target_retrieval(
 
 
 def _centred(
-    vectors: Float[Tensor, "n d"], mean: Float[Tensor, " d"], rounding: float
+    vectors: Float[Tensor, "n d"], mean: Float[Tensor, " d"], smallest: Float[Tensor, ""]
 ) -> Float[Tensor, "n d"]:
-    """Vectors minus the mean; zero where no more than the rounding of their dtype is left.
+    """Vectors minus the mean; zero where no more is left than rounding, of length `smallest`.
 
     Equal features would else have differences of 1e-17, and a cosine of these.
     """
     centred = vectors - mean
     length = torch.linalg.vector_norm(centred, dim=1, keepdim=True)
-    return centred.masked_fill(length <= rounding * torch.linalg.vector_norm(mean), 0)
+    return centred.masked_fill(length <= smallest, 0)
 
 
 def _check(pred: Tensor, features: Tensor, targets: TokenSet, valid: Tensor | None) -> None:
