@@ -89,8 +89,10 @@ def target_retrieval(
         (1.0, 0.125, [0, 1, 2, 3, 4, 5, 6, 7])
 
     Source:
-        Recall at 1 of image retrieval. Candidates are the same positions of other images, so that
-        neither position nor place can be found instead of content.
+        CPC (arXiv:1807.03748) reports the accuracy of finding the positive sample among negatives.
+        Differences: the negatives are the same positions of other images, so that position cannot
+        be found in place of content; similarity is a cosine around the mean of a position, not a
+        learned product; nothing is trained for it.
     """
     _check(pred, features, targets, valid)
     batch_size, dim = len(features), features.shape[-1]
@@ -120,7 +122,8 @@ def target_retrieval(
     # Position by position: a table of all blocks' candidates would be [b * m, b, n, d].
     dots = features.new_zeros(len(in_block), batch_size)
     candidate_squares, pred_squares = torch.zeros_like(dots), features.new_zeros(len(in_block), 1)
-    by_position = position.argsort().split(position.bincount(minlength=len(valid.T)).tolist())
+    num_entries = position.bincount(minlength=len(valid.T)).tolist()
+    by_position = torch.split(position.argsort(), num_entries)
     for p, entries in enumerate(by_position):
         if not len(entries):
             continue
@@ -133,8 +136,8 @@ def target_retrieval(
         candidate_squares.index_add_(0, row[entries], squares)
         pred_squares.index_add_(0, row[entries], queries.square().sum(dim=1, keepdim=True))
 
-    lengths = (pred_squares * candidate_squares).sqrt()
-    cosine = torch.where(lengths > 0, dots / lengths, 0).masked_fill(~is_candidate, -math.inf)
+    norms = (pred_squares * candidate_squares).sqrt()
+    cosine = torch.where(norms > 0, dots / norms, 0).masked_fill(~is_candidate, -math.inf)
     best = cosine >= cosine.amax(dim=1, keepdim=True) - _TIE
     own_is_best = best.gather(1, owner.unsqueeze(1)).squeeze(1)
     hits = torch.where(present, own_is_best.double() / best.sum(dim=1), torch.nan)

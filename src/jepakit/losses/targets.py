@@ -201,7 +201,7 @@ class TargetCentering(nn.Module):
         usable = valid & features.isfinite().all(dim=-1)
         columns = torch.cat([features, torch.ones_like(features[..., :1])], dim=-1)
         totals = sum_over_ranks(zero_invalid(columns, usable).sum(dim=0), process_group)
-        sums, counts = totals.to(self.sums.dtype).split([self.dim, 1], dim=-1)
+        sums, counts = torch.split(totals.to(self.sums.dtype), [self.dim, 1], dim=-1)
         # Where a position has no valid features in the batch, its averages stay as they are.
         weight = (1 - self.momentum) * (counts > 0).to(counts.dtype)
         self.counts.lerp_(counts, weight)
