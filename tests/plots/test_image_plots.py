@@ -50,13 +50,20 @@ def cells(ax, grid_size):
     found = []
     height, width = pixels(ax).shape[:2]
     for lines in ax.collections:
-        inside = torch.zeros(height, width + 1)
+        # From a border on, to the right or downwards, pixels are on its other side.
+        from_left, from_top = torch.zeros(height + 1, width + 1), torch.zeros(height + 1, width + 1)
         for (x0, y0), (x1, y1) in lines.get_segments():
-            if x0 == x1:  # a vertical border: from here on to the right it is the other side
-                inside[int(min(y0, y1) + 0.5), int(x0 + 0.5) :] += 1
-        inside = inside[:, :-1] % 2 == 1
-        step = height // grid_size[0], width // grid_size[1]
-        found.append(inside[:: step[0], :: step[1]].flatten())
+            assert x0 % 1 == y0 % 1 == 0.5  # between pixels
+            row, column = int(y0 + 0.5), int(x0 + 0.5)
+            if x0 == x1:
+                assert y1 == y0 + 1
+                from_left[row, column:] += 1
+            else:
+                assert y1 == y0 and x1 == x0 + 1
+                from_top[row:, column] += 1
+        inside = (from_left % 2 == 1)[:-1, :-1]
+        assert torch.equal(inside, (from_top % 2 == 1)[:-1, :-1])
+        found.append(inside[:: height // grid_size[0], :: width // grid_size[1]].flatten())
     return found
 
 
