@@ -108,12 +108,12 @@ def frequency_bar(figure: Figure, shown: AxesImage, axes: Iterable[Axes]) -> Col
 
 @cache
 def photograph_crops() -> torch.Tensor:
-    """Two square crops of each photograph of scikit-learn, `[4, 3, 224, 224]`."""
-    photographs = torch.stack([torch.from_numpy(image) for image in load_sample_images().images])
+    """Two square crops of each photograph of scikit-learn, `[4, 3, 140, 140]`."""
+    photographs = torch.stack([torch.tensor(image) for image in load_sample_images().images])
     photographs = photographs.permute(0, 3, 1, 2).float() / 255
     height, width = photographs.shape[-2:]
     crops = [photographs[..., :height], photographs[..., width - height :]]
-    return F.interpolate(torch.cat(crops), (224, 224), mode="bilinear", antialias=True)
+    return F.interpolate(torch.cat(crops), (140, 140), mode="bilinear", antialias=True)
 
 
 def photographs(theme: Theme) -> Figure:
