@@ -44,7 +44,7 @@ from jepakit.evaluation import (
 from jepakit.interop import timm_state_dict
 from jepakit.losses import TargetCentering, vicreg
 from jepakit.masking import ReferenceMultiBlockMask
-from jepakit.nn import init_linear_weights, init_sincos_positions
+from jepakit.nn import init_sincos_positions
 from jepakit.optim import param_groups
 from jepakit.plots import (
     plot_curves,
@@ -81,7 +81,11 @@ def main() -> None:
         num_classes=0, in_chans=channels, img_size=tuple(size), patch_size=args.patch_size,
         embed_dim=args.width, depth=args.depth, num_heads=args.heads,
     )  # fmt: skip
-    encoder = jepakit.MaskedViT(timm.create_model("vit_tiny_patch16_224", **model_args)).to(device)
+    # timm's default is a std of 0.02, for models 1000 wide: blocks of a narrow one hardly change
+    # their input, and the first teacher has little that is worth predicting.
+    init = "jax" if args.init == "xavier" else ""
+    backbone = timm.create_model("vit_tiny_patch16_224", weight_init=init, **model_args)
+    encoder = jepakit.MaskedViT(backbone).to(device)
     predictor = jepakit.MaskedPredictor(
         encoder.grid_size,
         encoder.embed_dim,
@@ -93,8 +97,6 @@ def main() -> None:
     student = nn.ModuleDict({"encoder": encoder, "predictor": predictor})
     if args.positions == "sincos":
         init_sincos_positions(encoder)
-    if args.init == "fan_in":
-        init_linear_weights(student)
     untrained = copy.deepcopy(student).eval()
     teacher = jepakit.EMATeacher(encoder, jepakit.linear(*args.momentum, steps=steps))
     centre = TargetCentering(encoder.grid_size, encoder.embed_dim, scale="whiten").to(device)
@@ -237,8 +239,8 @@ def main() -> None:
         f"Hidden blocks: a prediction finds its own image among {len(sample)} in "
         f"{correct['trained']:.1%} of all cases (untrained {correct['untrained']:.1%}, "
         f"chance {chance:.1%}).\n"
-        "kNN and linear probe classify frozen features. Training has worked if the teacher is above\n"
-        "both other rows; it has collapsed if rank and std fall far below the untrained encoder's.",
+        "kNN and linear probe classify frozen features: training has worked if the teacher is above\n"
+        "both other rows. Features have collapsed if their std falls below the untrained encoder's.",
         highlight=False,
         soft_wrap=True,
     )
@@ -267,8 +269,11 @@ def main() -> None:
         "curves": plot_curves(curves),
         "pca": plot_patch_pca(shown, patches, encoder.grid_size),
         "neighbours": plot_neighbours(
-            shown[:6], gallery.float() / 255, neighbours,
-            labels=queries.y, gallery_labels=searched.y,
+            shown[:6],
+            gallery.float() / 255,
+            neighbours,
+            labels=queries.y,
+            gallery_labels=searched.y,
         ),
         "retrieval": plot_retrieval(shown, masks, found["trained"].nearest.cpu()),
     }
@@ -350,8 +355,8 @@ def parse_args() -> argparse.Namespace:
     add("--width", 64, "width of the encoder")
     add("--depth", 4, "number of encoder blocks")
     add("--heads", 2, "attention heads of encoder and predictor")
-    add("--init", "fan_in", "initial linear weights: suited to the width, or timm's",
-        choices=("fan_in", "timm"))  # fmt: skip
+    add("--init", "xavier", "initial weights of the encoder: suited to its width, or timm's",
+        choices=("xavier", "timm"))  # fmt: skip
     add("--positions", "sincos", "initial position embeddings: timm's, or sines and cosines",
         choices=("timm", "sincos"))  # fmt: skip
     add("--predictor-width", 64, "width of the predictor")
