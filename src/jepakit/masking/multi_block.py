@@ -272,6 +272,11 @@ class MultiBlockMask(UniformSampler[Masks]):
         """True if a sample's masks depend on its own random numbers alone."""
         return self.target_size_per == "sample" and self.context_length != "trim"
 
+    @property
+    def _shared_columns(self) -> list[int]:
+        target_size, context_size, *_ = self._columns
+        return list(range(target_size + context_size)) if self.target_size_per == "batch" else []
+
     def _draw(self, uniforms: Float[Tensor, "b k"], valid: Bool[Tensor, "b N"] | None) -> Masks:
         numbers = _Numbers(*torch.split(uniforms, self._columns, dim=1))
         if self.target_size_per == "batch":  # the first sample's numbers are the batch's

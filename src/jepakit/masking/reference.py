@@ -147,6 +147,11 @@ class ReferenceMultiBlockMask(UniformSampler[Masks]):
         """False: sizes and the context's length are those of the batch."""
         return False
 
+    @property
+    def _shared_columns(self) -> list[int]:
+        target_size, context_size, *_ = self._columns
+        return list(range(target_size + context_size))
+
     # Sizes
 
     def _target_sizes(self, uniforms: Float[Tensor, "k 2"]) -> _Sizes:
