@@ -162,7 +162,7 @@ class ResumableBatches(BatchSampler):
         self._passes_begun = 0  # from there; one that was finished counts twice
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch, counted from 0, of the next iteration; without effect if `steps` is set.
+        """Set the `epoch`, from 0, of the next iteration; it has no effect if `steps` is given.
 
         The epoch in which a resumed run continues is continued, others begin at their start.
         """

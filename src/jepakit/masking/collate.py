@@ -123,8 +123,9 @@ class MaskCollator(Generic[M]):
         InfeasibleMaskError: If a sample holds too few `valid` positions for its masks.
 
     Warns:
-        UserWarning: If samples come again at an unchanged epoch, once, from the process that drew
-            them. Batches of `ResumableBatches` give the warning themselves.
+        UserWarning: If samples come again at an unchanged epoch; once, from the process that drew
+            them (of workers that notice it at the same moment, from each). `ResumableBatches` warns
+            of it itself.
 
     Example:
         >>> import torch
@@ -340,7 +341,7 @@ class MaskCollator(Generic[M]):
 
 
 def _field_of(sample: Any, argument: str, field: Any, which: str) -> Any:
-    """What `field`, the name of one or a function, gives of a sample."""
+    """Return what `field`, the name of one or a function, gives of a sample."""
     if callable(field):
         return field(sample)
     is_mapping = isinstance(sample, Mapping)
@@ -353,7 +354,7 @@ def _field_of(sample: Any, argument: str, field: Any, which: str) -> Any:
 
 
 def _common(name: str, samples: Sequence[Indexed]) -> int | None:
-    """The epoch or step that all samples carry."""
+    """Return the epoch or step that all samples carry."""
     value, *others = {getattr(sample, name) for sample in samples}
     if others:
         raise ValueError(f"samples: must be of one {name}, got some of {[value, *others]}")
