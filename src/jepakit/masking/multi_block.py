@@ -79,7 +79,8 @@ class MultiBlockMask(UniformSampler[Masks]):
             or for each `"sample"`.
         context_length: `"fixed"`: every context has exactly $n_{\min}$ tokens, so all batches have
             one shape and nothing is padded. An int of at most $n_{\min}$: that many. `"trim"`: as
-            many as the shortest of the batch. `"pad"`: all tokens, padded to the longest.
+            many as the shortest of the batch, so that contexts differ with the number of ranks
+            that share a batch. `"pad"`: all tokens, padded to the longest.
         context_subset: Tokens that stay where a context is shortened, never a prefix: those
             `"nearest"` to a random patch, which keeps the prediction as hard as a block does, or a
             `"random"` subset. Without effect, so refused, with `"pad"`.
