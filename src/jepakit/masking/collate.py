@@ -282,8 +282,8 @@ class MaskCollator(Generic[M]):
             return
         first_epoch, *first_numbers = self._first_batch.tolist()
         if first_epoch != epoch:
-            first_numbers = islice(cycle(numbers), _NUM_REMEMBERED)
-            self._first_batch.copy_(torch.tensor([epoch, *first_numbers], device="cpu"))
+            remembered = [epoch, *islice(cycle(numbers), _NUM_REMEMBERED)]
+            self._first_batch.copy_(torch.tensor(remembered, device="cpu"))
             return
         repeated = set(first_numbers).intersection(numbers)
         if repeated:
@@ -302,18 +302,18 @@ class MaskCollator(Generic[M]):
         for sample, mask in zip(samples, masks, strict=True):
             if mask.dtype != torch.bool or len(mask) != len(masks[0]):
                 raise ValueError(
-                    f"valid of sample {sample.index}: must be bool, with one entry for each "
+                    f"valid of sample {sample.index!r}: must be bool, with one entry for each "
                     f"position of the grid, got {len(mask)} of {mask.dtype}"
                 )
         return torch.stack(masks)
 
     def _valid_of(self, sample: Indexed) -> Tensor:
-        mask = _field_of(sample.sample, "valid", self.valid, f"sample {sample.index}")
+        mask = _field_of(sample.sample, "valid", self.valid, f"sample {sample.index!r}")
         try:
             return torch.as_tensor(mask, device="cpu")
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(
-                f"valid of sample {sample.index}: must be a bool mask, got {type_name(mask)}"
+                f"valid of sample {sample.index!r}: must be a bool mask, got {type_name(mask)}"
             ) from error
 
     def _epoch_of(self, samples: Sequence[Indexed]) -> int:
@@ -323,7 +323,7 @@ class MaskCollator(Generic[M]):
         if self.epoch not in (0, epoch):
             raise ValueError(
                 f"set_epoch({self.epoch}): has no effect, since the indices are of epoch {epoch}; "
-                "do not call set_epoch with ResumableBatches"
+                "call set_epoch of ResumableBatches, not of MaskCollator"
             )
         return epoch
 
