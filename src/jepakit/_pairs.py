@@ -60,7 +60,7 @@ class Pairs:
         return len(self._snapshots) == 2 and all(map(Snapshot.holds, self._snapshots, modules))
 
     def student_versions(self) -> list[int]:
-        """How often each parameter of the student was changed in place; read from the host."""
+        """Return how often each parameter of the student was changed in place."""
         return list(map(_version_of, self._trained))
 
     def student_has_gradients(self) -> bool:
