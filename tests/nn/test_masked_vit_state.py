@@ -187,7 +187,7 @@ def test_a_backbone_without_checkpointing_says_so(cached) -> None:
     encoder.backbone.__class__ = type(
         "Plain", (type(encoder.backbone),), {"set_grad_checkpointing": property()}
     )
-    with pytest.raises(UnsupportedBackboneError, match="^backbone=Plain: lacks set_grad_checkp"):
+    with pytest.raises(UnsupportedBackboneError, match=r"^backbone=Plain: lacks set_grad_checkp"):
         encoder.set_grad_checkpointing()
 
 
