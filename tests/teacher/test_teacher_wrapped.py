@@ -3,7 +3,6 @@
 import copy
 import re
 import threading
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -149,14 +148,14 @@ def test_student_wrapped_as_by_fabric(process_group) -> None:
 
 
 @pytest.mark.slow  # to import lightning takes seconds
-@pytest.mark.parametrize("wrap", [lambda module: module, torch.compile], ids=["plain", "compiled"])
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_student_of_fabric(wrap: Callable[[nn.Module], nn.Module], precision: str) -> None:
+def test_student_of_fabric(compiled: bool, precision: str) -> None:
     fabric = pytest.importorskip("lightning.fabric").Fabric(
         accelerator="cpu", devices=1, precision=precision
     )
     module = student()
-    wrapped = fabric.setup_module(wrap(module))
+    wrapped = fabric.setup_module(torch.compile(module) if compiled else module)
     assert type(wrapped) is not type(module)
     _updated(wrapped, module, EMATeacher(module, 0.5))
     _updated(wrapped, module, EMATeacher(wrapped, 0.5))
