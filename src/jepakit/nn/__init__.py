@@ -1,6 +1,7 @@
 """Modules: the encoder around a timm backbone, predictor, pyramid and vector quantizer."""
 
 from jepakit.nn._backbones import UnsupportedBackboneError
+from jepakit.nn.init import init_linear_weights
 from jepakit.nn.masked_vit import MaskedViT
 from jepakit.nn.positions import init_sincos_positions
 from jepakit.nn.predictor import MaskedPredictor
@@ -15,5 +16,6 @@ __all__ = [
     "Quantized",
     "UnsupportedBackboneError",
     "VectorQuantizer",
+    "init_linear_weights",
     "init_sincos_positions",
 ]
