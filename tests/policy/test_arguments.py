@@ -407,7 +407,19 @@ CASES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "PixelStatistics": (data.PixelStatistics, {"mean": (0.5,), "std": (0.25,)}),
     "ResumableBatches": (
         lambda **arguments: list(data.ResumableBatches(**arguments)),
-        {"size": 8, "batch_size": 4, "steps": 3, "seed": 0, "first_step": 1},
+        {
+            "size": 8,
+            "batch_size": 2,
+            "steps": 3,
+            "seed": 0,
+            "rank": 1,
+            "world_size": 2,
+            "first_step": 1,
+        },
+    ),
+    "ResumableBatches.set_epoch": (
+        lambda epoch: data.ResumableBatches(8, 4, seed=0).set_epoch(epoch),
+        {"epoch": 3},
     ),
     "textured_shapes": (
         lambda **arguments: data.textured_shapes(**arguments)[0].tensors[0],
@@ -441,7 +453,7 @@ CASES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
 
 # Public names whose annotations hold numbers, and why they have no case.
 EXCEPT = {
-    "EpochIndex": "an int with an epoch, built by ResumableBatches",
+    "EpochIndex": "an int with epoch and step, built by ResumableBatches",
     "Indexed": "a record, built by IndexedDataset",
     "IndexedDataset": "its index comes from a sampler",
     "MaskAudit": "a record, built by audit_masks",

@@ -17,6 +17,7 @@ from jepakit._checks import (
 )
 from jepakit._wrapped import unwrap
 from jepakit.nn._backbones import adapt
+from jepakit.nn._backbones.backbone import UnsupportedBackboneError
 from jepakit.nn._backbones.replace import ReplacingBackbone
 from jepakit.nn._padding import zero_padding
 from jepakit.tokens import TokenSet, mean_tokens
@@ -214,6 +215,21 @@ class MaskedViT(nn.Module):
             return pooled
         # Also after `fc_norm`, which has a bias.
         return pooled.masked_fill(~context.valid.any(dim=-1, keepdim=True), 0)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """With `enable`, compute blocks again in the backward pass and keep no activations.
+
+        Raises:
+            UnsupportedBackboneError: If the backbone has no such option.
+        """
+        enable = as_bool("enable", enable)
+        model: Any = unwrap(self.backbone)
+        if not hasattr(model, "set_grad_checkpointing"):
+            raise UnsupportedBackboneError(
+                f"backbone={type(model).__name__}: lacks set_grad_checkpointing; use "
+                "apply_activation_checkpointing of torch.distributed"
+            )
+        model.set_grad_checkpointing(enable)
 
     def _layer_numbers(self, layers: Sequence[int]) -> list[int]:
         """Layers counted from 0; raise unless they are distinct, ascending and exist."""
