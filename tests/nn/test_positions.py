@@ -16,7 +16,7 @@ from jepakit.nn.positions import (
     grid_coordinates,
     grid_table,
     rotary_features,
-    rotate,
+    rotate_halves,
     sincos_features,
     sincos_table,
 )
@@ -92,7 +92,7 @@ def test_rotation_keeps_norms(seed, grid) -> None:
     torch.manual_seed(seed)
     table = rotary_table(grid, 12)
     x = torch.randn(2, 3, len(table), 12, dtype=torch.float64)
-    turned = rotate(x, table.expand(2, -1, -1))
+    turned = rotate_halves(x, table.expand(2, -1, -1))
     torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1), rtol=1e-6, atol=0)
     torch.testing.assert_close(turned[:, :, 0], x[:, :, 0])  # the origin does not turn
     if len(table) > 1:
@@ -109,7 +109,7 @@ def test_scores_depend_on_the_difference_alone(seed) -> None:
 
     def score(row_q: int, column_q: int, row_k: int, column_k: int) -> float:
         places = torch.tensor([row_q * 7 + column_q, row_k * 7 + column_k])
-        turned = rotate(torch.stack([q, k])[None, None], table[places][None])[0, 0]
+        turned = rotate_halves(torch.stack([q, k])[None, None], table[places][None])[0, 0]
         return float(turned[0] @ turned[1])
 
     assert score(0, 1, 2, 3) == pytest.approx(score(3, 4, 5, 6), abs=1e-5)
@@ -122,9 +122,9 @@ def test_rotation_follows_the_type_of_its_input() -> None:
     table = rotary_table((4, 4), 8)[None]
     x = torch.randn(1, 2, 16, 8)
     for dtype in (torch.bfloat16, torch.float16, torch.float64):
-        assert rotate(x.to(dtype), table).dtype == dtype
+        assert rotate_halves(x.to(dtype), table).dtype == dtype
     torch.testing.assert_close(
-        rotate(x.bfloat16(), table).float(), rotate(x, table), rtol=0, atol=0.05
+        rotate_halves(x.bfloat16(), table).float(), rotate_halves(x, table), rtol=0, atol=0.05
     )
 
 
