@@ -130,7 +130,7 @@ def test_rotation_follows_the_type_of_its_input() -> None:
 
 @pytest.mark.parametrize(("grid", "dim"), [((4,), 3), ((4, 4), 6), ((2, 2, 2), 8)])
 def test_sincos_refuses_other_widths(grid, dim) -> None:
-    with pytest.raises(ValueError, match=rf"predictor_embed_dim={dim}: must be a multiple of"):
+    with pytest.raises(ValueError, match=rf"dim={dim}: must be a multiple of"):
         sincos_table(grid, dim)
 
 

@@ -113,8 +113,8 @@ def test_drop_path_keeps_the_mean() -> None:
             r"predictor_embed_dim=50: must be a multiple of 4 for sine-cosine positions",
         ),
         (
-            {"grid": (2, 2, 2), "predictor_embed_dim": 16},
-            r"predictor_embed_dim=16: must be a multiple of 6 for sine-cosine positions",
+            {"grid": (2, 2, 2), "predictor_embed_dim": 8},
+            r"predictor_embed_dim=8: must be a multiple of 6, or even and at least 10, for sine-cos",
         ),
         (
             {"position": "rope", "num_heads": 16},

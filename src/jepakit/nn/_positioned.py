@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Literal, Self, cast
+from typing import Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -88,7 +88,7 @@ class Positioned(nn.Module):
             table = self._fixed_table(_CPU, max(finest)).to(table)
         return grid_table(table, self._kind, finest, level)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Positioned":
         # `to`, `half`, `to_empty` and the like end here. A fixed table is in no checkpoint, so it
         # is computed anew: after `to_empty` on a module from the meta device it would hold
         # arbitrary values, and after a conversion to half precision and back it would stay rounded.

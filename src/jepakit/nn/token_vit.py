@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -269,7 +269,9 @@ class TokenViT(Positioned):
             cast(Block, block).set_grad_checkpointing(enable)
 
     @classmethod
-    def inflate(cls, timm_vit: nn.Module, tubelet_size: int = 2, num_frames: int = 16) -> Self:
+    def inflate(
+        cls, timm_vit: nn.Module, tubelet_size: int = 2, num_frames: int = 16
+    ) -> "TokenViT":
         r"""Encoder for clips with a copy of the weights of an image model.
 
         The kernel of a patch is divided by the length of a tubelet and repeated along it, and every

@@ -5,30 +5,30 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from timm.layers import DropPath, LayerNorm, LayerScale, Mlp, PatchEmbed
 from timm.layers.activations import GELU
-from timm.models.vision_transformer import Attention, Block, VisionTransformer
+from timm.models import vision_transformer
 from torch import Tensor, nn
 
 from jepakit._checks import type_name
 from jepakit.nn._backbones.backbone import UnsupportedBackboneError
 
+_vit: Any = vision_transformer  # the classes that it builds models of, wherever they are defined
 # Modules that a plain model consists of. All others compute something else.
 _PLAIN = (
-    VisionTransformer,
-    PatchEmbed,
+    _vit.VisionTransformer,
+    _vit.PatchEmbed,
     nn.Conv2d,
     nn.Sequential,
-    Block,
-    LayerNorm,
+    _vit.Block,
+    _vit.LayerNorm,
     nn.LayerNorm,
-    Attention,
+    _vit.Attention,
     nn.Linear,
-    Mlp,
+    _vit.Mlp,
     GELU,
     nn.GELU,
-    LayerScale,
-    DropPath,
+    _vit.LayerScale,
+    _vit.DropPath,
     nn.Dropout,
     nn.Identity,
 )
@@ -62,9 +62,9 @@ class PlainViT:
     tensors: dict[str, Tensor]
 
 
-def read_plain_vit(model: object) -> PlainViT:
+def read_plain_vit(model: Any) -> PlainViT:
     """Return shape and weights of a plain model; raise if it has anything else, naming it."""
-    if not isinstance(model, VisionTransformer) or type(model) is not VisionTransformer:
+    if type(model) is not _vit.VisionTransformer:
         features = [text for name, text in _OTHER_FAMILIES.items() if hasattr(model, name)]
         has = f"; {features[0]} cannot be carried over" if features else ""
         hint = "; hand over its backbone" if hasattr(model, "backbone") else ""
@@ -85,7 +85,7 @@ def read_plain_vit(model: object) -> PlainViT:
         tensors.pop(name, None)
 
     # What is left has to be the tensors of the blocks and of the norm, all of them.
-    has_layer_scale = isinstance(first.ls1, LayerScale)
+    has_layer_scale = isinstance(first.ls1, _vit.LayerScale)
     layers = ["norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2"]
     parts = [f"blocks.{i}.{layer}" for i in range(len(model.blocks)) for layer in layers]
     expected = [f"{part}.{kind}" for part in [*parts, "norm"] for kind in ("weight", "bias")]
@@ -134,9 +134,9 @@ def _problem(module: Any) -> str | None:
         return "an approximate GELU"
     if isinstance(module, nn.Conv2d) and (module.stride != module.kernel_size or module.groups > 1):
         return "a convolution of patches that overlap"
-    if isinstance(module, Attention) and module.qkv.out_features != 3 * module.qkv.in_features:
+    if isinstance(module, _vit.Attention) and module.qkv.out_features != 3 * module.qkv.in_features:
         return "attention of another width than the features"
-    if isinstance(module, Attention) and module.scale != module.head_dim**-0.5:
+    if isinstance(module, _vit.Attention) and module.scale != module.head_dim**-0.5:
         return f"attention with a scale of {module.scale:g}"
     return None
 
