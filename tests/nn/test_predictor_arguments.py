@@ -114,7 +114,7 @@ def test_drop_path_keeps_the_mean() -> None:
         ),
         (
             {"grid": (2, 2, 2), "predictor_embed_dim": 8},
-            r"predictor_embed_dim=8: must be a multiple of 6, or even and at least 10, for sine-cos",
+            r"predictor_embed_dim=8: must be a multiple of 6, or even and at least 10, for sine",
         ),
         (
             {"position": "rope", "num_heads": 16},

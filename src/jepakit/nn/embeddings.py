@@ -35,13 +35,24 @@ class PatchEmbedding(nn.Module):
 
     def grid_size_of(self, input_size: Sequence[int]) -> tuple[int, ...]:
         """Grid of inputs of a size, one number for each axis; raise if patches do not divide it."""
-        sides = as_ints("input_size", input_size, minimum=1)
+        return self.grid_of(as_ints("input_size", input_size, minimum=1))
+
+    def grid_of(self, sides: tuple[int, ...]) -> tuple[int, ...]:
+        """`grid_size_of` without checks of types, with which a compiler would fix the sides."""
         patch = self.patch_size
         if len(sides) != len(patch):
-            raise ValueError(f"input_size={sides}: must have {len(patch)} axes")
+            rule = f"must have {len(patch)} axes beside batch and channels"
+            raise ValueError(f"inputs of size {sides}: {rule}")
         if any(side % length for side, length in zip(sides, patch, strict=True)):
-            raise ValueError(f"input_size={sides}: must be multiples of the patch size {patch}")
+            raise ValueError(f"inputs of size {sides}: must be multiples of the patch size {patch}")
         return tuple(side // length for side, length in zip(sides, patch, strict=True))
+
+    def check_channels(self, shape: tuple[int, ...]) -> None:
+        """Raise unless inputs have their channels on axis 1."""
+        if len(shape) < 2 or shape[1] != self.in_channels:
+            hint = "; move the axis of channels there" * (self.in_channels in shape[2:])
+            rule = f"must have {self.in_channels} channels on axis 1"
+            raise ValueError(f"inputs {shape}: {rule}{hint}")
 
     def forward(
         self, inputs: Float[Tensor, "b c *sides"], context: TokenSet | None = None
@@ -49,14 +60,8 @@ class PatchEmbedding(nn.Module):
         """Embeddings of all patches, row-major, or of those of the `context` alone."""
         check_floating("inputs", inputs)
         shape, patch = tuple(inputs.shape), self.patch_size
-        if len(shape) != 2 + len(patch):
-            raise ValueError(
-                f"inputs {shape}: must be [batch, channels, *sides] with {len(patch)} sides"
-            )
-        if shape[1] != self.in_channels:
-            hint = "; are channels the last axis?" * (shape[-1] == self.in_channels)
-            raise ValueError(f"inputs {shape}: must have {self.in_channels} channels{hint}")
-        grid = self.grid_size_of(shape[2:])
+        self.check_channels(shape)
+        grid = self.grid_of(shape[2:])
         # On two axes: "b c (g0 p0) (g1 p1) -> b (g0 g1) (c p0 p1)".
         cells, pixels = ([f"{letter}{axis}" for axis in range(len(grid))] for letter in "gp")
         sides = " ".join(f"({g} {p})" for g, p in zip(cells, pixels, strict=True))

@@ -14,6 +14,7 @@ from jepakit._checks import (
     as_choice,
     as_grid_size,
     as_int,
+    as_ints,
     as_layers,
     check_floating,
     check_images_finite,
@@ -191,13 +192,19 @@ class TokenViT(Positioned):
         Raises:
             ValueError: If `forward` would refuse inputs of this size.
         """
+        return self._grid_of(as_ints("input_size", input_size, minimum=1))
+
+    def _grid_of(self, sides: tuple[int, ...]) -> tuple[int, ...]:
         embed: Any = unwrap(self.embed)
-        if not hasattr(embed, "grid_size_of"):
+        if isinstance(embed, PatchEmbedding):
+            grid = embed.grid_of(sides)
+        elif hasattr(embed, "grid_size_of"):
+            grid = tuple(embed.grid_size_of(sides))
+        else:
             return self.grid_size  # the only one that is known
-        grid = cast("tuple[int, ...]", embed.grid_size_of(input_size))
         if self.position == "learned" and grid != self.grid_size:
             raise ValueError(
-                f"inputs of {tuple(input_size)} have the grid {grid}: must have the grid "
+                f"inputs of size {sides} have the grid {grid}: must have the grid "
                 f"{self.grid_size} of the learned positions; for any grid, build the encoder with "
                 "position='rope' or 'sincos'"
             )
@@ -387,8 +394,9 @@ class TokenViT(Positioned):
             valid = F.pad(context.valid, (self.num_registers, 0), value=True)
             mask = additive_key_mask(valid, embedded.dtype)
         if self.repeat_registers and grid[0] > 1:
-            bias = embedded.new_zeros(self.num_registers + embedded.shape[1])
-            bias[: self.num_registers] = math.log(grid[0])
+            # A tensor, not `math.log`, with which every length of a clip would compile anew.
+            bias = torch.full((self.num_registers,), float(grid[0]), device=embedded.device).log()
+            bias = F.pad(bias, (0, embedded.shape[1])).to(embedded.dtype)
             mask = bias[None, None, None] if mask is None else mask + bias
         return mask
 
@@ -398,7 +406,10 @@ class TokenViT(Positioned):
         shape = tuple(inputs.shape)
         if len(shape) < 2 or shape[0] == 0:
             raise ValueError(f"inputs {shape}: must be a batch [b c *sides] that is not empty")
-        grid = self.grid_size_of(shape[2:])
+        embed = unwrap(self.embed)
+        if isinstance(embed, PatchEmbedding):
+            embed.check_channels(shape)
+        grid = self._grid_of(shape[2:])
         if context is not None:
             check_context(context, grid, "inputs", inputs)
         if value_checks_on(inputs):
