@@ -395,8 +395,8 @@ class TokenViT(Positioned):
             mask = additive_key_mask(valid, embedded.dtype)
         if self.repeat_registers and grid[0] > 1:
             # A tensor, not `math.log`, with which every length of a clip would compile anew.
-            bias = torch.full((self.num_registers,), float(grid[0]), device=embedded.device).log()
-            bias = F.pad(bias, (0, embedded.shape[1])).to(embedded.dtype)
+            bias = embedded.new_full((self.num_registers,), float(grid[0])).log()
+            bias = F.pad(bias, (0, embedded.shape[1]))
             mask = bias[None, None, None] if mask is None else mask + bias
         return mask
 
@@ -420,5 +420,6 @@ class TokenViT(Positioned):
         """Arguments that the submodules do not show."""
         return (
             f"grid_size={self.grid_size}, position={self.position!r}, "
+            f"uniform_power={self.uniform_power}, "
             f"num_registers={self.num_registers}, repeat_registers={self.repeat_registers}"
         )
