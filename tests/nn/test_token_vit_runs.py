@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from tests.nn.test_token_vit import AXES, CLIPS, KIND, build, inputs_on
+from tests.nn.test_token_vit import AXES, CLIPS, KIND, KINDS, build, inputs_on
 from torch._dynamo.testing import CompileCounter
 
 from jepakit import TokenSet
 
 pytestmark = pytest.mark.no_hook
+SLOW = pytest.mark.slow
 
 
 @pytest.fixture(autouse=True)
@@ -22,8 +23,16 @@ def context_on(grid: tuple[int, ...], batch: int, seed: int = 0) -> TokenSet:
     return TokenSet(tokens.idx, tokens.valid, grid, padded=True)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-@KIND
+# Compiling takes seconds: the quick suite has one of each kind of graph, the whole suite all.
+QUICK = [(3, "rope", True)]
+GRAPHS = [
+    pytest.param(*kind, checkpointing, marks=() if (*kind, checkpointing) in QUICK else SLOW)
+    for kind in KINDS
+    for checkpointing in (False, True)
+]
+
+
+@pytest.mark.parametrize(("axes", "position", "checkpointing"), GRAPHS)
 def test_one_graph(axes, position, checkpointing, assert_close) -> None:
     """`fullgraph=True`, forward and backward, whole and ragged."""
     registers = {"num_registers": 2, "repeat_registers": True} if axes == 3 else {}
@@ -43,7 +52,9 @@ def test_one_graph(axes, position, checkpointing, assert_close) -> None:
             assert_close(ours, theirs, 1e-4)
 
 
-@CLIPS
+@pytest.mark.parametrize(
+    "position", ["rope", *(pytest.param(kind, marks=SLOW) for kind in ("sincos", "rope-vjepa2"))]
+)
 def test_two_graphs_for_clips_of_any_size(position) -> None:
     """The first for its size, the second for all. Trap: a size that a check makes a constant."""
     encoder, counter = (
@@ -53,11 +64,11 @@ def test_two_graphs_for_clips_of_any_size(position) -> None:
     compiled = torch.compile(encoder, fullgraph=True, backend=counter)
     grids = [(2, 3, 4), (3, 5, 4), (4, 2, 6), (2, 3, 4)]
     for context in (False, True):
-        for grid in grids[: 1 if position == "learned" else None]:
+        for grid in grids:
             clip = inputs_on(3, grid)
             seen = (context_on(grid, 2),) if context else ()
             torch.testing.assert_close(compiled(clip, *seen), encoder(clip, *seen))
-        assert counter.frame_count <= (1 if position == "learned" else 2) * (1 + context)
+        assert counter.frame_count == 2 * (1 + context)
 
 
 @KIND
@@ -75,6 +86,7 @@ def test_autocast(axes, position) -> None:
         assert all(torch.isfinite(parameter.grad).all() for parameter in encoder.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Unable to find the path of the module")
 @CLIPS
 def test_exports(position, assert_close) -> None:

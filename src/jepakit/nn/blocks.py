@@ -115,7 +115,7 @@ class Block(nn.Module):
         return self._run(x, key_mask, rotary, first)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Compute the block again in the backward pass instead of keeping its activations."""
+        """With `enable`, compute the block again in the backward pass and keep no activations."""
         self.grad_checkpointing = as_bool("enable", enable)
 
     def _run(

@@ -34,34 +34,17 @@ class PatchEmbedding(nn.Module):
         self.proj = convolution(self.in_channels, self.embed_dim, kernel_size=size, stride=size)
 
     def grid_size_of(self, input_size: Sequence[int]) -> tuple[int, ...]:
-        """Grid of inputs of a size, one number for each axis; raise if patches do not divide it."""
-        return self.grid_of(as_ints("input_size", input_size, minimum=1))
-
-    def grid_of(self, sides: tuple[int, ...]) -> tuple[int, ...]:
-        """`grid_size_of` without checks of types, with which a compiler would fix the sides."""
-        patch = self.patch_size
-        if len(sides) != len(patch):
-            rule = f"must have {len(patch)} axes beside batch and channels"
-            raise ValueError(f"inputs of size {sides}: {rule}")
-        if any(side % length for side, length in zip(sides, patch, strict=True)):
-            raise ValueError(f"inputs of size {sides}: must be multiples of the patch size {patch}")
-        return tuple(side // length for side, length in zip(sides, patch, strict=True))
-
-    def check_channels(self, shape: tuple[int, ...]) -> None:
-        """Raise unless inputs have their channels on axis 1."""
-        if len(shape) < 2 or shape[1] != self.in_channels:
-            hint = "; move the axis of channels there" * (self.in_channels in shape[2:])
-            rule = f"must have {self.in_channels} channels on axis 1"
-            raise ValueError(f"inputs {shape}: {rule}{hint}")
+        """Grid of inputs of an `input_size`; raise unless patches divide it."""
+        return grid_of(self, as_ints("input_size", input_size, minimum=1))
 
     def forward(
         self, inputs: Float[Tensor, "b c *sides"], context: TokenSet | None = None
     ) -> Float[Tensor, "b n d"]:
-        """Embeddings of all patches, row-major, or of those of the `context` alone."""
+        """Embeddings of all patches of `inputs`, row-major, or of those of the `context` alone."""
         check_floating("inputs", inputs)
         shape, patch = tuple(inputs.shape), self.patch_size
-        self.check_channels(shape)
-        grid = self.grid_of(shape[2:])
+        check_channels(self, shape)
+        grid = grid_of(self, shape[2:])
         # On two axes: "b c (g0 p0) (g1 p1) -> b (g0 g1) (c p0 p1)".
         cells, pixels = ([f"{letter}{axis}" for axis in range(len(grid))] for letter in "gp")
         sides = " ".join(f"({g} {p})" for g, p in zip(cells, pixels, strict=True))
@@ -72,6 +55,25 @@ class PatchEmbedding(nn.Module):
         return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
 
 
+def grid_of(embed: PatchEmbedding, sides: tuple[int, ...]) -> tuple[int, ...]:
+    """`grid_size_of` without checks of types, with which a compiler would fix the sides."""
+    patch = embed.patch_size
+    if len(sides) != len(patch):
+        rule = f"must have {len(patch)} axes beside batch and channels"
+        raise ValueError(f"inputs of size {sides}: {rule}")
+    if any(side % length for side, length in zip(sides, patch, strict=True)):
+        raise ValueError(f"inputs of size {sides}: must be multiples of the patch size {patch}")
+    return tuple(side // length for side, length in zip(sides, patch, strict=True))
+
+
+def check_channels(embed: PatchEmbedding, shape: tuple[int, ...]) -> None:
+    """Raise unless inputs have their channels on axis 1."""
+    if len(shape) < 2 or shape[1] != embed.in_channels:
+        hint = "; move the axis of channels there" * (embed.in_channels in shape[2:])
+        rule = f"must have {embed.in_channels} channels on axis 1"
+        raise ValueError(f"inputs {shape}: {rule}{hint}")
+
+
 class Tubelets(PatchEmbedding):
     """Embeddings of the tubelets of clips `[b c t h w]`: patches of a few frames.
 
@@ -79,6 +81,9 @@ class Tubelets(PatchEmbedding):
         tubelet_size: `(frames, height, width)`, frames and pixels; divides the clips.
         embed_dim: Width of the embeddings.
         in_channels: Channels of the clips.
+
+    Raises:
+        ValueError: If the size has not three entries. In a call, if it does not divide the clips.
 
     Example:
         >>> import torch

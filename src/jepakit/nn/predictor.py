@@ -148,7 +148,7 @@ class MaskedPredictor(Positioned):
         self._initialise()
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Compute blocks again in the backward pass instead of keeping their activations."""
+        """With `enable`, compute blocks again in the backward pass and keep no activations."""
         for block in self.blocks:
             cast(Block, block).set_grad_checkpointing(enable)
 

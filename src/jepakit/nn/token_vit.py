@@ -25,7 +25,7 @@ from jepakit._wrapped import unwrap
 from jepakit.nn._padding import additive_key_mask, zero_padding
 from jepakit.nn._positioned import Positioned
 from jepakit.nn.blocks import Block, drop_path_rates
-from jepakit.nn.embeddings import PatchEmbedding, Tubelets
+from jepakit.nn.embeddings import PatchEmbedding, Tubelets, check_channels, grid_of
 from jepakit.tokens import TokenSet, mean_tokens, take_tokens
 from jepakit.tokens._arguments import check_context
 
@@ -197,7 +197,7 @@ class TokenViT(Positioned):
     def _grid_of(self, sides: tuple[int, ...]) -> tuple[int, ...]:
         embed: Any = unwrap(self.embed)
         if isinstance(embed, PatchEmbedding):
-            grid = embed.grid_of(sides)
+            grid = grid_of(embed, sides)
         elif hasattr(embed, "grid_size_of"):
             grid = tuple(embed.grid_size_of(sides))
         else:
@@ -271,7 +271,7 @@ class TokenViT(Positioned):
         return features.mean(dim=1) if context is None else mean_tokens(features, context)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Compute blocks again in the backward pass instead of keeping their activations."""
+        """With `enable`, compute blocks again in the backward pass and keep no activations."""
         for block in self.blocks:
             cast(Block, block).set_grad_checkpointing(enable)
 
@@ -283,7 +283,7 @@ class TokenViT(Positioned):
 
         The kernel of a patch is divided by the length of a tubelet and repeated along it, and every
         step of time has the positions of the image. So a still clip has the features of its frame
-        at every step. Positions are learned: training tells the steps apart.
+        at every step. Positions are learned: training can make the steps differ.
 
         A class token and registers become registers. Attention would count them once against T
         copies of each patch, so they get `repeat_registers=True`, which adds $\log T$ to their
@@ -385,7 +385,7 @@ class TokenViT(Positioned):
     def _key_mask(
         self, context: TokenSet | None, grid: tuple[int, ...], embedded: Tensor
     ) -> Float[Tensor, "#b 1 1 n"] | None:
-        """What is added to the scores of registers and tokens as keys; None for nothing.
+        """Mask that is added to the scores of registers and tokens as keys; None for none.
 
         It has the dtype of the embeddings, which is that of the queries, also under autocast.
         """
@@ -408,7 +408,7 @@ class TokenViT(Positioned):
             raise ValueError(f"inputs {shape}: must be a batch [b c *sides] that is not empty")
         embed = unwrap(self.embed)
         if isinstance(embed, PatchEmbedding):
-            embed.check_channels(shape)
+            check_channels(embed, shape)
         grid = self._grid_of(shape[2:])
         if context is not None:
             check_context(context, grid, "inputs", inputs)
