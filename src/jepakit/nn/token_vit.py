@@ -394,9 +394,9 @@ class TokenViT(Positioned):
             valid = F.pad(context.valid, (self.num_registers, 0), value=True)
             mask = additive_key_mask(valid, embedded.dtype)
         if self.repeat_registers and grid[0] > 1:
-            # A tensor, not `math.log`, with which every length of a clip would compile anew.
-            bias = embedded.new_full((self.num_registers,), float(grid[0])).log()
-            bias = F.pad(bias, (0, embedded.shape[1]))
+            # Not `math.log`, with which every length of a clip would compile anew.
+            log_steps = embedded.new_ones(grid[0]).sum().log()
+            bias = F.pad(log_steps.expand(self.num_registers), (0, embedded.shape[1]))
             mask = bias[None, None, None] if mask is None else mask + bias
         return mask
 
