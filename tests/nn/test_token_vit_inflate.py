@@ -13,8 +13,8 @@ from jepakit.nn import TokenViT
 from jepakit.testing import assert_encoder_contract
 
 FRAMES = 6
-# No prefix and layer scale, no bias of queries; class token; registers without positions; none of
-# both; a class token without position; a patch that is no square.
+# Without prefix and without biases of queries; class token; patches and images that are no squares;
+# no positions; layer scales; registers; a class token without position.
 PLAIN = [
     "gap_no_cls",
     "vit_cls",
@@ -22,7 +22,6 @@ PLAIN = [
     "vit_nonsquare_patch",
     "vit_dynamic",
     "vit_no_position",
-    "gap_reg1",
     "dinov2",
     "dinov2_reg4",
     "deit3",
@@ -136,7 +135,7 @@ REFUSED = {
     "post norm": (model("vit_base_patch16_rpn_224", img_size=32), "ResPostBlock"),
     "parallel": (model("vit_small_patch16_18x2_224", img_size=32), "ParallelThingsBlock"),
     "differential": (model("vit_dlittle_patch16_reg1_gap_256", img_size=32), "DiffAttention"),
-    "swiglu": (model("vit_giant_patch14_dinov2", img_size=28), "mlp: GluMlp|SwiGLUPacked"),
+    "swiglu": (model("vit_giant_patch14_dinov2", img_size=28, mlp_ratio=4.0), "blocks.0.mlp: "),
     "quick gelu": (
         model("vit_tiny_patch16_224", act_layer="quick_gelu"),
         "blocks.0.mlp.act: QuickGELU",

@@ -9,7 +9,6 @@ from timm.layers.activations import GELU
 from timm.models import vision_transformer
 from torch import Tensor, nn
 
-from jepakit._checks import type_name
 from jepakit.nn._backbones.backbone import UnsupportedBackboneError
 
 _vit: Any = vision_transformer  # the classes that it builds models of, wherever they are defined
@@ -65,11 +64,13 @@ class PlainViT:
 def read_plain_vit(model: Any) -> PlainViT:
     """Return shape and weights of a plain model; raise if it has anything else, naming it."""
     if type(model) is not _vit.VisionTransformer:
-        features = [text for name, text in _OTHER_FAMILIES.items() if hasattr(model, name)]
-        has = f"; {features[0]} cannot be carried over" if features else ""
+        found = [
+            text for name, text in _OTHER_FAMILIES.items() if getattr(model, name, None) is not None
+        ]
+        has = f"; {found[0]} cannot be carried over" if found else ""
         hint = "; hand over its backbone" if hasattr(model, "backbone") else ""
         rule = "must be a plain VisionTransformer of timm's"
-        raise UnsupportedBackboneError(f"timm_vit={type_name(model)}: {rule}{has}{hint}")
+        raise UnsupportedBackboneError(f"timm_vit={type(model).__name__}: {rule}{has}{hint}")
     for name, module in model.named_modules():
         if problem := _problem(module):
             raise UnsupportedBackboneError(
