@@ -33,11 +33,11 @@ _PLAIN = (
 )
 # What other families have, by the attribute that shows it.
 _OTHER_FAMILIES = {
+    "embeds": "embeddings of sizes that vary within a batch",
     "rope": "rotary positions",
     "rel_pos_bias": "relative positions",
     "shared_rel_pos": "relative positions",
     "dist_token": "a distillation token",
-    "embeds": "embeddings of sizes that vary within a batch",
 }
 
 
@@ -64,9 +64,7 @@ class PlainViT:
 def read_plain_vit(model: Any) -> PlainViT:
     """Return shape and weights of a plain model; raise if it has anything else, naming it."""
     if type(model) is not _vit.VisionTransformer:
-        found = [
-            text for name, text in _OTHER_FAMILIES.items() if getattr(model, name, None) is not None
-        ]
+        found = [text for name, text in _OTHER_FAMILIES.items() if hasattr(model, name)]
         has = f"; {found[0]} cannot be carried over" if found else ""
         hint = "; hand over its backbone" if hasattr(model, "backbone") else ""
         rule = "must be a plain VisionTransformer of timm's"
