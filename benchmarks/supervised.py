@@ -93,7 +93,7 @@ def main() -> None:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", default="digits", help="dataset, as in the examples")
+    parser.add_argument("--data", default="textures", help="dataset, as in the examples")
     parser.add_argument("--image-size", type=int, help="resize to this many pixels")
     parser.add_argument("--patch-size", type=int, default=4, help="side of a patch in pixels")
     parser.add_argument("--width", type=int, default=64, help="width of the encoder")

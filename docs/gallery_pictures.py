@@ -15,17 +15,15 @@ from jepakit.masking import (
     CausalMask,
     ComplementMask,
     InverseBlockMask,
-    MultiContextMask,
     NestedMask,
     ReferenceMultiBlockMask,
     TubeMask,
+    UnionMask,
+    vjepa_masks,
 )
 from jepakit.tokens import TokenSet
 
 COLUMNS = 8
-FLOOR = {"min_context_coverage": 0.1, "context_length": "trim"}
-SHORT = MultiBlockMask((8, 14, 14), num_targets=8, target_scale=(0.15, 0.15), **FLOOR)
-LONG = MultiBlockMask((8, 14, 14), num_targets=2, target_scale=(0.7, 0.7), **FLOOR)
 # By name: samples side by side, and the frames of one video.
 IMAGES: dict[str, Any] = {
     "multi-block": MultiBlockMask((14, 14), target_size_per="sample"),
@@ -33,6 +31,7 @@ IMAGES: dict[str, Any] = {
     "random": RandomMask((14, 14)),
     "block": BlockMask((14, 14)),
     "inverse-block": InverseBlockMask((14, 14)),
+    "union": UnionMask(MultiBlockMask((14, 14), target_size_per="sample")),
     "complement": ComplementMask(MultiBlockMask((14, 14), target_size_per="sample")),
 }
 VIDEOS: dict[str, list[Any]] = {
@@ -40,11 +39,11 @@ VIDEOS: dict[str, list[Any]] = {
     "multi-block-video": [
         MultiBlockMask((8, 14, 14), temporal_scale=(0.3, 0.5), target_scale=(0.2, 0.3))
     ],
-    "mixture": [MultiContextMask((SHORT, LONG))],
+    "vjepa": [vjepa_masks((8, 14, 14))],
     "causal": [CausalMask((8, 14, 14), num_context_steps=(4, 4), num_target_steps=2)],
 }
 # Videos with several targets, which are outlined.
-OUTLINED = ("multi-block-video", "mixture")
+OUTLINED = ("multi-block-video",)
 SEQUENCES = {
     "MultiBlockMask": MultiBlockMask((64,), target_size_per="sample", target_scale=(0.1, 0.15)),
     "RandomMask": RandomMask((64,)),

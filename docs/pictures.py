@@ -25,6 +25,8 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
+from sklearn.datasets import load_sample_images
+from torch.nn import functional as F
 
 from jepakit import MultiBlockMask, RandomMask, TokenSet, plots, schedules
 from jepakit.diagnostics import effective_rank
@@ -102,6 +104,21 @@ def frequency_bar(figure: Figure, shown: AxesImage, axes: Iterable[Axes]) -> Col
     bar.ax.tick_params(labelsize=8, length=0)
     bar.outline.set_visible(False)
     return bar
+
+
+@cache
+def photograph_crops() -> torch.Tensor:
+    """Two square crops of each photograph of scikit-learn, `[4, 3, 140, 140]`."""
+    photographs = torch.stack([torch.tensor(image) for image in load_sample_images().images])
+    photographs = photographs.permute(0, 3, 1, 2).float() / 255
+    height, width = photographs.shape[-2:]
+    crops = [photographs[..., :height], photographs[..., width - height :]]
+    return F.interpolate(torch.cat(crops), (140, 140), mode="bilinear", antialias=True)
+
+
+def photographs(theme: Theme) -> Figure:
+    masks = MultiBlockMask((14, 14))(4, generator=torch.Generator().manual_seed(5))
+    return plots.plot_masks(photograph_crops(), masks)
 
 
 @cache
@@ -289,6 +306,7 @@ PICTURES: dict[str, Callable[[Theme], Figure]] = {
     "masks": masks,
     "frequencies": frequencies,
     "audits": audits,
+    "photographs": photographs,
     "quirks": quirks,
     "schedules": schedule_curves,
     "ranks": ranks,

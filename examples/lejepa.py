@@ -236,7 +236,7 @@ def parse_args() -> argparse.Namespace:
         text = help if default in (None, False) else f"{help} (default: {default})"
         parser.add_argument(name, default=default, help=text, **{**kind, **options})
 
-    add("--data", "digits", "digits, cifar10, fashion_mnist, an .npz file or an image folder")
+    add("--data", "textures", "digits, cifar10, fashion_mnist, an .npz file or an image folder")
     add("--image-size", None, "resize to this many pixels", type=int)
     add("--patch-size", 4, "side of a patch in pixels")
     add("--width", 64, "width of the encoder")

@@ -152,8 +152,8 @@ def test_nothing_there_raises(tmp_path):
         load_images(str(tmp_path / "nowhere.npz"))
     with pytest.raises(ValueError, match="image_size=None: images of a folder"):
         load_images(str(tmp_path))
-    with pytest.raises(ValueError, match="image_size=64: digits are 32 x 32"):
-        load_images("digits", image_size=64)
+    with pytest.raises(ValueError, match="image_size=64: textures are 48 x 48"):
+        load_images("textures", image_size=64)
 
 
 @pytest.mark.no_hook

@@ -47,6 +47,7 @@ def test_is_its_parts(sets, monkeypatch):
     assert scores.linear == linear_probe(*rows, **probe)
     assert probe == {"C": tuple(10.0**power for power in range(-5, 6)), "max_iter": 200}
     assert scores.rank == effective_rank(rows[0].x).item()
+    assert scores.std == pytest.approx(rows[0].x.std(0, correction=0).mean().item())
 
 
 def test_a_few_rows_of_each_class_are_enough_to_choose():

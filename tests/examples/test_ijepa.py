@@ -137,7 +137,7 @@ def test_the_result_can_be_traced(finished: tuple[Path, str]) -> None:
     assert saved["steps"] == 40 and saved["images"] == 40 * 8
     # Users of the teacher need the statistics that its images were standardised with.
     pixels = PixelStatistics(*map(tuple, saved["pixels"]))
-    assert pixels == PixelStatistics.from_dataset(load_images("digits")[0])
+    assert pixels == PixelStatistics.from_dataset(load_images("textures")[0])
     assert set(saved["rows"]) == {"raw pixels", "untrained encoder", "trained teacher"}
 
 

@@ -13,7 +13,7 @@ import pytest
 import timm
 import torch
 
-from jepakit.data import digit_canvases
+from jepakit.data import textured_shapes
 from jepakit.diagnostics import CollapseError, CollapseWarning
 
 EXAMPLE = Path(__file__).parents[2] / "examples/lejepa.py"
@@ -30,13 +30,13 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def canvases(tmp_path_factory: pytest.TempPathFactory) -> str:
+def textures(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A few of the default images, since all of them take a third of a short run."""
     arrays = {}
-    for part, images in zip(("train", "test"), digit_canvases(600, 150), strict=True):
+    for part, images in zip(("train", "test"), textured_shapes(600, 150), strict=True):
         arrays[f"x_{part}"], arrays[f"y_{part}"] = (x.numpy() for x in images.tensors)
-        arrays[f"x_{part}"] = arrays[f"x_{part}"][:, 0]
-    path = tmp_path_factory.mktemp("canvases") / "canvases.npz"
+        arrays[f"x_{part}"] = arrays[f"x_{part}"].transpose(0, 2, 3, 1)
+    path = tmp_path_factory.mktemp("textures") / "textures.npz"
     np.savez(path, **arrays)
     return str(path)
 
@@ -64,11 +64,11 @@ def kept(out: Path) -> float:
 
 
 @pytest.fixture(scope="module")
-def finished(canvases: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def finished(textures: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """As a user runs it: a process of its own, without the type-checking hook."""
     out = tmp_path_factory.mktemp("lejepa")
     done = subprocess.run(
-        [sys.executable, str(EXAMPLE), "--data", canvases, "--out", str(out), *SMALL],
+        [sys.executable, str(EXAMPLE), "--data", textures, "--out", str(out), *SMALL],
         env={**os.environ, "JEPAKIT_TYPECHECK": "0", "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"},
         capture_output=True,
         text=True,
@@ -97,9 +97,9 @@ def test_the_result_can_be_traced(finished: tuple[Path, str]) -> None:
 
 
 def test_the_same_seed_gives_the_same_figures(
-    finished: tuple[Path, str], canvases: str, tmp_path: Path
+    finished: tuple[Path, str], textures: str, tmp_path: Path
 ) -> None:
-    run(tmp_path, "--data", canvases)
+    run(tmp_path, "--data", textures)
     again, first = result(tmp_path), result(finished[0])
     assert again["curves"] == first["curves"] and again["rows"] == first["rows"]
 
@@ -115,10 +115,10 @@ def test_the_encoder_is_a_plain_timm_checkpoint(finished: tuple[Path, str]) -> N
     assert all(torch.equal(saved[name], loaded[name]) for name in saved)
 
 
-def test_agreement_alone_collapses_and_is_caught(canvases: str, tmp_path: Path) -> None:
+def test_agreement_alone_collapses_and_is_caught(textures: str, tmp_path: Path) -> None:
     """The deliberately broken run: no teacher and nothing that keeps features apart."""
     with pytest.warns(CollapseWarning, match="Possible remedies"):
-        run(tmp_path, "--data", canvases, "--objective", "none")
+        run(tmp_path, "--data", textures, "--objective", "none")
     broken = result(tmp_path)
     assert kept(tmp_path) < 0.3  # 0.08 to 0.22 over seeds; whatever is regularised keeps all of it
     assert broken["curves"]["loss"][-1][1] < 1e-3, "and the loss looks perfect"
@@ -126,20 +126,20 @@ def test_agreement_alone_collapses_and_is_caught(canvases: str, tmp_path: Path) 
     assert {found["kind"] for found in broken["collapses"]} <= {"full", "slow"}
 
 
-def test_a_collapse_can_end_the_run(canvases: str, tmp_path: Path) -> None:
+def test_a_collapse_can_end_the_run(textures: str, tmp_path: Path) -> None:
     with pytest.raises(CollapseError):
-        run(tmp_path, "--data", canvases, "--objective", "none", "--on-collapse", "raise")
+        run(tmp_path, "--data", textures, "--objective", "none", "--on-collapse", "raise")
     assert not (tmp_path / "result.json").exists()
 
 
 @pytest.mark.parametrize("objective", REGULARISED)
 def test_every_regulariser_prevents_it(
-    objective: str, finished: tuple[Path, str], canvases: str, tmp_path: Path
+    objective: str, finished: tuple[Path, str], textures: str, tmp_path: Path
 ) -> None:
     out = finished[0]
     if objective != "lejepa":
         out = tmp_path
-        run(out, "--data", canvases, "--objective", objective)
+        run(out, "--data", textures, "--objective", objective)
     assert kept(out) > 0.5
     assert result(out)["collapses"] == []
 
@@ -183,11 +183,11 @@ def test_colours_change_each_channel_on_its_own_and_grey_takes_them() -> None:
     assert torch.allclose(greyed[~kept], mean)
 
 
-def test_pictures_without_colours_have_none_to_change(canvases: str, tmp_path: Path) -> None:
+def test_pictures_without_colours_have_none_to_change(textures: str, tmp_path: Path) -> None:
     """Trap: options that are accepted and ignored."""
     for option in ("--colour", "--grey"):
         with pytest.raises(SystemExit, match="have a single channel"):
-            run(tmp_path, "--data", canvases, option, "0.2")
+            run(tmp_path, "--data", textures, option, "0.2")
 
 
 def test_runs_on_colour_pictures_with_local_views(tmp_path: Path) -> None:

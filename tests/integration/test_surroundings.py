@@ -16,7 +16,7 @@ from jepakit import (
     MultiBlockMask,
     RandomMask,
 )
-from jepakit.data import EpochIndex, PixelStatistics, ResumableBatches, digit_canvases, random_crops
+from jepakit.data import EpochIndex, PixelStatistics, ResumableBatches, textured_shapes, random_crops
 from jepakit.data.datasets import _shuffled
 from jepakit.losses import sigreg
 from jepakit.masking import (
@@ -28,7 +28,9 @@ from jepakit.masking import (
     NestedMask,
     ReferenceMultiBlockMask,
     TubeMask,
+    UnionMask,
     audit_masks,
+    vjepa_masks,
 )
 from jepakit.nn.quantizer import draw_vectors, gumbel_like
 from jepakit.plots import plot_masks
@@ -41,6 +43,8 @@ SAMPLERS: dict[str, Callable[[], Any]] = {
     "inverse block": lambda: InverseBlockMask((8, 9)),
     "tube": lambda: TubeMask(2, RandomMask((8, 9))),
     "complement": lambda: ComplementMask(MultiBlockMask((8, 9), context_length=5)),
+    "union": lambda: UnionMask(MultiBlockMask((8, 9))),
+    "V-JEPA": lambda: vjepa_masks((2, 6, 7)),
     "mixture": lambda: MultiContextMask((RandomMask((8, 9)), BlockMask((8, 9)))),
     "nested": lambda: NestedMask((16, 20), MultiBlockMask((4, 5))),
     "causal": lambda: CausalMask((12, 3), context_size_per="sample"),
@@ -120,11 +124,11 @@ def test_data(surroundings):
     images = torch.randint(256, (4, 3, 16, 16), dtype=torch.uint8, generator=seeded())
 
     def made() -> list[Any]:
-        canvases, _ = digit_canvases(num_train=3, num_test=1)
+        shapes, _ = textured_shapes(num_train=3, num_test=1)
         floats = PixelStatistics((0.485, 0.4, 0.3), (0.229, 0.2, 0.1))(images)
         crops = random_crops(floats, (0.3, 1.0), flip=True, generator=seeded())
         order = list(ResumableBatches(10, 2, steps=7, seed=0))
-        return [*canvases.tensors, floats, crops, order, list(_shuffled(range(9)))]
+        return [*shapes.tensors, floats, crops, order, list(_shuffled(range(9)))]
 
     assert_unchanged(made, surroundings)
 

@@ -16,6 +16,7 @@ from jepakit.masking import (
     MultiContextMask,
     NestedMask,
     TubeMask,
+    UnionMask,
 )
 
 
@@ -36,6 +37,7 @@ def assert_promise(sampler: Any, masks: Any, batch_size: int) -> None:
         CausalMask: causal,
         NestedMask: nested,
         ComplementMask: complement,
+        UnionMask: union,
     }
     own[type(sampler)](sampler, masks, batch_size)
 
@@ -93,10 +95,22 @@ def complement(sampler: ComplementMask, masks: Masks, batch_size: int) -> None:
     assert torch.equal(masks.targets.to_mask()[:, 0], ~masks.context.to_mask())
 
 
+def union(sampler: UnionMask, masks: Masks, batch_size: int) -> None:
+    assert masks.targets.shape[:2] == (batch_size, 1)
+    assert (masks.context.counts() >= sampler.min_context_tokens).all()
+
+
 def causal(sampler: CausalMask, masks: Masks, batch_size: int) -> None:
-    steps, step = sampler.grid_size[0], math.prod(sampler.grid_size[1:])
-    context = masks.context.to_mask().view(batch_size, steps, step)
-    targets = masks.targets.to_mask().view(batch_size, sampler.num_targets, steps, step)
+    grid, axis = sampler.grid_size, sampler.axis
+    steps = grid[axis]
+
+    def by_step(mask: torch.Tensor) -> torch.Tensor:
+        first = mask.dim() - 1
+        along_axis = mask.unflatten(-1, grid).movedim(first + axis, first)
+        return along_axis.reshape(*mask.shape[:-1], steps, -1)
+
+    context, targets = by_step(masks.context.to_mask()), by_step(masks.targets.to_mask())
+    assert targets.shape[:3] == (batch_size, sampler.num_targets, steps)
     for mask in (context, targets):
         assert torch.equal(mask.any(-1), mask.all(-1)), "steps are whole"
     past = context[..., 0].sum(dim=1)

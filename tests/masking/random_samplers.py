@@ -16,6 +16,7 @@ from jepakit.masking import (
     NestedMask,
     RandomMask,
     TubeMask,
+    UnionMask,
 )
 
 Grid = tuple[int, ...]
@@ -127,15 +128,16 @@ def inverse_block(rng: random.Random, axes: int, largest: dict[int, Grid]) -> In
 
 
 def causal(rng: random.Random, axes: int, largest: dict[int, Grid]) -> CausalMask:
-    grid = random_grid(rng, axes, largest)
-    count = rng.randint(1, 3)
-    steps: int | None = rng.randint(1, max(1, grid[0] // (2 * count)))
-    most = max(1, grid[0] - count * (steps or 1))
+    grid, axis = random_grid(rng, axes, largest), rng.randrange(axes)
+    side, count = grid[axis], rng.randint(1, 3)
+    steps: int | None = rng.randint(1, max(1, side // (2 * count)))
+    most = max(1, side - count * (steps or 1))
     if count == 1 and rng.random() < 0.5:
-        steps, most = None, max(1, grid[0] - 1)
+        steps, most = None, max(1, side - 1)
     fewest = rng.randint(1, most)
     return CausalMask(
         grid,
+        axis=axis,
         num_context_steps=rng.choice([None, (fewest, rng.randint(fewest, most))]),
         num_targets=count,
         num_target_steps=steps,
@@ -170,12 +172,17 @@ def complement(rng: random.Random, axes: int, largest: dict[int, Grid]) -> Compl
     return ComplementMask(make(rng, axes, largest))
 
 
+def union(rng: random.Random, axes: int, largest: dict[int, Grid]) -> UnionMask:
+    make = rng.choice([multi_block, multi_block, causal, nested])
+    return UnionMask(make(rng, axes, largest))
+
+
 def mixture(rng: random.Random, axes: int, largest: dict[int, Grid]) -> MultiContextMask:
     grid = random_grid(rng, axes, largest)
     exact = {axes: grid}
     members: list[Any] = []
     while len(members) < rng.randint(1, 3):
-        kinds = [multi_block, random_mask, complement]
+        kinds = [multi_block, random_mask, complement, union]
         found = feasible(rng.choice(kinds), rng, axes, exact)
         if found.grid_size == grid:
             members.append(found)
@@ -195,6 +202,7 @@ KINDS: dict[str, tuple[Callable[..., Any], tuple[int, ...]]] = {
     "CausalMask": (causal, (1, 2, 3)),
     "NestedMask": (nested, (1, 2, 3)),
     "ComplementMask": (complement, (1, 2, 3)),
+    "UnionMask": (union, (1, 2, 3)),
 }
 
 

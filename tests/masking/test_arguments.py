@@ -19,6 +19,8 @@ from jepakit.masking import (
     NestedMask,
     ReferenceMultiBlockMask,
     TubeMask,
+    UnionMask,
+    vjepa_masks,
 )
 
 SMALL_TARGETS = {"target_scale": (0.1, 0.12), "target_aspect_ratio": (0.9, 1.1)}
@@ -54,10 +56,15 @@ CASES: dict[type, tuple[dict[str, Any], dict[str, Any]]] = {
         {"sampler": RandomMask((4, 4), context_length=2)},
         {"sampler": RandomMask((4, 4), context_length=3)},
     ),
+    UnionMask: (
+        {"sampler": MultiBlockMask((4, 4))},
+        {"sampler": MultiBlockMask((4, 4), num_targets=2)},
+    ),
     CausalMask: (
-        {"grid_size": (12, 2), "num_target_steps": 2},
+        {"grid_size": (12, 10), "num_target_steps": 2},
         {
-            "grid_size": (12, 3),
+            "grid_size": (12, 9),
+            "axis": 1,
             "num_context_steps": (3, 4),
             "num_targets": 2,
             "num_target_steps": 3,
@@ -192,6 +199,34 @@ def test_no_argument_is_left_out(kind):
             InfeasibleMaskError,
             "CausalMask on the grid (4, 2, 2): 1 past step(s) and 4 step(s) for 2 target(s) exceed "
             "the grid's 4. Change grid_size to at least 5 steps, or lower",
+        ),
+        (
+            lambda: CausalMask((8, 4), axis=2),
+            ValueError,
+            "axis=2: must be at most 1",
+        ),
+        (
+            lambda: CausalMask((8, 4), axis=1, num_targets=4, num_target_steps=1),
+            InfeasibleMaskError,
+            "CausalMask on the grid (8, 4): 1 past step(s) and 4 step(s) for 4 target(s) exceed "
+            "the grid's 4. Change grid_size to at least 5 steps, or lower one of the numbers of "
+            "steps",
+        ),
+        (
+            lambda: vjepa_masks((14, 14)),
+            ValueError,
+            "grid_size=(14, 14): must have 3 axes, got 2",
+        ),
+        (
+            lambda: vjepa_masks((2, 14, 14), min_context_coverage=[0.1]),
+            ValueError,
+            "min_context_coverage=(0.1,): must be two fractions, one for the short-range and one "
+            "for the long-range set",
+        ),
+        (
+            lambda: vjepa_masks((2, 14, 14), min_context_coverage=[0.1, 1.5]),
+            ValueError,
+            "min_context_coverage=1.5: must lie in [0, 1]",
         ),
         (
             lambda: CausalMask((8,), num_context_steps=(2, 7), num_target_steps=2),

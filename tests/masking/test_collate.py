@@ -28,6 +28,7 @@ from jepakit.masking import (
     MaskSampler,
     MultiContextMask,
     NestedMask,
+    UnionMask,
 )
 
 # Python 3.12 and 3.13 fork by default, and warn of it where a library runs threads.
@@ -42,6 +43,7 @@ PER_SAMPLE = [
     BlockMask(GRID, block_scale=(0.05, 0.1)),
     NestedMask((12, 14), MultiBlockMask((3, 4), target_size_per="sample", context_length=3)),
     ComplementMask(MultiBlockMask((4, *GRID), temporal_scale=(0.5, 1.0), target_size_per="sample")),
+    UnionMask(MultiBlockMask(GRID, target_size_per="sample")),
 ]
 PER_BATCH = [
     MultiBlockMask(GRID),

@@ -99,6 +99,22 @@ def test_context_scale_has_an_effect():
     assert abs(mean - 0.65) < 5 * (areas / 400).std() / math.sqrt(2000) + 0.01
 
 
+def test_context_scales_are_equally_likely():
+    """Each side occurs as often as its part of the range; a raised low end leaves the rest alike.
+
+    Trap: all sizes equally likely, where a side of 11 has a third of the scales of a side of 20.
+    """
+    count = 20_000
+    for scale, fewest in (((0.3, 1.0), 11), ((0.5, 0.9), 14)):
+        drawn, counts = context_areas(scale, count).sqrt().long().unique(return_counts=True)
+        points = scale[0] + (scale[1] - scale[0]) * (torch.arange(100_000).double() + 0.5) / 1e5
+        sides, parts = (20 * points.sqrt() + 0.5).floor().long().unique(return_counts=True)
+        assert torch.equal(drawn, sides) and int(sides[0]) == fewest
+        expected = parts.double() / 1e5 * count
+        # Chi-squared over its degrees of freedom; 3.5 is beyond 1e-4 for 6 or more of them.
+        assert ((counts - expected) ** 2 / expected).sum() / (len(sides) - 1) < 3.5
+
+
 def test_a_context_block_as_large_as_the_grid_is_all_of_it():
     """Trap: the same loop again, which can never take a whole grid."""
     assert context_areas((1.0, 1.0), count=50).unique().tolist() == [400]

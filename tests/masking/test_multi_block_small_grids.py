@@ -1,5 +1,6 @@
 """Brute force: on small grids every legal arrangement of blocks is known."""
 
+import math
 import random
 from dataclasses import replace
 from functools import reduce
@@ -28,8 +29,7 @@ def small_sampler(rng: random.Random) -> MultiBlockMask:
         allow_target_overlap=overlap,
         target_size_per=rng.choice(["batch", "sample"]),
     )
-    spec = loose._spec
-    most = (spec.largest_context - spec.target_cells) / spec.num_positions
+    most = (loose._largest_context - loose._target_cells) / math.prod(loose.grid_size)
     tight = replace(loose, min_context_coverage=rng.choice([most, most, 0.0, most * rng.random()]))
     return replace(
         tight,
@@ -47,15 +47,15 @@ def places(grid: tuple[int, ...], size: tuple[int, ...]) -> list[int]:
 
 def legal(sampler: MultiBlockMask) -> set[tuple[int, int]]:
     """Context and cells of all targets, before any trimming, in every legal arrangement."""
-    grid, spec = sampler.grid_size, sampler._spec
+    grid = sampler.grid_size
     contexts = {
         box
-        for size in spec.all_context_sizes(min_volume=0).sizes.tolist()
+        for size in sampler._all_context_sizes(min_volume=0).sizes.tolist()
         for box in places(grid, size)
-        if box.bit_count() >= spec.min_context_tokens + spec.target_cells
+        if box.bit_count() >= sampler._promised_tokens + sampler._target_cells
     }
     found = set()
-    for size in spec.target_sizes:
+    for size in sampler._target_sizes:
         unions = {0}
         for _ in range(sampler.num_targets):
             unions = {
@@ -65,7 +65,7 @@ def legal(sampler: MultiBlockMask) -> set[tuple[int, int]]:
             }
         pairs = ((context & ~union, union) for context, union in product(contexts, unions))
         found |= {
-            (left, union) for left, union in pairs if left.bit_count() >= spec.min_context_tokens
+            (left, union) for left, union in pairs if left.bit_count() >= sampler._promised_tokens
         }
     return found
 
@@ -107,5 +107,5 @@ def test_what_is_legal_is_drawn() -> None:
             found, calls = found | drawn(sampler, generator), calls + 1
         assert summary(found) == summary(expected), sampler
         exact += few
-        limited += roles(expected)[0].bit_count() < sampler._spec.num_positions
+        limited += roles(expected)[0].bit_count() < math.prod(sampler.grid_size)
     assert exact > 10 and limited > 1, "or the law would say little"

@@ -18,6 +18,8 @@ from jepakit.masking import (
     NestedMask,
     ReferenceMultiBlockMask,
     TubeMask,
+    UnionMask,
+    vjepa_masks,
 )
 
 SMALL = {"target_scale": (0.05, 0.1), "allow_target_overlap": False}
@@ -36,6 +38,9 @@ SAMPLERS = [
     InverseBlockMask((8, 9)),
     TubeMask(2, MultiBlockMask((8, 9), target_size_per="sample")),
     ComplementMask(MultiBlockMask((8, 9))),
+    UnionMask(MultiBlockMask((8, 9))),
+    vjepa_masks((2, 6, 7)),
+    CausalMask((3, 12), axis=1, context_size_per="sample"),
     MultiContextMask((RandomMask((8, 9)), MultiBlockMask((8, 9), context_length=5))),
     CausalMask((12, 3), context_size_per="sample"),
     NestedMask((16, 20), MultiBlockMask((4, 5), context_length=3)),

@@ -2,6 +2,7 @@
 
 import random
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,6 +21,8 @@ from jepakit.masking import (
     MultiContextMask,
     NestedMask,
     TubeMask,
+    UnionMask,
+    vjepa_masks,
 )
 
 
@@ -50,8 +53,11 @@ NEEDS = [
     (BlockMask((4, 5), target_ratio=0.6), 8),
     (InverseBlockMask((4, 5), context_ratio=0.6), 12),
     (CausalMask((4, 5), num_context_steps=(2, 3)), 10),
+    (CausalMask((4, 5), axis=1, num_context_steps=(2, 3)), 8),
     (TubeMask(3, RandomMask((4, 5), target_ratio=0.6)), 24),
     (ComplementMask(RandomMask((4, 5), context_length=3)), 3),
+    (UnionMask(MultiBlockMask((12, 12), context_length=20)), 20),
+    (vjepa_masks((4, 8, 8), min_context_coverage=(0.1, 0.05)), 13),
     (MultiContextMask((RandomMask((4, 5)), BlockMask((4, 5), target_ratio=0.6))), 5),
     (MultiBlockMask((12, 12), min_context_coverage=0.3), 44),
     (MultiBlockMask((12, 12), context_length=20), 20),
@@ -70,6 +76,39 @@ def test_need(sampler, need):
     drawn = sampler(500, generator=torch.Generator().manual_seed(0))
     contexts = [m.context.counts() for m in (drawn if isinstance(drawn, list) else [drawn])]
     assert min(int(counts.min()) for counts in contexts) >= need
+
+
+TIGHT = MultiBlockMask(
+    (6, 6),
+    context_scale=(1.0, 1.0),
+    min_context_coverage=0.5,
+    target_size_per="sample",
+    context_length="pad",
+)
+MET = [
+    *(sampler for sampler, _ in NEEDS[:8]),
+    TIGHT,
+    replace(TIGHT, context_length="trim", num_targets=8),
+    replace(TIGHT, allow_target_overlap=False, num_targets=3, target_scale=(0.1, 0.12)),
+    MultiBlockMask((40,), min_context_coverage=0.7, context_length="pad"),
+    MultiBlockMask((4, 6, 6), min_context_coverage=0.5, context_length="pad"),
+    CausalMask((4, 5, 3), axis=1, context_size_per="sample"),
+    TubeMask(3, TIGHT),
+    ComplementMask(TIGHT),
+    UnionMask(TIGHT),
+    vjepa_masks((1, 8, 8), target_size_per="sample", context_length="pad"),
+    NestedMask((7, 7), MultiBlockMask((4, 4), context_subset="random")),
+    MultiContextMask((RandomMask((6, 6)), TIGHT)),
+]
+
+
+@pytest.mark.parametrize("sampler", MET, ids=repr)
+def test_the_minimum_is_met_with_equality(sampler):
+    """Trap: a promise below what every sample has anyway, which a loose bound does not show."""
+    drawn = sampler(2000, generator=torch.Generator().manual_seed(0))
+    members = drawn if isinstance(drawn, list) else [drawn]
+    fewest = min(int(masks.context.counts().min()) for masks in members)
+    assert fewest == sampler.min_context_tokens
 
 
 @pytest.mark.parametrize("kind", KINDS)

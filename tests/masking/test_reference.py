@@ -208,6 +208,16 @@ def off(*quirks: str, **arguments: object) -> tuple:
 
 
 @pytest.mark.no_hook
+def test_the_minimum_is_what_an_accepted_place_keeps():
+    """Places that keep `min_keep` + 1 tokens are accepted, and none that keeps less."""
+    sampler = ReferenceMultiBlockMask((10, 10), target_scale=(0.3, 0.4), min_keep=24)
+    # Batches of one, so that nothing is truncated.
+    draws = generator()
+    counts = {int(sampler(1, generator=draws).context.counts()) for _ in range(400)}
+    assert min(counts) == sampler.min_context_tokens == 25 and len(counts) > 10
+
+
+@pytest.mark.no_hook
 def test_prefix_truncation():
     base = ReferenceMultiBlockMask((14, 14))
     other = dataclasses.replace(base, prefix_truncation=False)

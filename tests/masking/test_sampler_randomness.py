@@ -21,6 +21,8 @@ from jepakit.masking import (
     MultiContextMask,
     NestedMask,
     TubeMask,
+    UnionMask,
+    vjepa_masks,
 )
 from jepakit.testing import assert_sampler_contract
 
@@ -44,9 +46,12 @@ SAMPLERS = [
     InverseBlockMask((8, 9), block_scale=(0.1, 0.1)),
     TubeMask(2, MultiBlockMask((8, 9), target_size_per="sample")),
     ComplementMask(MultiBlockMask((8, 9), context_length=5)),
+    UnionMask(MultiBlockMask((8, 9))),
     MultiContextMask((RandomMask((8, 9)), MultiBlockMask((8, 9)))),
+    vjepa_masks((2, 14, 14), target_size_per="sample"),
     NestedMask((17, 20), MultiBlockMask((5, 5), target_size_per="sample", context_length=3)),
     CausalMask((60,), context_size_per="sample"),
+    CausalMask((2, 60), axis=1, context_size_per="sample"),
 ]
 samplers = st.sampled_from(SAMPLERS)
 seeds = st.integers(0, 2**63 - 1)

@@ -21,6 +21,7 @@ from jepakit.masking import (
     NestedMask,
     ReferenceMultiBlockMask,
     TubeMask,
+    UnionMask,
     base,
 )
 from jepakit.masking._engine.growth import _draw_blocks
@@ -69,9 +70,13 @@ def promised(sampler: Any, count: int) -> int:
         return count - min(max(1, math.floor(sampler.target_ratio * count + 0.5)), count - 1)
     if isinstance(sampler, InverseBlockMask):
         return min(max(1, math.floor(sampler.context_ratio * count + 0.5)), count - 1)
-    if isinstance(sampler, ComplementMask):
+    if isinstance(sampler, (ComplementMask, UnionMask)):
         return promised(sampler.sampler, count)
     return 1
+
+
+# Samplers whose promise may be exceeded, or is computed for multi-block masks only.
+UNKNOWN_LENGTH = (CausalMask, TubeMask, NestedMask, ComplementMask, UnionMask)
 
 
 def assert_inside(sampler: Any, masks: Any, valid: Tensor) -> None:
@@ -90,7 +95,7 @@ def assert_inside(sampler: Any, masks: Any, valid: Tensor) -> None:
     floor = [promised(sampler, count) for count in counts]
     assert all(n >= least for n, least in zip(found, floor, strict=True))
     exact = not isinstance(sampler, MultiBlockMask) or sampler.context_length not in ("pad", "trim")
-    if exact and not isinstance(sampler, (CausalMask, TubeMask, NestedMask, ComplementMask)):
+    if exact and not isinstance(sampler, UNKNOWN_LENGTH):
         assert found == floor
     if isinstance(sampler, MultiBlockMask):
         if sampler.context_length == "trim":

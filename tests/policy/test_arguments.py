@@ -174,6 +174,7 @@ CASES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         masking.CausalMask,
         {
             "grid_size": (8, 4, 4),
+            "axis": 0,
             "num_context_steps": (2, 4),
             "num_targets": 2,
             "num_target_steps": 2,
@@ -182,6 +183,10 @@ CASES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "TubeMask": (
         lambda num_frames: masking.TubeMask(num_frames, masking.RandomMask((4, 4))),
         {"num_frames": 3},
+    ),
+    "vjepa_masks": (
+        masking.vjepa_masks,
+        {"grid_size": (4, 8, 8), "min_context_coverage": (0.25, 0.125)},
     ),
     "NestedMask": (
         lambda grid_size: masking.NestedMask(grid_size, masking.MultiBlockMask((4, 4))),
@@ -309,6 +314,7 @@ CASES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "UncertaintyWeights": (losses.UncertaintyWeights, {"num_levels": 3, "max_weight": 4.0}),
     "SoftOptimalWeights": (losses.SoftOptimalWeights, {"temperature": 2.0}),
     "decay_weights": (losses.decay_weights, {"num_levels": 3, "decay_ratio": 0.5}),
+    "TargetCentering": (losses.TargetCentering, {"grid_size": GRID, "dim": 4, "momentum": 0.5}),
     "LossSum": (lambda weight: losses.LossSum({"prediction": weight}), {"weight": 1.0}),
     "hierarchical_loss": (
         lambda weights: jepakit.hierarchical_loss(
@@ -405,7 +411,17 @@ CASES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     ),
     "lidar": (lambda ridge: diagnostics.lidar(FEATURES, ridge=ridge), {"ridge": 0.5}),
     "uniformity": (lambda t: diagnostics.uniformity(FEATURES, t=t), {"t": 2.0}),
+    "target_retrieval": (
+        lambda k: diagnostics.target_retrieval(
+            FEATURES.unsqueeze(1), FEATURES, jepakit.TokenSet.full((3, 4), (2, 1)), k=k
+        ),
+        {"k": 2},
+    ),
     # evaluation
+    "nearest_neighbours": (
+        lambda k: evaluation.nearest_neighbours(*SETS, k=k),
+        {"k": 3},
+    ),
     "knn_accuracy": (
         lambda **arguments: evaluation.knn_accuracy(*SETS, **arguments),
         {"k": 3, "temperature": 0.5},
@@ -430,8 +446,8 @@ CASES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         lambda **arguments: list(data.ResumableBatches(**arguments)),
         {"size": 8, "batch_size": 4, "steps": 3, "seed": 0, "first_step": 1},
     ),
-    "digit_canvases": (
-        lambda **arguments: data.digit_canvases(**arguments)[0].tensors[0],
+    "textured_shapes": (
+        lambda **arguments: data.textured_shapes(**arguments)[0].tensors[0],
         {"num_train": 3, "num_test": 2},
     ),
     "random_crops": (
@@ -476,6 +492,8 @@ EXCEPT = {
     "load_ijepa": "reads a file; steps_per_epoch is checked as others are",
     "plot_curves": "takes points of curves",
     "plot_masks": "draws; num_images is checked as others are",
+    "plot_neighbours": "draws; num_queries is checked as others are",
+    "plot_retrieval": "draws; num_images is checked as others are",
     "plot_patch_pca": "draws; num_images is checked as others are",
     "assert_encoder_contract": "takes a tolerance and a seed, as assert_predictor_contract does",
     "assert_loss_contract": "takes a tolerance and a seed, as assert_predictor_contract does",

@@ -36,7 +36,7 @@ from jepakit import (
     take_tokens,
     warmup_cosine,
 )
-from jepakit.data import PixelStatistics, ResumableBatches, digit_canvases, random_crops
+from jepakit.data import PixelStatistics, ResumableBatches, textured_shapes, random_crops
 from jepakit.diagnostics import (
     FeatureStatistics,
     LidarStatistics,
@@ -366,9 +366,9 @@ def crops() -> Outputs:
     }
 
 
-def digits() -> Outputs:
+def textures() -> Outputs:
     found = {}
-    for part, dataset in zip(("train", "test"), digit_canvases(50, 20), strict=True):
+    for part, dataset in zip(("train", "test"), textured_shapes(50, 20), strict=True):
         images, labels = dataset.tensors
         found |= {f"{part}, images": images, f"{part}, labels": labels}
     return found
@@ -534,7 +534,7 @@ FUNCTIONS: dict[str, Callable[[], Outputs]] = {
     "diagnostics, streamed": streamed,
     "collapse monitor": watched,
     "crops": crops,
-    "digits": digits,
+    "textures": textures,
     "pixels": pixels,
     "schedules": schedules,
     "audit": audited,

@@ -28,7 +28,9 @@ from jepakit.masking import (
     NestedMask,
     ReferenceMultiBlockMask,
     TubeMask,
+    UnionMask,
     masks_from_indices,
+    vjepa_masks,
 )
 
 FILE = Path(__file__).with_name("masks.json")
@@ -205,10 +207,13 @@ SAMPLERS: dict[str, Callable[[], Any]] = {
     ),
     "causal, text": lambda: CausalMask(TEXT, context_size_per="sample"),
     "causal, rows of an image": lambda: CausalMask(SMALL, num_target_steps=1),
+    "causal, columns of an image": lambda: CausalMask(SMALL, axis=1, context_size_per="sample"),
     "tubes of random": lambda: TubeMask(4, RandomMask(SMALL, target_ratio=0.9)),
     "tubes of multi-block": lambda: TubeMask(
         3, MultiBlockMask((10, 10), target_size_per="sample", context_length="pad")
     ),
+    "union of multi-block": lambda: UnionMask(MultiBlockMask(IMAGE)),
+    "V-JEPA's sets": lambda: vjepa_masks(VIDEO),
     "complement of multi-block": lambda: ComplementMask(
         MultiBlockMask(IMAGE, context_length="pad")
     ),

@@ -2,7 +2,7 @@
 
 from jepakit.data.crops import random_crops
 from jepakit.data.datasets import load_images
-from jepakit.data.digits import digit_canvases
+from jepakit.data.textures import textured_shapes
 from jepakit.data.pixel_statistics import PixelStatistics
 from jepakit.data.resumable_batches import EpochIndex, ResumableBatches
 
@@ -10,7 +10,7 @@ __all__ = [
     "EpochIndex",
     "PixelStatistics",
     "ResumableBatches",
-    "digit_canvases",
+    "textured_shapes",
     "load_images",
     "random_crops",
 ]

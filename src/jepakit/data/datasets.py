@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from jepakit._checks import as_int, type_name
-from jepakit.data.digits import digit_canvases
+from jepakit.data.textures import textured_shapes
 
 __all__ = ["load_images"]
 
@@ -36,7 +36,7 @@ def load_images(
     Args:
         source: One of:
 
-            - `"digits"`: `digit_canvases`.
+            - `"textures"`: `textured_shapes`.
             - `"cifar10"`, `"fashion_mnist"`: downloaded by torchvision into the folder `data`.
             - An `.npz` file with `x_train, y_train, x_test, y_test`, images as uint8 `[n h w]` or
               `[n h w c]`, shuffled already. Encoded images, concatenated, go into `bytes_train`
@@ -54,19 +54,19 @@ def load_images(
 
     Example:
         >>> from jepakit.data import load_images
-        >>> train, test = load_images("digits")
+        >>> train, test = load_images("textures")
         >>> len(train), len(test)
-        (6000, 1500)
+        (10000, 2000)
     """
     if not isinstance(source, str | os.PathLike):
         raise TypeError(f"source={source!r}: must be a str or a path, got {type_name(source)}")
     source = os.fspath(source)
     if image_size is not None:
         image_size = as_int("image_size", image_size, minimum=1)
-    if source == "digits":
+    if source == "textures":
         if image_size is not None:
-            raise ValueError(f"image_size={image_size}: digits are 32 x 32, must be None")
-        return digit_canvases()
+            raise ValueError(f"image_size={image_size}: textures are 48 x 48, must be None")
+        return textured_shapes()
     if source.endswith(".npz"):
         return _load_arrays(source, image_size)
     if source in _TORCHVISION:
@@ -85,7 +85,7 @@ def _download(name: str, image_size: int | None) -> _Split:
 def _load_folder(root: Path, image_size: int | None) -> _Split:
     if not root.is_dir():
         named = ", ".join(map(repr, _TORCHVISION))
-        rule = f"must be 'digits', {named}, an .npz file or a folder that exists"
+        rule = f"must be 'textures', {named}, an .npz file or a folder that exists"
         raise ValueError(f"source={str(root)!r}: {rule}")
     if image_size is None:
         raise ValueError("image_size=None: images of a folder differ in size, must be a number")

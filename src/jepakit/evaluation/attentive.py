@@ -74,8 +74,8 @@ def attentive_probe(
     Example:
         >>> import timm
         >>> from jepakit import MaskedViT
-        >>> from jepakit.data import PixelStatistics, digit_canvases
-        >>> train, test = digit_canvases(num_train=300, num_test=50)
+        >>> from jepakit.data import PixelStatistics, textured_shapes
+        >>> train, test = textured_shapes(num_train=300, num_test=50)
         >>> encoder = MaskedViT(timm.create_model(
         ...     "vit_tiny_patch16_224", num_classes=0, in_chans=1, img_size=32, depth=1))
         >>> accuracy = attentive_probe(

@@ -1,4 +1,4 @@
-"""`evaluate`: nearest neighbours, linear probe and effective rank of a frozen encoder."""
+"""`evaluate`: nearest neighbours, linear probe, rank and spread of a frozen encoder."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -21,17 +21,20 @@ _PROBE_ITERATIONS = 200
 
 
 class Scores(NamedTuple):
-    """Two accuracies and the effective rank of frozen features.
+    """Two accuracies, the effective rank and the spread of frozen features.
 
     Args:
         knn: Accuracy of the nearest neighbours, a fraction.
         linear: Accuracy of the linear probe, a fraction.
         rank: Effective rank of the training features, from 1 to their width.
+        std: Standard deviation of each training feature, averaged over the features. A rank says
+            nothing without it: it does not change with scale.
     """
 
     knn: float
     linear: float
     rank: float
+    std: float
 
 
 def evaluate(
@@ -47,10 +50,10 @@ def evaluate(
     device: torch.device | str | int | None = None,
     grid_size: Sequence[int] | None = None,
 ) -> Scores:
-    """Accuracy of nearest neighbours and of a linear probe, and effective rank of the features.
+    """Accuracy of nearest neighbours and of a linear probe; rank and spread of the features.
 
     Run it on raw pixels, on the untrained encoder and on the trained teacher: a score means little
-    without these to compare with, and a good score with a falling rank is a sign of collapse.
+    without these to compare with, and a rank or a std that falls is a sign of collapse.
 
     The probe chooses its `C` among the powers of ten from 1e-5 to 1e5, on a fifth of the training
     rows: any fixed value would favour some rows of a table. It takes at most 200 iterations for
@@ -71,8 +74,8 @@ def evaluate(
         ValueError: If no test image has a class of the training images.
 
     Example:
-        >>> from jepakit.data import digit_canvases
-        >>> train, test = digit_canvases(num_train=200, num_test=50)
+        >>> from jepakit.data import textured_shapes
+        >>> train, test = textured_shapes(num_train=200, num_test=50)
         >>> scores = evaluate(lambda images: images.flatten(1).float(), train, test)
         >>> scores.knn > 0.1
         True
@@ -90,4 +93,5 @@ def evaluate(
             train_features, test_features, C=_PROBE_STRENGTHS, max_iter=_PROBE_ITERATIONS
         )
     knn = knn_accuracy(train_features, test_features, k=k)
-    return Scores(knn, linear, effective_rank(train_features.x).item())
+    rank, std = effective_rank(train_features.x), train_features.x.std(dim=0, correction=0).mean()
+    return Scores(knn, linear, rank.item(), std.item())

@@ -20,13 +20,15 @@ __all__ = ["CausalMask"]
 class CausalMask(UniformSampler[Masks]):
     r"""Context is everything before a random step; targets are the steps that follow.
 
-    Steps are the slices of the grid's first axis: frames of `(T, H, W)`, tokens of `(L,)`, rows of
-    `(H, W)`. With $c$ past steps, uniform over `num_context_steps`, the context is steps
-    $0, \dots, c - 1$, and target $j$ is steps $c + js, \dots, c + (j + 1)s - 1$ for $s$ =
+    Steps are the slices of the grid along `axis`: by default frames of `(T, H, W)`, tokens of
+    `(L,)`, rows of `(H, W)`. With $c$ past steps, uniform over `num_context_steps`, the context is
+    steps $0, \dots, c - 1$, and target $j$ is steps $c + js, \dots, c + (j + 1)s - 1$ for $s$ =
     `num_target_steps`.
 
     Args:
-        grid_size: `(L,)`, `(H, W)` or `(T, H, W)`; time is the first axis.
+        grid_size: `(L,)`, `(H, W)` or `(T, H, W)`.
+        axis: The axis along which masks are causal, counted from 0: 1 for the columns of `(H, W)`,
+            such as the time of a spectrogram `(F, T)`.
         num_context_steps: Fewest and most past steps, inclusive; from 1 to all that leave room for
             the targets if None.
         num_targets: Targets that follow one another; 1 where `num_target_steps` is None.
@@ -44,6 +46,12 @@ class CausalMask(UniformSampler[Masks]):
         >>> masks.context.shape, masks.targets.shape
         (torch.Size([3, 64]), torch.Size([3, 1, 32]))
 
+        The first 30 of 40 times of a spectrogram with 16 bands, and the rest:
+
+        >>> masks = CausalMask((16, 40), axis=1, num_context_steps=(30, 30))(3)
+        >>> masks.context.shape, masks.targets.shape
+        (torch.Size([3, 480]), torch.Size([3, 1, 160]))
+
     Source:
         The setting of van den Oord et al., CPC (arXiv:1807.03748), where every future step is a
         target. Differences: a target may have several steps, and steps may be frames of patches.
@@ -51,6 +59,7 @@ class CausalMask(UniformSampler[Masks]):
 
     grid_size: tuple[int, ...]
     _: KW_ONLY
+    axis: int = 0
     num_context_steps: tuple[int, int] | None = None
     num_targets: int = 1
     num_target_steps: int | None = None
@@ -59,7 +68,8 @@ class CausalMask(UniformSampler[Masks]):
     def __post_init__(self) -> None:
         store_fields(
             self,
-            grid_size=as_grid_size("grid_size", self.grid_size),
+            grid_size=(grid_size := as_grid_size("grid_size", self.grid_size)),
+            axis=as_int("axis", self.axis, minimum=0, maximum=len(grid_size) - 1),
             num_targets=as_int("num_targets", self.num_targets, minimum=1),
             context_size_per=as_choice(
                 "context_size_per", self.context_size_per, ("batch", "sample")
@@ -82,14 +92,18 @@ class CausalMask(UniformSampler[Masks]):
 
     def _check_feasible(self) -> None:
         longest_past = max(1, self._past_steps[1])
-        if longest_past + self._future_steps <= self.grid_size[0]:
+        if longest_past + self._future_steps <= self._num_steps:
             return
         raise InfeasibleMaskError(
             f"CausalMask on the grid {self.grid_size}: {longest_past} past "
             f"step(s) and {self._future_steps} step(s) for {self.num_targets} target(s) exceed the "
-            f"grid's {self.grid_size[0]}. Change grid_size to at least "
+            f"grid's {self._num_steps}. Change grid_size to at least "
             f"{longest_past + self._future_steps} steps, or lower one of the numbers of steps"
         )
+
+    @property
+    def _num_steps(self) -> int:
+        return self.grid_size[self.axis]
 
     @property
     def _future_steps(self) -> int:
@@ -99,11 +113,11 @@ class CausalMask(UniformSampler[Masks]):
     @property
     def _past_steps(self) -> tuple[int, int]:
         """Fewest and most past steps."""
-        return self.num_context_steps or (1, self.grid_size[0] - self._future_steps)
+        return self.num_context_steps or (1, self._num_steps - self._future_steps)
 
     @property
     def _step_tokens(self) -> int:
-        return math.prod(self.grid_size[1:])
+        return math.prod(self.grid_size) // self._num_steps
 
     @cached_property
     def min_context_tokens(self) -> int:
@@ -120,7 +134,7 @@ class CausalMask(UniformSampler[Masks]):
         return self.context_size_per == "sample"
 
     def _draw(self, uniforms: Float[Tensor, "b k"], valid: Bool[Tensor, "b N"] | None) -> Masks:
-        step = torch.arange(1, self.grid_size[0] + 1, device=uniforms.device)
+        step = torch.arange(1, self._num_steps + 1, device=uniforms.device)
         # Steps are numbered from 1; those without data have the number of the one before.
         number = step[None] if valid is None else self._has_data(valid).cumsum(dim=1)
         num_steps = number[:, -1]
@@ -131,23 +145,27 @@ class CausalMask(UniformSampler[Masks]):
         context = number <= past[:, None]
 
         target = torch.arange(self.num_targets, device=uniforms.device)
-        length = self.num_target_steps or self.grid_size[0]  # None: all that follow
+        length = self.num_target_steps or self._num_steps  # None: all that follow
         before = past[:, None, None] + target[:, None] * length
         targets = (number[:, None] > before) & (number[:, None] <= before + length)
-        longest = self.num_target_steps or self.grid_size[0] - fewest
+        longest = self.num_target_steps or self._num_steps - fewest
         inside = None if valid is None else valid[:, None]
         return Masks(
             self._token_sets(context, most, valid), self._token_sets(targets, longest, inside)
         )
 
     def _has_data(self, valid: Bool[Tensor, "b N"]) -> Bool[Tensor, "b steps"]:
-        return valid.view(len(valid), self.grid_size[0], -1).any(dim=2)
+        along_axis = valid.view(-1, *self.grid_size).movedim(self.axis + 1, 1)
+        return along_axis.flatten(1).view(len(valid), self._num_steps, -1).any(dim=2)
 
     def _token_sets(
         self, steps: Bool[Tensor, "b *m steps"], longest: int, valid: Bool[Tensor, "b ... N"] | None
     ) -> TokenSet:
         """The (valid) positions of whole steps, `longest` of them at most."""
-        mask = steps.repeat_interleave(self._step_tokens, dim=-1)
+        others = len(self.grid_size) - 1 - self.axis  # axes after that of the steps
+        batch = steps.shape[:-1]
+        along_axis = steps.view(*batch, *[1] * self.axis, self._num_steps, *[1] * others)
+        mask = along_axis.expand(*batch, *self.grid_size).flatten(len(batch))
         if valid is None:
             return TokenSet.from_mask(mask, self.grid_size)
         return TokenSet._up_to_length(mask & valid, longest * self._step_tokens, self.grid_size)

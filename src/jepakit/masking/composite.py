@@ -1,4 +1,4 @@
-"""Samplers made of others: `ComplementMask`, `TubeMask` and `MultiContextMask`."""
+"""Samplers made of others: `ComplementMask`, `UnionMask`, `TubeMask` and `MultiContextMask`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,11 +12,39 @@ from jepakit.masking._engine.tubes import repeat_in_frames
 from jepakit.masking.base import MaskTransform, UniformSampler, check_sampler, check_samples
 from jepakit.tokens import Masks, TokenSet
 
-__all__ = ["ComplementMask", "MultiContextMask", "TubeMask"]
+__all__ = ["ComplementMask", "MultiContextMask", "TubeMask", "UnionMask"]
 
 
 @dataclass(frozen=True)
-class ComplementMask(MaskTransform):
+class _OneTarget(MaskTransform):
+    """The context of a sampler, with one target in place of its targets."""
+
+    sampler: UniformSampler[Masks]
+
+    def __post_init__(self) -> None:
+        check_sampler("sampler", self.sampler)
+
+    @property
+    def grid_size(self) -> tuple[int, ...]:  # type: ignore[override]
+        """Grid of the sampler."""
+        return self.sampler.grid_size
+
+    @property
+    def min_context_tokens(self) -> int:
+        """As in `sampler`."""
+        return self.sampler.min_context_tokens
+
+    def _with_target(self, context: TokenSet, hidden: Bool[Tensor, "b N"]) -> Masks:
+        """Masks with one target, padded to the longest; off the CPU to the longest possible."""
+        if hidden.device.type == "cpu":
+            targets = TokenSet.from_mask(hidden, self.grid_size)
+        else:  # at least one position is context
+            targets = TokenSet._up_to_length(hidden, hidden.shape[1] - 1, self.grid_size)
+        return Masks(context, targets[:, None])
+
+
+@dataclass(frozen=True)
+class ComplementMask(_OneTarget):
     r"""The context of any sampler, with all hidden positions as one target.
 
     $T_b = \{0, \dots, N - 1\} \setminus C_b$. The context and the sampler's promise for it stay as
@@ -41,30 +69,40 @@ class ComplementMask(MaskTransform):
         hidden patches at once. Difference: for the contexts of any sampler.
     """
 
-    sampler: UniformSampler[Masks]
-
-    def __post_init__(self) -> None:
-        check_sampler("sampler", self.sampler)
-
-    @property
-    def grid_size(self) -> tuple[int, ...]:  # type: ignore[override]
-        """Grid of the sampler."""
-        return self.sampler.grid_size
-
-    @property
-    def min_context_tokens(self) -> int:
-        """As in `sampler`."""
-        return self.sampler.min_context_tokens
-
     def _transform(self, masks: Masks, valid: Bool[Tensor, "b N"] | None) -> Masks:
         if valid is None:
             return Masks(masks.context, masks.context.complement()[:, None])
-        hidden = valid & ~masks.context.to_mask()
-        if hidden.device.type == "cpu":
-            targets = TokenSet.from_mask(hidden, self.grid_size)
-        else:  # at least one position is context
-            targets = TokenSet._up_to_length(hidden, hidden.shape[1] - 1, self.grid_size)
-        return Masks(masks.context, targets[:, None])
+        return self._with_target(masks.context, valid & ~masks.context.to_mask())
+
+
+@dataclass(frozen=True)
+class UnionMask(_OneTarget):
+    r"""The masks of any sampler, with the union of its targets as one target.
+
+    $T_b = \bigcup_j T_{bj}$, so a position that several targets share is predicted once, and the
+    target may have any form. The context and the sampler's promise for it stay as they are. Targets
+    are padded to the longest of the batch.
+
+    Args:
+        sampler: One of jepakit's samplers.
+
+    Raises:
+        TypeError: If `sampler` is not one of jepakit's, or is a `MultiContextMask`.
+
+    Example:
+        >>> from jepakit import MultiBlockMask
+        >>> from jepakit.masking import UnionMask
+        >>> blocks = MultiBlockMask((14, 14), num_targets=4)
+        >>> blocks(2).targets.shape[:2], UnionMask(blocks)(2).targets.shape[:2]
+        (torch.Size([2, 4]), torch.Size([2, 1]))
+
+    Source:
+        Bardes et al., V-JEPA (arXiv:2404.08471), section 3.2. Difference: padded, where the
+        published code cuts all targets to the shortest of the batch.
+    """
+
+    def _transform(self, masks: Masks, valid: Bool[Tensor, "b N"] | None) -> Masks:
+        return self._with_target(masks.context, masks.targets.to_mask().any(dim=1))
 
 
 @dataclass(frozen=True)
@@ -146,16 +184,15 @@ class MultiContextMask(UniformSampler[list[Masks]]):
         TypeError: If a member is not one of jepakit's samplers, or is a `MultiContextMask` itself.
 
     Example:
-        >>> from jepakit import MultiBlockMask
+        >>> from jepakit import MultiBlockMask, RandomMask
         >>> from jepakit.masking import MultiContextMask
-        >>> floor = {"min_context_coverage": 0.05, "context_length": "trim"}
-        >>> short = MultiBlockMask((8, 14, 14), num_targets=8, target_scale=(0.15, 0.15), **floor)
-        >>> long = MultiBlockMask((8, 14, 14), num_targets=2, target_scale=(0.7, 0.7), **floor)
-        >>> [masks.targets.shape[1] for masks in MultiContextMask([short, long])(2)]
-        [8, 2]
+        >>> sampler = MultiContextMask([MultiBlockMask((14, 14)), RandomMask((14, 14))])
+        >>> [masks.targets.shape[1] for masks in sampler(2)]
+        [4, 1]
 
     Source:
-        Bardes et al., V-JEPA (arXiv:2404.08471), section 3.2: short- and long-range masks.
+        Bardes et al., V-JEPA (arXiv:2404.08471), section 3.2: short- and long-range masks, which
+        `vjepa_masks` builds.
     """
 
     samplers: Sequence[UniformSampler[Masks]]  # stored as a tuple

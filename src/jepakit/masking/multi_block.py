@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, NamedTuple
 
@@ -12,24 +12,19 @@ from torch import Tensor
 
 from jepakit._checks import (
     as_bool,
-    as_choice,
-    as_fraction,
     as_grid_size,
     as_int,
     as_range,
-    store_fields,
     values_readable,
 )
 from jepakit.masking._engine.block_grid import BlockGrid, remove_padding
 from jepakit.masking._engine.block_sizes import draw_sizes
 from jepakit.masking._engine.context_length import (
-    as_context_length,
     first_of_order,
     nearest_order,
-    nearest_order_exists,
     num_nearest_uniforms,
 )
-from jepakit.masking._engine.feasibility import MultiBlockSpec
+from jepakit.masking._engine.multi_block_arguments import MultiBlockArguments
 from jepakit.masking._engine.placement import (
     num_packing_uniforms,
     place_disjoint,
@@ -45,7 +40,7 @@ __all__ = ["MultiBlockMask"]
 
 
 @dataclass(frozen=True)
-class MultiBlockMask(UniformSampler[Masks]):
+class MultiBlockMask(MultiBlockArguments, UniformSampler[Masks]):
     r"""Rectangular targets, and as context the rest of one large block, as in I-JEPA.
 
     With $N = HW$ patches, $n_{\min} = \max(1, \lceil c N \rceil)$ for
@@ -121,63 +116,13 @@ class MultiBlockMask(UniformSampler[Masks]):
         minimum.
     """
 
-    grid_size: tuple[int, ...]
-    _: KW_ONLY
-    num_targets: int = 4
-    target_scale: tuple[float, float] = (0.15, 0.2)
-    target_aspect_ratio: tuple[float, float] = (0.75, 1.5)
-    temporal_scale: tuple[float, float] = (1.0, 1.0)
-    context_scale: tuple[float, float] = (0.85, 1.0)
-    context_frames_ratio: float = 1.0
-    min_context_coverage: float = 0.25
-    allow_target_overlap: bool = True
-    target_size_per: Literal["batch", "sample"] = "batch"
-    context_length: Literal["fixed", "pad", "trim"] | int = "fixed"
-    context_subset: Literal["nearest", "random"] = "nearest"
-
     def __post_init__(self) -> None:
-        store_fields(
-            self,
-            grid_size=as_grid_size("grid_size", self.grid_size),
-            num_targets=as_int("num_targets", self.num_targets, minimum=1),
-            target_scale=as_range("target_scale", self.target_scale, high=1.0),
-            target_aspect_ratio=as_range("target_aspect_ratio", self.target_aspect_ratio),
-            temporal_scale=as_range("temporal_scale", self.temporal_scale, high=1.0),
-            context_scale=as_range("context_scale", self.context_scale, high=1.0),
-            context_frames_ratio=as_fraction(
-                "context_frames_ratio", self.context_frames_ratio, open_low=True
-            ),
-            min_context_coverage=as_fraction("min_context_coverage", self.min_context_coverage),
-            allow_target_overlap=as_bool("allow_target_overlap", self.allow_target_overlap),
-            target_size_per=as_choice("target_size_per", self.target_size_per, ("batch", "sample")),
-            context_length=as_context_length(self.context_length, ("fixed", "pad", "trim")),
-            context_subset=as_choice("context_subset", self.context_subset, ("nearest", "random")),
-        )
-        without_effect = ["target_aspect_ratio"] if len(self.grid_size) == 1 else []
-        if len(self.grid_size) < 3 or self.grid_size[0] == 1:
-            without_effect += ["temporal_scale", "context_frames_ratio"]
-        for name in without_effect:
-            if getattr(self, name) != getattr(type(self), name):  # the default
-                raise ValueError(
-                    f"{name}={getattr(self, name)}: has no effect on the grid {self.grid_size}, so "
-                    "must be left out"
-                )
-        if self.context_length == "pad" and self.context_subset != type(self).context_subset:
-            raise ValueError(
-                f"context_subset={self.context_subset!r}: has no effect with context_length='pad', "
-                "so must be left out"
-            )
-        nearest = self.context_length != "pad" and self.context_subset == "nearest"
-        if nearest and not nearest_order_exists(self.grid_size):
-            raise ValueError(
-                f"grid_size={self.grid_size}: must be smaller for context_subset='nearest'; "
-                "'random' takes any"
-            )
-        obstacle = self._spec.obstacle()
+        super().__post_init__()
+        obstacle = self._obstacle()
         if obstacle is not None:
             raise InfeasibleMaskError(
-                f"MultiBlockMask on the grid {self.grid_size}: {self._spec.explain(obstacle)}. "
-                f"{self._spec.advice()}"
+                f"MultiBlockMask on the grid {self.grid_size}: {self._explain(obstacle)}. "
+                f"{self._advice()}"
             )
 
     @classmethod
@@ -239,21 +184,17 @@ class MultiBlockMask(UniformSampler[Masks]):
         )
 
     @cached_property
-    def _spec(self) -> MultiBlockSpec:
-        return MultiBlockSpec.from_sampler(self)
-
-    @cached_property
     def min_context_tokens(self) -> int:
         """Smallest number of context tokens; that of every sample with `"fixed"` or an int."""
         length = self.context_length
-        return length if isinstance(length, int) else self._spec.min_context_tokens
+        return length if isinstance(length, int) else self._promised_tokens
 
     @cached_property
     def _columns(self) -> list[int]:
         subset = 0
         if self.context_length != "pad":
             is_random = self.context_subset == "random"
-            size = self._spec.num_positions
+            size = self._num_positions
             subset = size if is_random else num_nearest_uniforms(self.grid_size)
         numbers = {
             "target_size": 3,  # scale, aspect ratio, scale in time
@@ -261,7 +202,7 @@ class MultiBlockMask(UniformSampler[Masks]):
             "context_place": 1,
             "target_places": self.num_targets,
             "target_order": self.num_targets,
-            "packing": num_packing_uniforms(self._spec.packing),
+            "packing": num_packing_uniforms(self._packing),
             "context_subset": subset,
             "context_centre": 1 if subset and self.context_subset == "nearest" else 0,
         }
@@ -285,17 +226,17 @@ class MultiBlockMask(UniformSampler[Masks]):
 
     def _place_blocks(self, numbers: "_Numbers") -> tuple[Bool[Tensor, "b N"], TokenSet]:
         """Visible positions, before contexts are shortened, and targets."""
-        grid_size, spec = self.grid_size, self._spec
+        grid_size = self.grid_size
         target_sizes = draw_sizes(
             grid_size,
             self.target_scale,
             self.target_aspect_ratio,
             self.temporal_scale,
             numbers.target_size,
-            largest_rectangle=spec.largest_rectangle,
+            largest_rectangle=self._largest_rectangle,
         )
-        context_sizes = spec.context_sizes.draw(numbers.context_size[:, 0])
-        if not spec.blocks_last_all_frames:
+        context_sizes = self._context_sizes.draw(numbers.context_size[:, 0])
+        if not self._blocks_last_all_frames:
             return self._place_sizes(grid_size, target_sizes, context_sizes, numbers)
         # Blocks are the same in all frames, so they are placed in a single one.
         frames, *frame_size = grid_size
@@ -312,24 +253,23 @@ class MultiBlockMask(UniformSampler[Masks]):
         numbers: "_Numbers",
     ) -> tuple[Bool[Tensor, "b N"], TokenSet]:
         """`_place_blocks` for given sizes, on the grid or on one frame of it."""
-        spec = self._spec
         target_blocks = BlockGrid.of_sizes(grid_size, target_sizes)
         context_blocks = BlockGrid.of_sizes(grid_size, context_sizes)
-        room = None if len(grid_size) < 3 else (spec.context_frames, *grid_size[1:])
+        room = None if len(grid_size) < 3 else (self._context_frames, *grid_size[1:])
         place = context_blocks.draw_places(numbers.context_place, within=room)
         context = context_blocks.padded_mask(place[:, 0])
         # Both functions remove the targets from `context`.
         if self.allow_target_overlap:
-            num_frames = spec.num_positions // math.prod(grid_size)
+            num_frames = self._num_positions // math.prod(grid_size)
             places = place_within_budget(
                 target_blocks,
                 context,
                 numbers.target_places,
                 smallest_context=int(context_blocks.volumes.min()),
-                min_context_tokens=math.ceil(spec.min_context_tokens / num_frames),
+                min_context_tokens=math.ceil(self._promised_tokens / num_frames),
             )
         else:
-            packing = spec.packing[-len(grid_size) :]
+            packing = self._packing[-len(grid_size) :]
             skipped = numbers.packing.shape[1] - num_packing_uniforms(packing)
             places = place_disjoint(
                 target_blocks,
@@ -343,9 +283,8 @@ class MultiBlockMask(UniformSampler[Masks]):
         return remove_padding(context, grid_size), target_blocks.token_sets(places)
 
     def _draw_in_region(self, numbers: "_Numbers", valid: Bool[Tensor, "b N"]) -> Masks:
-        spec = self._spec
         visible, targets = draw_in_region(
-            spec,
+            self,
             valid,
             numbers.target_size,
             numbers.context_size,
@@ -356,7 +295,7 @@ class MultiBlockMask(UniformSampler[Masks]):
         targets = targets.gather(1, order[:, :, None].expand_as(targets))
         return Masks(
             self._fit_context(visible, numbers, valid),
-            TokenSet._up_to_length(targets, spec.largest_target, self.grid_size),
+            TokenSet._up_to_length(targets, self._largest_target, self.grid_size),
         )
 
     def _fit_context(
@@ -374,7 +313,7 @@ class MultiBlockMask(UniformSampler[Masks]):
             return TokenSet._up_to_length(visible, size, grid_size)
         promised, counts = self.min_context_tokens, None
         if valid is not None:
-            counts = self._spec.min_context_tokens_of(valid.sum(dim=1)).clamp_max(promised)
+            counts = self._min_context_tokens_of(valid.sum(dim=1)).clamp_max(promised)
         length = promised
         if self.context_length == "trim":
             shortest = visible.sum(dim=1).min()
@@ -402,10 +341,10 @@ class MultiBlockMask(UniformSampler[Masks]):
         return whole._draw(uniforms[:, : whole.num_uniforms], None)
 
     def _check_feasible_in(self, valid: Bool[Tensor, "b N"]) -> None:
-        spec, counts = self._spec, valid.sum(dim=1)
+        counts = valid.sum(dim=1)
         box = bounding_box(valid, self.grid_size)
-        available = first_frames(valid, box, spec).sum(dim=1)
-        tokens = spec.min_context_tokens_of(counts)
+        available = first_frames(valid, box, self).sum(dim=1)
+        tokens = self._min_context_tokens_of(counts)
         targets = 1 if self.allow_target_overlap else self.num_targets
 
         def explain(sample: int) -> str:

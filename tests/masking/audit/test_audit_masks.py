@@ -23,6 +23,7 @@ from jepakit.masking import (
     ReferenceMultiBlockMask,
     Spread,
     TubeMask,
+    UnionMask,
     audit_masks,
     masks_from_indices,
 )
@@ -189,6 +190,7 @@ TRIMMED = MultiBlockMask((12, 12), context_length=20)
         (TubeMask(3, TRIMMED), 15),
         (ComplementMask(RandomMask((4, 4))), 0),
         (ComplementMask(TRIMMED), 5),
+        (UnionMask(TRIMMED), 5),
         (ComplementMask(ReferenceMultiBlockMask((12, 12))), 5),
         (MultiContextMask((RandomMask((12, 12)),)), 0),
         (MultiContextMask((TRIMMED,)), 5),

@@ -21,7 +21,7 @@ from jepakit.masking._engine.block_grid import (
     summed_area,
 )
 from jepakit.masking._engine.block_sizes import draw_sizes
-from jepakit.masking._engine.feasibility import MultiBlockSpec
+from jepakit.masking._engine.multi_block_arguments import MultiBlockArguments
 
 
 class RegionMasks(NamedTuple):
@@ -39,53 +39,53 @@ class BoundingBox(NamedTuple):
 
 
 def draw_in_region(
-    spec: MultiBlockSpec,
+    arguments: MultiBlockArguments,
     valid: Bool[Tensor, "b N"],
     u_target_size: Float[Tensor, "k 3"],
     u_context_size: Float[Tensor, "k 1"],
     u_context: Float[Tensor, "b 1"],
     u_targets: Float[Tensor, "b m"],
 ) -> RegionMasks:
-    """Masks inside of `valid`, which holds `spec.fewest_positions` in each sample.
+    """Masks inside of `valid`, which holds enough in each sample.
 
     A target is drawn among the places where its block lies inside and its cost (see
     `place_within_budget`) is met. Where there is none, the block is clipped to what is there, at a
     place that takes no more than the budget. Where there is none of these either, it is a single
     position.
     """
-    grid_size, counts = spec.grid_size, valid.sum(dim=1)
+    grid_size, counts = arguments.grid_size, valid.sum(dim=1)
     box = bounding_box(valid, grid_size)
     sizes = draw_sizes(
         grid_size,
-        spec.target_scale,
-        spec.target_aspect_ratio,
-        spec.temporal_scale,
+        arguments.target_scale,
+        arguments.target_aspect_ratio,
+        arguments.temporal_scale,
         u_target_size,
-        largest_rectangle=spec.largest_rectangle,
+        largest_rectangle=arguments._largest_rectangle,
         extents=box.extent,
         num_cells=counts,
     )
     blocks, inside = BlockGrid(grid_size, sizes), add_padding(valid, grid_size)
-    minimum = spec.min_context_tokens_of(counts)[:, None]
+    minimum = arguments._min_context_tokens_of(counts)[:, None]
     num_targets = u_targets.shape[1]
     cost = blocks.volumes[:, None]
     if len(grid_size) == 3:  # a target takes cells from the context's frames only
         frames = sizes[:, :1]
-        cost = cost // frames * frames.minimum(spec.context_frames_of(box.extent[:, :1]))
-    room = minimum + cost * (1 if spec.allow_target_overlap else num_targets)
-    context = _context_block(spec, inside, box, u_context_size, u_context, room)
+        cost = cost // frames * frames.minimum(arguments._context_frames_of(box.extent[:, :1]))
+    room = minimum + cost * (1 if arguments.allow_target_overlap else num_targets)
+    context = _context_block(arguments, inside, box, u_context_size, u_context, room)
 
     covered = blocks.covered_cells(summed_area(inside, grid_size))
     whole = covered == blocks.volumes[:, None]
     taken, targets = torch.zeros_like(inside), []
     for number, column in enumerate(u_targets.unbind(1)):
         # Disjoint targets leave at least one position for each of those that follow.
-        reserve = 0 if spec.allow_target_overlap else num_targets - 1 - number
+        reserve = 0 if arguments.allow_target_overlap else num_targets - 1 - number
         table = summed_area(context, grid_size)
         budget = table[:, -1:] - minimum - reserve
         allowed = (covered > 0) & (blocks.covered_cells(table) <= budget)
         positions = inside * ((context == 0) | (budget > 0))
-        if not spec.allow_target_overlap:
+        if not arguments.allow_target_overlap:
             allowed &= blocks.covered_cells(summed_area(taken, grid_size)) == 0
             positions = positions * (taken == 0)
         target, exists = _block_or_nothing(blocks, allowed & whole, column)
@@ -116,18 +116,18 @@ def bounding_box(valid: Bool[Tensor, "b N"], grid_size: tuple[int, ...]) -> Boun
 
 
 def first_frames(
-    valid: Bool[Tensor, "b N"], box: BoundingBox, spec: MultiBlockSpec
+    valid: Bool[Tensor, "b N"], box: BoundingBox, arguments: MultiBlockArguments
 ) -> Bool[Tensor, "b N"]:
     """The part of `valid` that a context may lie in: the first of a sample's frames."""
-    if len(spec.grid_size) < 3:
+    if len(arguments.grid_size) < 3:
         return valid
-    frame = torch.arange(spec.grid_size[0], device=valid.device)
-    seen = frame < (box.first[:, 0] + spec.context_frames_of(box.extent[:, 0]))[:, None]
+    frame = torch.arange(arguments.grid_size[0], device=valid.device)
+    seen = frame < (box.first[:, 0] + arguments._context_frames_of(box.extent[:, 0]))[:, None]
     return (valid.view(*seen.shape, -1) & seen[:, :, None]).flatten(1)
 
 
 def _context_block(
-    spec: MultiBlockSpec,
+    arguments: MultiBlockArguments,
     inside: Int[Tensor, "b t"],
     box: BoundingBox,
     u_size: Float[Tensor, "k 1"],
@@ -135,18 +135,18 @@ def _context_block(
     room: Int[Tensor, "b 1"],
 ) -> Int[Tensor, "b t"]:
     """The part of a sample that a random block covers; all of it where it is less than `room`."""
-    grid_size = spec.grid_size
+    grid_size = arguments.grid_size
     valid = remove_padding(inside, grid_size)
-    front = add_padding(first_frames(valid, box, spec), grid_size)
+    front = add_padding(first_frames(valid, box, arguments), grid_size)
     space = box.extent[:, -2:]
     # The low end of the scale is raised to what is needed, as on a whole grid.
-    high = spec.context_scale[1]
+    high = arguments.context_scale[1]
     needed = room / front.sum(dim=1, keepdim=True).double()
-    low = needed.clamp(spec.context_scale[0], high)
+    low = needed.clamp(arguments.context_scale[0], high)
     root = (low + (high - low) * u_size.double()) ** (1 / space.shape[1])
     sides, within = torch.floor(space * root + 0.5).long().clamp_min(1), box.extent
     if len(grid_size) == 3:  # a block has all frames of the context, so it begins with the sample
-        frames = spec.context_frames_of(box.extent[:, :1])
+        frames = arguments._context_frames_of(box.extent[:, :1])
         sides = torch.cat([frames, sides], dim=1)
         within = torch.cat([frames, space], dim=1)
     sides = sides + (sides.prod(dim=1, keepdim=True) < room)  # where rounding took too much
