@@ -254,7 +254,6 @@ def main() -> None:
     (out / "result.json").write_text(json.dumps(result, indent=1))
     torch.save(timm_state_dict(teacher), out / "teacher.pth")
 
-
     # Pictures
     shown, masks = sample.float() / 255, masks.to("cpu")
     gallery = torch.stack([train[i][0] for i in range(min(5000, len(train)))])

@@ -1,5 +1,7 @@
 """One rank of test_target_centering_ranks.py: `centering_worker.py RANK WORLD_SIZE STORE`."""
 
+from typing import Literal
+
 import torch
 import torch.distributed as dist
 from tests.ranks import joined
@@ -22,22 +24,27 @@ def data(step: int, rank: int) -> tuple[Tensor, Tensor]:
 class Model(nn.Module):
     """With the centring inside of what DDP wraps, whose buffers it may broadcast."""
 
-    def __init__(self, momentum: float) -> None:
+    def __init__(self, momentum: float, scale: Literal["channel", "whiten"]) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.linear = nn.Linear(4, 4)
-        self.centre = TargetCentering((2, 3), 4, momentum=momentum)
+        self.centre = TargetCentering((2, 3), 4, scale=scale, momentum=momentum)
 
     def forward(self, x: Tensor, valid: Tensor, group: dist.ProcessGroup | None) -> Tensor:
         target = self.centre(x, valid, process_group=group)
         return masked_mse(self.linear(x), target, valid, process_group=group)
 
 
-def check(group: dist.ProcessGroup, momentum: float, broadcast: bool) -> None:
+def check(
+    group: dist.ProcessGroup,
+    momentum: float,
+    broadcast: bool,
+    scale: Literal["channel", "whiten"],
+) -> None:
     rank, ranks = dist.get_rank(group), dist.get_world_size(group)
-    whole = Model(momentum).double()
+    whole = Model(momentum, scale).double()
     net = DistributedDataParallel(
-        Model(momentum).double(), process_group=group, broadcast_buffers=broadcast
+        Model(momentum, scale).double(), process_group=group, broadcast_buffers=broadcast
     )
     for step in range(len(SIZES)):
         parts = [data(step, each) for each in range(ranks)]
@@ -60,10 +67,10 @@ def check(group: dist.ProcessGroup, momentum: float, broadcast: bool) -> None:
 def main(rank: int, world_size: int) -> None:
     pair = dist.new_group([0, 1])
     for momentum in (0.0, 0.7):
-        for broadcast in (False, True):
-            check(dist.group.WORLD, momentum, broadcast)
+        for broadcast, scale in ((False, "channel"), (True, "channel"), (False, "whiten")):
+            check(dist.group.WORLD, momentum, broadcast, scale)
             if rank < 2:
-                check(pair, momentum, broadcast)
+                check(pair, momentum, broadcast, scale)
 
 
 if __name__ == "__main__":

@@ -24,41 +24,50 @@ def batch(
 
 
 def naive(
-    batches: list[tuple[Tensor, Tensor]], momentum: float, scale: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The last batch's result, the means and the deviations, entry by entry.
+    batches: list[tuple[Tensor, Tensor]], momentum: float, scale: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The last batch's result, the means, the deviations and the matrix, entry by entry.
 
     A valid feature has the weight momentum ** (later batches that saw its position).
     """
     _, num_positions, dim = batches[0][0].shape
-    mean = torch.full((num_positions, dim), torch.nan, dtype=torch.float64)
-    squares, weights = torch.zeros(dim, dtype=torch.float64), 0.0
-    for p in range(num_positions):
-        total, square, weight = torch.zeros(dim).double(), torch.zeros(dim).double(), 0.0
-        for features, valid in batches:
+    totals = torch.zeros(num_positions, dim, dtype=torch.float64)
+    weights = torch.zeros(num_positions, 1, dtype=torch.float64)
+    products, weight = torch.zeros(dim, dim, dtype=torch.float64), 0
+    for features, valid in batches:
+        for p in range(num_positions):
             rows = features[valid[:, p], p]
-            if not len(rows):
-                continue
-            total, weight = momentum * total, momentum * weight
-            total, weight = total + rows.sum(0), weight + len(rows)
-            square = momentum * square + (rows - total / weight).square().sum(0)
-        if weight:
-            mean[p] = total / weight
-        squares, weights = squares + square, weights + weight
-    std = (squares / weights + 1e-5).sqrt() if scale else torch.ones(dim, dtype=torch.float64)
+            if len(rows):
+                totals[p] = momentum * totals[p] + rows.sum(0)
+                weights[p] = momentum * weights[p] + len(rows)
+        if valid.any():
+            products, weight = momentum * products, momentum * weight + int(valid.sum())
+            for image, p in valid.nonzero().tolist():
+                row = features[image, p] - totals[p] / weights[p]
+                products = products + torch.outer(row, row)
+    mean, covariance = totals / weights, products / weight
+    std = (covariance.diagonal() + 1e-5).sqrt()
+    if scale == "whiten":
+        eye = torch.eye(dim, dtype=torch.float64)
+        ridge = covariance + (1e-2 * covariance.trace() / dim + 1e-5) * eye
+        values, vectors = torch.linalg.eigh(ridge)
+        matrix = vectors @ (values**-0.5).diag() @ vectors.T
+    else:
+        std = std if scale == "channel" else torch.ones(dim, dtype=torch.float64)
+        matrix = (1 / std).diag()
     features, valid = batches[-1]
-    result = torch.where(valid.unsqueeze(-1), (features - mean) / std, 0)
-    return result, mean, std
+    result = torch.where(valid.unsqueeze(-1), (features - mean) @ matrix, 0)
+    return result, mean, std, matrix
 
 
 @given(
     sizes=st.lists(st.integers(2, 5), min_size=1, max_size=4),
     momentum=st.sampled_from([0.0, 0.5, 0.9]),
-    scale=st.booleans(),
+    scale=st.sampled_from(["none", "channel", "whiten"]),
     seed=st.integers(0, 2**31 - 10),
 )
 def test_equals_a_loop_over_valid_features(
-    sizes: list[int], momentum: float, scale: bool, seed: int
+    sizes: list[int], momentum: float, scale: str, seed: int
 ) -> None:
     """Traps: padding in the mean; averages that start at 0; a mean of means where counts differ."""
     centre = TargetCentering((2, 3), 4, scale=scale, momentum=momentum).double()
@@ -68,7 +77,7 @@ def test_equals_a_loop_over_valid_features(
     for features, valid in batches:
         poisoned = torch.where(valid.unsqueeze(-1), features, torch.nan)
         result = centre(poisoned, valid)
-    expected, mean, std = naive(batches, momentum, scale)
+    expected, mean, std, matrix = naive(batches, momentum, scale)
     seen = ~mean.isnan()
     torch.testing.assert_close(centre.mean[seen], mean[seen])
     torch.testing.assert_close(centre.std, std)
@@ -77,7 +86,7 @@ def test_equals_a_loop_over_valid_features(
     centre.eval()
     features, _ = batch(seed + 9, 1)
     shown = centre(features)
-    torch.testing.assert_close(shown[:, seen], ((features - mean) / std)[:, seen])
+    torch.testing.assert_close(shown[:, seen], ((features - mean) @ matrix)[:, seen])
     assert shown.isfinite().all()
     torch.testing.assert_close(centre.mean[seen], mean[seen])
 
@@ -86,7 +95,9 @@ def test_equals_a_loop_over_valid_features(
 def test_nothing_that_depends_on_position_alone_is_left(seed: int, size: int) -> None:
     """Trap: targets that are functions of position, which are predicted without an image."""
     features, _ = batch(seed, size)
-    plain, scaled = (TargetCentering((2, 3), 4, scale=scale).double() for scale in (False, True))
+    plain, scaled = (
+        TargetCentering((2, 3), 4, scale=scale).double() for scale in ("none", "channel")
+    )
     other = features + torch.randn(6, 4, dtype=torch.float64)
     torch.testing.assert_close(plain(other), plain(features))
     torch.testing.assert_close(scaled(other), scaled(features))
@@ -101,8 +112,25 @@ def test_nothing_that_depends_on_position_alone_is_left(seed: int, size: int) ->
     torch.testing.assert_close(scaled(constant), torch.zeros_like(constant), atol=1e-9, rtol=0)
 
 
+@given(seed=st.integers(0, 2**31))
+def test_whitened_channels_are_uncorrelated_and_turned_as_little_as_possible(seed: int) -> None:
+    """Trap: a loss that one direction of large variance fills alone."""
+    random = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(4, 4, generator=random).double()
+    features = torch.randn(200, 6, 4, generator=random).double() @ mixing @ mixing
+    rows = TargetCentering((2, 3), 4, scale="whiten").double()(features).flatten(0, 1)
+    covariance = rows.T @ rows / len(rows)
+    kept = torch.linalg.eigvalsh((features - features.mean(0)).flatten(0, 1).T.cov(correction=0))
+    expected = kept / (kept + 1e-2 * kept.mean() + 1e-5)
+    torch.testing.assert_close(torch.linalg.eigvalsh(covariance).sort()[0], expected.sort()[0])
+    # A symmetric matrix: no rotation, so that a target means the same from step to step.
+    centred = (features - features.mean(0)).flatten(0, 1)
+    matrix = torch.linalg.lstsq(centred, rows).solution
+    torch.testing.assert_close(matrix, matrix.T)
+
+
 def test_a_position_that_never_was_valid_gets_the_mean_of_all() -> None:
-    centre = TargetCentering((3,), 1, scale=False).double()
+    centre = TargetCentering((3,), 1, scale="none").double()
     features = torch.tensor([[[1.0], [5.0], [7.0]], [[3.0], [7.0], [9.0]]]).double()
     valid = torch.tensor([[True, True, False]] * 2)
     assert centre(features, valid).squeeze(-1).tolist() == [[-1, -1, 0], [1, 1, 0]]
@@ -182,11 +210,12 @@ def test_large_means_do_not_cancel_the_deviation() -> None:
 
 
 @pytest.mark.no_hook
+@pytest.mark.parametrize("scale", ["channel", "whiten"])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_compiles_as_one_graph(momentum: float) -> None:
+def test_compiles_as_one_graph(momentum: float, scale: str) -> None:
     """Law 14, in both modes."""
     torch.compiler.reset()
-    centre = TargetCentering((2, 3), 4, momentum=momentum)
+    centre = TargetCentering((2, 3), 4, scale=scale, momentum=momentum)
     other = copy.deepcopy(centre)
     compiled = torch.compile(other, fullgraph=True, backend="aot_eager")
     for step in range(3):
@@ -222,6 +251,6 @@ def test_what_cannot_be_centred_raises() -> None:
 
 
 def test_repr_shows_the_arguments() -> None:
-    centre = TargetCentering([2, 3], 4, scale=False, momentum=0.5)
-    assert repr(centre) == "TargetCentering((2, 3), 4, scale=False, momentum=0.5)"
+    centre = TargetCentering([2, 3], 4, scale="none", momentum=0.5)
+    assert repr(centre) == "TargetCentering((2, 3), 4, scale='none', momentum=0.5)"
     assert repr(eval(repr(centre))) == repr(centre)
