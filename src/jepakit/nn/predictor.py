@@ -280,5 +280,5 @@ class MaskedPredictor(Positioned):
     def extra_repr(self) -> str:
         """Arguments that the submodules do not show."""
         levels = len(self.grid_sizes)
-        positions = f"position={self.position!r}, uniform_power={self.uniform_power}"
-        return f"grid_size={self.grid_size}, {positions}, joint={self.joint}, num_levels={levels}"
+        choices = f"position={self.position!r}, joint={self.joint}, num_levels={levels}"
+        return f"grid_size={self.grid_size}, {choices}, uniform_power={self.uniform_power}"
