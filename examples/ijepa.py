@@ -237,9 +237,8 @@ def main() -> None:
         f"Hidden blocks: a prediction finds its own image among {len(sample)} in "
         f"{correct['trained']:.1%} of all cases (untrained {correct['untrained']:.1%}, "
         f"chance {chance:.1%}).\n"
-        "kNN and linear probe are accuracies of classifiers on frozen features. Training has worked "
-        "if the teacher\nis above both other rows; it has collapsed if rank or std fall far below "
-        "those of the untrained encoder.",
+        "kNN and linear probe classify frozen features. Training has worked if the teacher is above\n"
+        "both other rows; it has collapsed if rank and std fall far below the untrained encoder's.",
         highlight=False,
         soft_wrap=True,
     )
@@ -268,7 +267,8 @@ def main() -> None:
         "curves": plot_curves(curves),
         "pca": plot_patch_pca(shown, patches, encoder.grid_size),
         "neighbours": plot_neighbours(
-            shown, gallery.float() / 255, neighbours, labels=queries.y, gallery_labels=searched.y
+            shown[:6], gallery.float() / 255, neighbours,
+            labels=queries.y, gallery_labels=searched.y,
         ),
         "retrieval": plot_retrieval(shown, masks, found["trained"].nearest.cpu()),
     }

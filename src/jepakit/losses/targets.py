@@ -88,8 +88,8 @@ class TargetCentering(nn.Module):
         S_p \leftarrow \gamma S_p + (1 - \gamma) \sum_i x_{ip}, \quad
         Q \leftarrow \gamma Q + (1 - \gamma) \sum_{ip} (x_{ip} - \mu_p)(x_{ip} - \mu_p)^\top$$
     with sums over what is valid; the divisor of $Q$ is averaged like $Q$. They start at 0, which
-    leaves no bias in their ratios: after the first batch $\mu$ and $\Sigma$ are those of that batch,
-    whatever the momentum. With momentum 0 they always are those of the batch alone.
+    leaves no bias in their ratios: after the first batch $\mu$ and $\Sigma$ are those of that
+    batch, whatever the momentum. With momentum 0 they always are those of the batch alone.
 
     It prevents targets that are a function of position alone. These are predicted perfectly without
     a look at the image, and their effective rank may be high, 12 of 64 in one run, while the

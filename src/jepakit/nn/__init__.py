@@ -3,6 +3,7 @@
 from jepakit.nn._backbones import UnsupportedBackboneError
 from jepakit.nn.blocks import Block
 from jepakit.nn.embeddings import Frames, Patches, Tubelets
+from jepakit.nn.init import init_linear_weights
 from jepakit.nn.masked_vit import MaskedViT
 from jepakit.nn.positions import init_sincos_positions
 from jepakit.nn.predictor import MaskedPredictor
@@ -23,5 +24,6 @@ __all__ = [
     "Tubelets",
     "UnsupportedBackboneError",
     "VectorQuantizer",
+    "init_linear_weights",
     "init_sincos_positions",
 ]
