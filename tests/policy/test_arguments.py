@@ -243,6 +243,43 @@ CASES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
             "out_dim": 8,
         },
     ),
+    "Block": (
+        parts.Block,
+        {"dim": 8, "num_heads": 2, "mlp_ratio": 2.0, "drop_path": 0.5, "layer_scale": 0.5},
+    ),
+    "Tubelets": (
+        parts.Tubelets,
+        {"tubelet_size": (2, 4, 4), "embed_dim": 8, "in_channels": 2},
+    ),
+    "Patches": (parts.Patches, {"patch_size": (4, 2), "embed_dim": 8, "in_channels": 2}),
+    "Frames": (parts.Frames, {"frame_size": 4, "embed_dim": 8, "in_channels": 2}),
+    "TokenViT": (
+        lambda **arguments: parts.TokenViT(embed=parts.Tubelets((2, 4, 4), 24), **arguments),
+        {
+            "grid_size": (2, 3, 4),
+            "embed_dim": 24,
+            "depth": 2,
+            "num_heads": 2,
+            "mlp_ratio": 2.0,
+            "drop_path": 0.5,
+            "layer_scale": 0.5,
+            "num_registers": 2,
+        },
+    ),
+    "TokenViT.inflate": (
+        lambda **arguments: parts.TokenViT.inflate(
+            timm.create_model(
+                "vit_tiny_patch16_224",
+                img_size=32,
+                embed_dim=8,
+                depth=1,
+                num_heads=2,
+                num_classes=0,
+            ),
+            **arguments,
+        ),
+        {"tubelet_size": 2, "num_frames": 4},
+    ),
     "HierarchicalPyramid": (
         parts.HierarchicalPyramid,
         {"grid_size": (8, 8), "dim": 16, "num_levels": 2},

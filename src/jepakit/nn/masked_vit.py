@@ -10,7 +10,7 @@ from jepakit._checks import (
     as_bool,
     as_choice,
     as_image_size,
-    as_ints,
+    as_layers,
     check_floating,
     check_images_finite,
     value_checks_on,
@@ -21,7 +21,7 @@ from jepakit.nn._backbones.backbone import UnsupportedBackboneError
 from jepakit.nn._backbones.replace import ReplacingBackbone
 from jepakit.nn._padding import zero_padding
 from jepakit.tokens import TokenSet, mean_tokens
-from jepakit.tokens._arguments import check_same_device, check_token_set
+from jepakit.tokens._arguments import check_context
 
 __all__ = ["MaskedViT"]
 
@@ -170,7 +170,9 @@ class MaskedViT(nn.Module):
         if as_bool("norm", norm) and self.mask_mode == "replace":
             raise ValueError("norm=True: must be False with mask_mode='replace'")
         self._check(images, context)
-        outputs = self._adapter.intermediates(images, self._layer_numbers(layers), context)
+        outputs = self._adapter.intermediates(
+            images, as_layers("layers", layers, self._adapter.num_layers), context
+        )
         if norm:
             outputs = [cast(Any, self.backbone).norm(features) for features in outputs]
         return [zero_padding(features, context) for features in outputs]
@@ -231,17 +233,6 @@ class MaskedViT(nn.Module):
             )
         model.set_grad_checkpointing(enable)
 
-    def _layer_numbers(self, layers: Sequence[int]) -> list[int]:
-        """Layers counted from 0; raise unless they are distinct, ascending and exist."""
-        layers = as_ints("layers", layers)
-        depth = self._adapter.num_layers
-        numbers = [layer + depth if layer < 0 else layer for layer in layers]
-        if not numbers or numbers != sorted(set(numbers) & set(range(depth))):
-            raise ValueError(
-                f"layers={layers}: must be distinct numbers of {depth} blocks, ascending"
-            )
-        return numbers
-
     def _check(self, images: Tensor, context: TokenSet | None) -> None:
         if self._adapter.model is not unwrap(self.backbone):
             raise RuntimeError(
@@ -260,16 +251,7 @@ class MaskedViT(nn.Module):
             raise ValueError(f"images {shape}: must have the backbone's {channels} channels{hint}")
         grid = self._adapter.grid_of((shape[2], shape[3]))
         if context is not None:
-            check_token_set("context", context, like="masks.context")
-            if context.grid_size != grid:
-                raise ValueError(
-                    f"context is on the grid {context.grid_size}: must be on the images' grid "
-                    f"{grid}"
-                )
-            if context.idx.dim() != 2 or len(context.idx) != shape[0]:
-                size = tuple(context.shape)
-                raise ValueError(f"context {size}: must be [batch, n] of the batch size {shape[0]}")
-            check_same_device("context", context, "images", images)
+            check_context(context, grid, "images", images)
         if value_checks_on(images):
             check_images_finite("images", images)
 
