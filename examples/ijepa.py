@@ -242,8 +242,8 @@ def main() -> None:
         f"Hidden blocks: a prediction finds its own image among {len(sample)} in "
         f"{correct['trained']:.1%} of all cases (untrained {correct['untrained']:.1%}, "
         f"chance {chance:.1%}).\n"
-        "kNN and linear probe classify frozen features: training works if the teacher is above the\n"
-        "other rows. Features have collapsed if their std is below the untrained encoder's.",
+        "kNN and linear probe classify frozen features: training works if the teacher is above\n"
+        "the other rows. Features have collapsed if their std is below the untrained encoder's.",
         highlight=False,
         soft_wrap=True,
     )
