@@ -9,7 +9,7 @@ weights. Differences from the baseline are paired by seed, with a 95 % interval 
 
 from typing import Any
 
-from runs import arguments, cells, interval, run_all, save, scores
+from runs import arguments, cells_with_std, interval, run_all, save, scores
 
 BATCH = 64
 BASE = ["--device", "cpu", "--batch-size", str(BATCH), "--eval-images", "2000"]
@@ -96,14 +96,15 @@ def main() -> None:
 def table(rows: list[dict[str, Any]]) -> str:
     """Means and ranges over the seeds, and paired differences from the group's first row."""
     lines = [
-        "| | | kNN-20 | linear probe | effective rank | kNN - first row | linear - first row |",
-        "|---|---|---|---|---|---|---|",
+        "| | | kNN-20 | linear probe | effective rank | feature std | kNN - first row "
+        "| linear - first row |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for side, row in sorted({row["patches_per_side"]: row for row in reversed(rows)}.items()):
         size = f"{side} x {side} patches"
         lines += [
-            f"| raw pixels | {size} | {cells(row['raw'][:1])} | | |",
-            f"| untrained encoder | {size} | {cells(row['untrained'])} | | |",
+            f"| raw pixels | {size} | {cells_with_std(row['raw'][:1])} | | |",
+            f"| untrained encoder | {size} | {cells_with_std(row['untrained'])} | | |",
         ]
     firsts: dict[str, list[Any]] = {}
     for row in rows:
@@ -111,7 +112,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         pairs = list(zip(row["trained"], base, strict=True))
         gains = [interval([ours[i] - theirs[i] for ours, theirs in pairs]) for i in (0, 1)]
         is_first = base is row["trained"]
-        head = [row["group"] if is_first else "", row["name"], cells(row["trained"])]
+        head = [row["group"] if is_first else "", row["name"], cells_with_std(row["trained"])]
         lines.append(f"| {' | '.join([*head, *(['', ''] if is_first else gains)])} |")
     return "\n".join(lines)
 
