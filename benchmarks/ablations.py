@@ -7,9 +7,10 @@ Every row is trained on as many images as the baseline, in the same order, from 
 weights. Differences from the baseline are paired by seed, with a 95 % interval of Student's t.
 """
 
+import statistics
 from typing import Any
 
-from runs import arguments, cells_with_std, interval, run_all, save, scores
+from runs import arguments, cells_with_std, interval, run_all, save, scores, unbroken
 
 BATCH = 64
 BASE = ["--device", "cpu", "--batch-size", str(BATCH), "--eval-images", "2000"]
@@ -88,7 +89,6 @@ def main() -> None:
         runs = [results[key, seed] for seed in args.seeds]
         row: dict[str, Any] = {"group": group, "name": name, "options": [*BASE, *options]}
         row |= {"steps": args.images // BATCH, "seconds": [run["seconds"] for run in runs]}
-        row["patches_per_side"] = runs[0]["image_shape"][-1] // runs[0]["settings"]["patch_size"]
         rows.append(row | scores(runs))
     save(args, rows, table)
 
@@ -96,23 +96,22 @@ def main() -> None:
 def table(rows: list[dict[str, Any]]) -> str:
     """Means and ranges over the seeds, and paired differences from the group's first row."""
     lines = [
-        "| | | kNN-20 | linear probe | effective rank | feature std | kNN - first row "
-        "| linear - first row |",
-        "|---|---|---|---|---|---|---|---|",
+        "| | | untrained: kNN / linear | kNN-20 | linear probe | effective rank | feature std "
+        "| kNN - first row | linear - first row |",
+        "|---|---|---|---|---|---|---|---|---|",
+        f"| raw pixels | | | {cells_with_std(rows[0]['raw'][:1])} | | |",
     ]
-    for side, row in sorted({row["patches_per_side"]: row for row in reversed(rows)}.items()):
-        size = f"{side} x {side} patches"
-        lines += [
-            f"| raw pixels | {size} | {cells_with_std(row['raw'][:1])} | | |",
-            f"| untrained encoder | {size} | {cells_with_std(row['untrained'])} | | |",
-        ]
     firsts: dict[str, list[Any]] = {}
     for row in rows:
         base = firsts.setdefault(row["group"], row["trained"])
         pairs = list(zip(row["trained"], base, strict=True))
         gains = [interval([ours[i] - theirs[i] for ours, theirs in pairs]) for i in (0, 1)]
         is_first = base is row["trained"]
-        head = [row["group"] if is_first else "", row["name"], cells_with_std(row["trained"])]
+        before = " / ".join(
+            f"{100 * statistics.mean(run[kind] for run in row['untrained']):.1f}" for kind in (0, 1)
+        )
+        head = [row["group"] if is_first else "", row["name"], unbroken(f"{before} %")]
+        head.append(cells_with_std(row["trained"]))
         lines.append(f"| {' | '.join([*head, *(['', ''] if is_first else gains)])} |")
     return "\n".join(lines)
 
