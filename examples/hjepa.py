@@ -326,7 +326,7 @@ def parse_args() -> argparse.Namespace:
     add("--target-norm", "whiten", "normalisation of the targets",
         choices=("whiten", "layer", "l2", "none"))  # fmt: skip
     add("--momentum", (0.98, 1.0), "teacher momentum at the first and the last step")
-    add("--epochs", 16, "passes over the data")
+    add("--epochs", 12, "passes over the data")
     add("--steps", None, "number of steps, instead of --epochs", type=int)
     add("--batch-size", 64, "images per step")
     add("--lr", 2e-3, "peak learning rate")

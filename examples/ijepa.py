@@ -392,7 +392,7 @@ def parse_args() -> argparse.Namespace:
     )
     add("--vicreg-weight", 0.0, "weight of VICReg on mean features, added to the loss (C-JEPA)")
     add("--momentum", (0.98, 1.0), "teacher momentum at the first and the last step")
-    add("--epochs", 16, "passes over the data")
+    add("--epochs", 12, "passes over the data")
     add("--steps", None, "number of steps, instead of --epochs", type=int)
     add("--batch-size", 64, "images per step")
     add("--lr", 2e-3, "peak learning rate")
