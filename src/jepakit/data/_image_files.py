@@ -111,7 +111,7 @@ def _to_rgb(image: Any) -> Any:
         return _scaled_grey(image).convert("RGB")  # `convert` alone clips what is above 255
     if image.mode == "F":
         raise ValueError("its pixels are floats of unknown range, must be integers")
-    if image.has_transparency_data:
+    if image.mode[-1] in "Aa" or "transparency" in image.info:
         # Without alpha, whatever colour lies below transparent pixels would appear.
         layer = image.convert("RGBA")
         background = Image.new("RGBA", layer.size, _BACKGROUND)
