@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jepakit import MultiBlockMask
-from jepakit.nn._blocks import Attention, Block
 from jepakit.nn._padding import additive_key_mask, key_mask
+from jepakit.nn.blocks import Attention, Block
 
 Row = dict[str, Any]
 Layers = Callable[..., Tensor]
@@ -119,7 +119,7 @@ def ways(part: str, args: argparse.Namespace, *, compiled: bool) -> dict[str, Ca
     """Name of a way to a function that runs forward and backward once and returns the loss."""
     device, width = torch.device(args.device), WIDTHS[part]
     torch.manual_seed(0)
-    blocks = nn.ModuleList(Block(width, 6, 4.0, 0.0) for _ in range(args.depth)).to(device)
+    blocks = nn.ModuleList(Block(width, 6) for _ in range(args.depth)).to(device)
     valid, fixed = sequences(part, args.batch_size, device)
     (b, n), counts = valid.shape, valid.sum(dim=1)
     x = torch.randn(b, n, width, device=device)

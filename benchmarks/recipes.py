@@ -89,6 +89,7 @@ def row(name: str, recipe: dict[str, Any], runs: list[dict[str, Any]]) -> dict[s
         "seconds": [each["seconds"] for each in runs],
         **scores(runs),
         "head": [each["head"] for each in runs if "head" in each],
+        "retrieval": [each["retrieval"] for each in runs if "retrieval" in each],
         "curves": [thinned(each["curves"]) for each in runs],
     }
 
@@ -117,27 +118,34 @@ def thinned(curves: dict[str, list[Any]]) -> dict[str, list[Any]]:
 def table(rows: list[dict[str, Any]]) -> str:
     """Rows of raw pixels and untrained encoders, and one for each recipe."""
     lines = [
-        "| | encoder | epochs | seeds | kNN-20 | linear probe | effective rank | minutes |",
-        "|---|---|---|---|---|---|---|---|",
-        f"| raw pixels | | | | {cells(rows[0]['raw'][:1])} | |",
+        "| | encoder | epochs | seeds | kNN-20 | linear probe | effective rank | feature std "
+        "| minutes |",
+        "|---|---|---|---|---|---|---|---|---|",
+        f"| raw pixels | | | | {_cells(rows[0]['raw'][:1])} | |",
     ]
     starts = {}
     for each in rows:
         sincos = ", positions as sines and cosines" if "sincos" in each["options"] else ""
         starts.setdefault((f"untrained{sincos}", each["architecture"]), each["untrained"])
     lines += [
-        f"| {name} | {encoder} | 0 | {len(runs)} | {cells(runs)} | |"
+        f"| {name} | {encoder} | 0 | {len(runs)} | {_cells(runs)} | |"
         for (name, encoder), runs in starts.items()
     ]
     for each in rows:
         minutes = spread([seconds / 60 for seconds in each["seconds"]])
         about = f"{each['title']} | {each['architecture']} | {each['epochs']:.1f}"
         runs = each["trained"]
-        lines.append(f"| {about} | {len(runs)} | {cells(runs)} | {minutes} |")
+        lines.append(f"| {about} | {len(runs)} | {_cells(runs)} | {minutes} |")
         if each["head"]:
             head = spread([100 * accuracy for accuracy in each["head"]], " %")
-            lines.append(f"| its classification head | | | | | {head} | | |")
+            lines.append(f"| its classification head | | | | | {head} | | | |")
     return "\n".join(lines)
+
+
+def _cells(runs: list[list[float]]) -> str:
+    """Cells of all scores; results of before the std was measured have none."""
+    stds = [run[3] for run in runs if len(run) > 3]
+    return f"{cells(runs)} | {spread(stds, digits=2) if stds else ''}"
 
 
 def overview() -> str:

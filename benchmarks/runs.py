@@ -203,10 +203,11 @@ def page(record: Mapping[str, Any], table: Callable[[list[Any]], str]) -> str:
     )
 
 
-def spread(values: Sequence[float], unit: str = "") -> str:
+def spread(values: Sequence[float], unit: str = "", digits: int = 1) -> str:
     """Mean over the seeds, and the range in brackets."""
     unit = unbroken(unit)
-    mean, low, high = (f"{x:.1f}" for x in (statistics.mean(values), min(values), max(values)))
+    numbers = statistics.mean(values), min(values), max(values)
+    mean, low, high = (f"{number:.{digits}f}" for number in numbers)
     if len(values) == 1:
         return f"{mean}{unit}"
     # The word joiner keeps a browser from breaking the line after the dash.
@@ -230,7 +231,7 @@ def interval(values: Sequence[float]) -> str:
 
 def cells(runs: Sequence[Sequence[float]]) -> str:
     """Table cells of some seeds: kNN accuracy, linear-probe accuracy, effective rank."""
-    knn, linear, rank = zip(*runs, strict=True)
+    knn, linear, rank, *_ = zip(*runs, strict=True)
     percent = [spread([100 * value for value in values], " %") for values in (knn, linear)]
     return " | ".join([*percent, spread(rank)])
 

@@ -25,8 +25,11 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
+from sklearn.datasets import load_sample_images
+from torch.nn import functional as F
 
 from jepakit import MultiBlockMask, RandomMask, TokenSet, plots, schedules
+from jepakit.data import textured_shapes
 from jepakit.diagnostics import effective_rank
 from jepakit.masking import MaskAudit, ReferenceMultiBlockMask, audit_masks
 
@@ -102,6 +105,32 @@ def frequency_bar(figure: Figure, shown: AxesImage, axes: Iterable[Axes]) -> Col
     bar.ax.tick_params(labelsize=8, length=0)
     bar.outline.set_visible(False)
     return bar
+
+
+@cache
+def photograph_crops() -> torch.Tensor:
+    """Two square crops of each photograph of scikit-learn, `[4, 3, 140, 140]`."""
+    photographs = torch.stack([torch.tensor(image) for image in load_sample_images().images])
+    photographs = photographs.permute(0, 3, 1, 2).float() / 255
+    height, width = photographs.shape[-2:]
+    crops = [photographs[..., :height], photographs[..., width - height :]]
+    return F.interpolate(torch.cat(crops), (140, 140), mode="bilinear", antialias=True)
+
+
+def photographs(theme: Theme) -> Figure:
+    masks = MultiBlockMask((14, 14))(4, generator=torch.Generator().manual_seed(5))
+    return plots.plot_masks(photograph_crops(), masks)
+
+
+def textures(theme: Theme) -> Figure:
+    """Four images of each class, a column each."""
+    images, labels = textured_shapes(200, 1)[0].tensors
+    figure, axes = plt.subplots(4, 10, figsize=(8.4, 3.5))
+    for label, column in enumerate(axes.T):
+        for ax, image in zip(column, images[labels == label], strict=False):
+            ax.imshow(image.permute(1, 2, 0))
+            ax.axis("off")
+    return figure
 
 
 @cache
@@ -289,6 +318,8 @@ PICTURES: dict[str, Callable[[Theme], Figure]] = {
     "masks": masks,
     "frequencies": frequencies,
     "audits": audits,
+    "photographs": photographs,
+    "textures": textures,
     "quirks": quirks,
     "schedules": schedule_curves,
     "ranks": ranks,

@@ -176,6 +176,15 @@ def as_image_size(name: str, value: object) -> tuple[int, int]:
     return height, width
 
 
+def as_layers(name: str, value: object, depth: int) -> list[int]:
+    """Return numbers of blocks, distinct and ascending, counted from 0; -1 is the last."""
+    layers = as_ints(name, value)
+    numbers = [layer + depth if layer < 0 else layer for layer in layers]
+    if not numbers or numbers != sorted(set(numbers) & set(range(depth))):
+        raise ValueError(f"{name}={layers}: must be distinct numbers of {depth} blocks, ascending")
+    return numbers
+
+
 def _entries(name: str, value: object, rule: str, *, length: int | None = None) -> list[Any]:
     # Tuples of types: torch 2.6 and 2.7 cannot trace `A | B`.
     unordered = isinstance(value, (str, bytes, bytearray, memoryview, Mapping, Set, Tensor))

@@ -42,13 +42,15 @@ class Pairs:
             else:
                 self._averaged[0].append(mine)
                 self._averaged[1].append(source)
+        # Tensors made in inference mode count no changes; they cannot be trained either.
+        self._trained = [theirs[name] for name in parameters if not theirs[name].is_inference()]
         tensors = (*ours.values(), *theirs.values())
         self._snapshots: tuple[Snapshot, ...] = ()
         if all(type(tensor) in _PLAIN and tensor.layout == torch.strided for tensor in tensors):
             self._snapshots = (Snapshot(teacher), Snapshot(student))
         # A student without other references is freed. The callback must not refer to this object,
         # or the teacher's memory would wait for the garbage collector.
-        held: list[list[Any]] = [*self._averaged, self._converted, self._copied]
+        held: list[list[Any]] = [*self._averaged, self._converted, self._copied, self._trained]
         held += [each for snapshot in self._snapshots for each in snapshot.held]
         self._student = weakref.ref(student, partial(_clear, held))
 
@@ -56,6 +58,14 @@ class Pairs:
         """True if nothing was replaced in either module; always False for sharded ones."""
         modules = (teacher, student)
         return len(self._snapshots) == 2 and all(map(Snapshot.holds, self._snapshots, modules))
+
+    def student_versions(self) -> list[int]:
+        """Return how often each parameter of the student was changed in place."""
+        return list(map(_version_of, self._trained))
+
+    def student_has_gradients(self) -> bool:
+        """True if a parameter of the student has a gradient."""
+        return any(parameter.grad is not None for parameter in self._trained)
 
     @torch.no_grad()
     def average(self, weight: float) -> None:
@@ -122,6 +132,7 @@ class Snapshot:
 
 
 _children_of = attrgetter("_modules")
+_version_of = attrgetter("_version")
 
 
 def _clear(lists: list[list[Any]], _reference: object) -> None:

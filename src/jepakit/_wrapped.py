@@ -1,5 +1,6 @@
 """Modules as they are found: wrapped by DDP, `torch.compile` or FSDP2, in train or eval mode."""
 
+import re
 import sys
 from collections.abc import Iterable, Iterator, Set
 from contextlib import contextmanager
@@ -10,9 +11,14 @@ from torch import Tensor, nn
 
 
 def unwrap(module: nn.Module) -> nn.Module:
-    """Return the module within DDP, `DataParallel` and `torch.compile`, nested in any order."""
+    """Return the module within DDP, `DataParallel`, `torch.compile` and Fabric, in any order.
+
+    A module whose activations are checkpointed stays wrapped: it has the same names.
+    """
     while True:
         inner = getattr(module, "_orig_mod", None)  # torch.compile
+        if inner is None:
+            inner = getattr(module, "_forward_module", None)  # Lightning's Fabric
         if inner is None and isinstance(
             module, (nn.parallel.DistributedDataParallel, nn.DataParallel)
         ):
@@ -35,9 +41,12 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
             part.training = training
 
 
+_PREFIXES = re.compile("(_orig_mod|_forward_module|_checkpoint_wrapped_module)[.]")
+
+
 def clean_names(named: Iterable[tuple[str, Tensor]]) -> dict[str, Any]:
-    """Return tensors by name, without the part that a compiled submodule adds to a name."""
-    return {name.replace("_orig_mod.", ""): tensor for name, tensor in named}
+    """Return tensors by name, without the parts that wrapped submodules add to a name."""
+    return {_PREFIXES.sub("", name): tensor for name, tensor in named}
 
 
 def name_difference(expected: Set[Any], actual: Set[Any]) -> str:

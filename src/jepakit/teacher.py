@@ -1,6 +1,7 @@
 """`EMATeacher`: the exponential moving average of a student."""
 
 import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -24,8 +25,9 @@ class EMATeacher(nn.Module):
     momentum of 1 it is left untouched, whatever the student holds, NaN included.
 
     Build it after loading pretrained weights, and before sharding the student with FSDP2. Call
-    `update` after each step of the optimiser. The state dict holds `step`, so a resumed run
-    continues the momentum schedule.
+    `update` once after each step of the optimiser, which a hook does in every trainer:
+    `optimizer.register_step_post_hook(lambda *_: teacher.update(student))`. The state dict holds
+    `step`, so a resumed run continues the momentum schedule.
 
     FSDP2: call `fully_shard` in the same way, with the same blocks and mesh, on the student and on
     `teacher.module`; the roots must be these two, not a parent that holds both. `update` reshards
@@ -35,7 +37,7 @@ class EMATeacher(nn.Module):
     with `full_state_dict=True`.
 
     Args:
-        student: Any module; wrappers of DDP and `torch.compile` are removed.
+        student: Any module; wrappers of DDP, `torch.compile` and Lightning's Fabric are removed.
         momentum: Fraction of the old teacher that is kept: 1 freezes, 0 copies. A number, or a
             schedule `step -> number`.
 
@@ -73,6 +75,10 @@ class EMATeacher(nn.Module):
         self._schedule = momentum
         self.step = 0
         self._pairs: Pairs | None = None  # made by the first update
+        # Of the student's parameters at the last update, and whether they ever changed since.
+        self._student_versions: list[int] = []
+        self._versions_count = False
+        self._warned = False
         with torch.inference_mode(False):  # a copy made in inference mode could not be updated
             self.module = copy.deepcopy(unwrap(student)).requires_grad_(False)
             for tensor in (*self.module.parameters(), *self.module.buffers()):
@@ -107,6 +113,11 @@ class EMATeacher(nn.Module):
             ValueError: If student and teacher differ in names, shapes or sharding, for example
                 because only one was resized; `jepakit.optim.set_image_size` resizes both.
 
+        Warns:
+            UserWarning: If it is called for each micro-batch: the student has gradients, and its
+                parameters did not change since the last update. Steps of a fused optimiser are not
+                seen to change them, so with one there is no warning.
+
         Names and shapes are compared by the first update, and again when a module, a parameter or a
         buffer was replaced or moved.
         """
@@ -121,9 +132,27 @@ class EMATeacher(nn.Module):
             part.reshard()
         if self._pairs is None or not self._pairs.still_hold(self.module, student):
             self._pairs = Pairs(self.module, student)
+        self._warn_of_micro_batches(self._pairs)
         if momentum < 1:  # not `lerp` with weight 0, since 0 * NaN is NaN
             self._pairs.average(1.0 - momentum)
         self.step += 1
+
+    def _warn_of_micro_batches(self, pairs: Pairs) -> None:
+        if self._warned:
+            return
+        versions = pairs.student_versions()
+        if versions != self._student_versions:
+            # A fused optimiser leaves them as they are, so they count once they have changed.
+            self._versions_count = bool(self._student_versions)
+            self._student_versions = versions
+        elif self._versions_count and pairs.student_has_gradients():
+            self._warned = True
+            warnings.warn(
+                "EMATeacher.update: the student has gradients, and its parameters did not change "
+                "since the last update; call update once after each step of the optimiser, not "
+                "for each micro-batch",
+                stacklevel=3,
+            )
 
     def train(self, mode: bool = True) -> "EMATeacher":
         """Stay in eval mode whatever the `mode`: a parent's `train()` reaches every child."""

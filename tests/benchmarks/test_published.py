@@ -17,17 +17,14 @@ GRID = (14, 14)
 
 
 def copy_weights(step, plain) -> None:
-    """Give the plain modules the weights of jepakit's; only the names of the MLP differ."""
+    """Give the plain modules the weights of jepakit's."""
     backbone = step.encoder.backbone.state_dict()
     own = {name: value for name, value in backbone.items() if not name.startswith("patch_drop")}
     plain.encoder.load_state_dict(own)
     plain.teacher.load_state_dict(
         {name.removeprefix("backbone."): v for name, v in step.teacher.module.state_dict().items()}
     )
-    predictor = {
-        name.replace("mlp.0", "mlp.fc1").replace("mlp.2", "mlp.fc2"): value
-        for name, value in step.predictor.state_dict().items()
-    }
+    predictor = step.predictor.state_dict()
     predictor["mask_token"] = predictor["mask_token"][None, None]
     predictor["pos_embed"] = sincos_table(step.grid_size, 32)[None]
     plain.predictor.load_state_dict(predictor)

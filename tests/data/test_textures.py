@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from jepakit.data import textured_shapes
 from torch import Tensor
+
+from jepakit.data import textured_shapes
 
 
 @pytest.fixture(scope="module")

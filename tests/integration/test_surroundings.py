@@ -16,7 +16,13 @@ from jepakit import (
     MultiBlockMask,
     RandomMask,
 )
-from jepakit.data import EpochIndex, PixelStatistics, ResumableBatches, textured_shapes, random_crops
+from jepakit.data import (
+    EpochIndex,
+    PixelStatistics,
+    ResumableBatches,
+    random_crops,
+    textured_shapes,
+)
 from jepakit.data.datasets import _shuffled
 from jepakit.losses import sigreg
 from jepakit.masking import (

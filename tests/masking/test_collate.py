@@ -4,13 +4,16 @@ import copy
 import multiprocessing
 import pickle
 import re
+import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset, get_worker_info
 
 from jepakit import (
     IndexedDataset,
@@ -23,11 +26,13 @@ from jepakit import (
 from jepakit.data import ResumableBatches
 from jepakit.masking import (
     BlockMask,
+    CausalMask,
     ComplementMask,
     Indexed,
     MaskSampler,
     MultiContextMask,
     NestedMask,
+    TubeMask,
     UnionMask,
 )
 
@@ -74,6 +79,7 @@ def drawn(batches: Iterable) -> Drawn:
 
 def draw(collate: MaskCollator, indices: Iterable[int]) -> Drawn:
     samples = dataset()
+    collate.set_epoch(collate.epoch)  # to draw an epoch once more without a warning
     return drawn([collate([samples[index] for index in indices])])
 
 
@@ -126,16 +132,17 @@ def test_resumed_in_the_middle_of_an_epoch(ranks):
         assert rest == {index: whole[index] for index in indices[len(indices) // 2 :]}
 
 
-@pytest.mark.parametrize("sampler", PER_BATCH, ids=repr)
+@pytest.mark.parametrize("sampler", [PER_BATCH[0], PER_BATCH[1], PER_BATCH[3]], ids=repr)
 def test_a_batch_is_a_function_of_its_indices(sampler):
+    """Where the indices carry no step, sizes that a batch shares follow from them in order."""
     collate = MaskCollator(sampler, seed=3)
     expected = draw(collate, [4, 7, 9])
     draw(collate, [1, 2])
     torch.manual_seed(1)
     assert draw(collate, [4, 7, 9]) == expected
     assert draw(MaskCollator(sampler, seed=3), [4, 7, 9]) == expected
-    assert draw(collate, [7, 4, 9]) != expected
-    assert draw(collate, [4, 7, 10])[4] != expected[4]
+    others = [draw(collate, [4, 7, other])[4] for other in range(10, 20)]
+    assert any(masks != expected[4] for masks in others)  # by other sizes, of which there are few
 
 
 @pytest.mark.parametrize("sampler", [*PER_SAMPLE, *PER_BATCH], ids=repr)
@@ -265,7 +272,8 @@ def test_the_dataset_must_be_wrapped():
     bare = TensorDataset(torch.zeros(2, 1, 2, 2))
     text = (
         "samples: must come from IndexedDataset, got tuple; wrap the dataset: "
-        "DataLoader(IndexedDataset(dataset), collate_fn=MaskCollator(...))"
+        "DataLoader(IndexedDataset(dataset), collate_fn=MaskCollator(...)), or give MaskCollator a "
+        "key"
     )
     with pytest.raises(TypeError, match=f"^{re.escape(text)}$"):
         next(iter(DataLoader(bare, collate_fn=MaskCollator(PER_SAMPLE[0]))))
@@ -370,8 +378,11 @@ def test_an_epoch_that_the_indices_contradict_raises():
 
 
 def test_masks_of_a_batch_depend_on_the_order_of_its_indices():
-    collate = MaskCollator(MultiBlockMask((14, 14)), seed=3)
-    first, other = (collate([Indexed(i, 0) for i in order])[1] for order in ([4, 7], [7, 4]))
+    collate, masks = MaskCollator(MultiBlockMask((14, 14)), seed=3), []
+    for order in ([4, 7], [7, 4]):
+        collate.set_epoch(0)
+        masks.append(collate([Indexed(i, 0) for i in order])[1])
+    first, other = masks
     assert not torch.equal(first.targets.to_mask(), other.targets.to_mask())
 
 
@@ -416,6 +427,7 @@ def test_masks_lie_where_a_sample_holds_data(per, valid):
     for tokens in (masks.context.to_mask()[:, None], masks.targets.to_mask()):
         assert not (tokens & ~batch.has_data[:, None]).any()
     if per == "sample":  # the masks of a sample are its own, whatever it is batched with
+        collate.set_epoch(0)
         alone = collate([IndexedDataset(clips(lengths))[1]])[1]
         assert torch.equal(alone.context.to_mask()[0], masks.context.to_mask()[1])
         assert torch.equal(alone.targets.to_mask()[0], masks.targets.to_mask()[1])
@@ -456,3 +468,272 @@ def test_errors_of_valid_name_the_sample():
 def test_a_mask_of_one_batch_is_no_field():
     with pytest.raises(TypeError, match="valid=3: must be the name of a field or valid"):
         MaskCollator(RandomMask((3,)), valid=3)
+
+
+# The same masks for any number of ranks
+
+SHARED_SIZES = [
+    MultiBlockMask((14, 14)),
+    MultiBlockMask((4, *GRID), temporal_scale=(0.5, 1.0), context_length="pad"),
+    MultiBlockMask((12, 12), allow_target_overlap=False, target_scale=(0.05, 0.12)),
+    CausalMask((6, 2, 2)),
+    NestedMask((12, 14), MultiBlockMask((3, 4), context_length=3)),
+    TubeMask(3, MultiBlockMask(GRID)),
+    MultiContextMask((RandomMask((14, 14)), MultiBlockMask((14, 14)))),
+]
+FEW_SAMPLES = torch.arange(20)
+
+
+def runs_of(ranks: int, sampler: MaskSampler, **arguments: object) -> dict[tuple[int, int], Drawn]:
+    """The masks of a run on some ranks, by step and sample."""
+    samples = IndexedDataset(TensorDataset(torch.zeros(20, 1), FEW_SAMPLES))
+    found: dict[tuple[int, int], Drawn] = {}
+    for rank in range(ranks):
+        order = ResumableBatches(
+            20, 8 // ranks, steps=5, seed=4, rank=rank, world_size=ranks, drop_last=False
+        )
+        batches = DataLoader(
+            samples, batch_sampler=order, collate_fn=MaskCollator(sampler, seed=2), **arguments
+        )
+        for step, ((_, labels), masks) in enumerate(batches):
+            members = masks if isinstance(masks, list) else [masks]
+            parts = [drawn([((None, labels), member)]) for member in members]
+            for index in labels.tolist():
+                assert (step, index) not in found  # no two ranks draw for one sample
+                found[step, index] = tuple(part[index] for part in parts)
+    return found
+
+
+@pytest.mark.parametrize("sampler", [*PER_SAMPLE[:3], *SHARED_SIZES], ids=repr)
+def test_any_number_of_ranks_draws_the_masks_of_one(sampler):
+    """Laws 2 and 8. Trap: sizes that a batch shares follow from the indices of one rank's part."""
+    one, two, four = (runs_of(ranks, sampler) for ranks in (1, 2, 4))
+    assert len(one) == 8 + 8 + 4 + 8 + 8
+    assert one == two == four
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_any_number_of_ranks_and_workers_draws_the_masks_of_one():
+    sampler = SHARED_SIZES[0]
+    assert runs_of(2, sampler, num_workers=2) == runs_of(1, sampler)
+
+
+def test_trimmed_contexts_alone_differ_between_ranks():
+    """The batch's shortest context is not that of a part; targets are the same all the same."""
+    one, two = (runs_of(n, MultiBlockMask((14, 14), context_length="trim")) for n in (1, 2))
+    assert {key: value[0][1] for key, value in one.items()} == {
+        key: value[0][1] for key, value in two.items()
+    }
+    assert one != two
+
+
+@pytest.mark.parametrize("sampler", SHARED_SIZES[:4], ids=repr)
+def test_sizes_follow_from_the_step_and_all_else_from_the_sample(sampler):
+    """Traps: one size for all steps; with the step in their key, places that no epoch repeats."""
+
+    def masks_of(epoch: int, step: int, indices: Iterable[int]) -> Masks:
+        samples = [Indexed(index, index, epoch, step) for index in indices]
+        return MaskCollator(sampler, seed=5)(samples)[1]
+
+    def sizes(masks: Masks) -> set[tuple[int, ...]]:
+        sides = [
+            axis.amax(-1) - axis.amin(-1) + 1
+            for axis in torch.unravel_index(masks.targets.idx, masks.grid_size)
+        ]
+        return {tuple(side[0, 0].tolist() for side in sides)}
+
+    steps = [masks_of(0, step, range(6)) for step in range(40)]
+    assert len(set().union(*map(sizes, steps))) > 1
+    again = masks_of(0, 0, [9, 3, 8])
+    assert torch.equal(again.targets.to_mask()[1], steps[0].targets.to_mask()[3])
+    assert torch.equal(again.context.to_mask()[1], steps[0].context.to_mask()[3])
+    if not isinstance(sampler, CausalMask):  # which draws nothing but the size
+        other = masks_of(1, 0, range(6))
+        assert sizes(other) == sizes(steps[0])
+        assert not torch.equal(other.targets.to_mask(), steps[0].targets.to_mask())
+
+
+def test_a_batch_of_several_steps_is_refused():
+    samples = [Indexed(0, 0, 1, 5), Indexed(1, 1, 1, 6)]
+    with pytest.raises(ValueError, match=r"samples: must be of one step, got some of"):
+        MaskCollator(SHARED_SIZES[0])(samples)
+
+
+# A forgotten epoch
+
+ARRANGEMENTS = {
+    "no workers": {},
+    "fork": {"num_workers": 2, "multiprocessing_context": "fork"},
+    "fork, persistent": {
+        "num_workers": 2,
+        "multiprocessing_context": "fork",
+        "persistent_workers": True,
+    },
+    "spawn": {"num_workers": 2, "multiprocessing_context": "spawn"},
+    "spawn, persistent": {
+        "num_workers": 2,
+        "multiprocessing_context": "spawn",
+        "persistent_workers": True,
+    },
+    "forkserver": {"num_workers": 2, "multiprocessing_context": "forkserver"},
+}
+SLOW_ARRANGEMENTS = ("spawn", "spawn, persistent", "forkserver")
+WARNING = "was drawn twice at epoch 0, with the same masks; call set_epoch"
+
+
+@pytest.mark.parametrize(
+    "arrangement",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW_ARRANGEMENTS))
+        for name in ARRANGEMENTS
+    ],
+)
+def test_a_forgotten_epoch_is_noticed(arrangement, capfd, monkeypatch):
+    """Trap: workers that start afresh for each pass, and remember nothing of the one before."""
+    monkeypatch.setenv("PYTHONWARNINGS", "default")
+    batches = loader(PER_SAMPLE[0], batch_size=6, shuffle=True, **ARRANGEMENTS[arrangement])
+    with warnings.catch_warnings():
+        # A forked worker inherits pytest's recorder, and would write into its own copy of it.
+        monkeypatch.setattr(warnings, "showwarning", show)
+        warnings.simplefilter("default")
+        drawn(batches)
+        assert WARNING not in capfd.readouterr().err
+        for _ in range(2):
+            drawn(batches)
+    if arrangement.endswith("persistent"):
+        del batches
+    # Both workers may notice it at the same moment.
+    assert 1 <= capfd.readouterr().err.count(WARNING) <= 2
+
+
+def show(message: Warning, *_: object, **__: object) -> None:
+    sys.stderr.write(f"{message}\n")
+    sys.stderr.flush()
+
+
+def test_epochs_that_are_set_are_meant():
+    batches = loader(PER_SAMPLE[0], batch_size=6)
+    for epoch in (0, 1, 1, 0):
+        batches.collate_fn.set_epoch(epoch)
+        drawn(batches)
+
+
+def test_a_forgotten_epoch_of_resumable_batches_is_noticed():
+    order = ResumableBatches(SIZE, 6, seed=0)
+    batches = DataLoader(
+        dataset(), batch_sampler=order, collate_fn=MaskCollator(PER_BATCH[0]), num_workers=2
+    )
+    first = drawn(batches)
+    with pytest.warns(UserWarning, match="ResumableBatches: epoch 0 begins again"):
+        assert drawn(batches) == first
+    order.set_epoch(1)
+    second = drawn(batches)
+    assert all(second[index] != first[index] for index in first)
+
+
+# Streams
+
+
+class Stream(IterableDataset):
+    """Named samples without index or length; each worker has its own."""
+
+    def __init__(self, names: list[str], order: int = 0) -> None:
+        self.names, self.order = names, order
+
+    def __iter__(self) -> Iterator[dict[str, object]]:
+        worker = get_worker_info()
+        mine = self.names if worker is None else self.names[worker.id :: worker.num_workers]
+        generator = torch.Generator().manual_seed(self.order)
+        for place in torch.randperm(len(mine), generator=generator).tolist():
+            yield {"__key__": mine[place], "x": torch.zeros(1)}
+
+
+NAMES = [f"shard-{n // 7}/{n:04d}.jpg" for n in range(41)]
+
+
+def masks_by_name(batches: DataLoader) -> dict[str, tuple[bytes, bytes]]:
+    found: dict[str, tuple[bytes, bytes]] = {}
+    for batch, masks in batches:
+        context, targets = masks.context.to_mask(), masks.targets.to_mask()
+        for row, name in enumerate(batch["__key__"]):
+            found[name] = context[row].numpy().tobytes(), targets[row].numpy().tobytes()
+    return found
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_a_stream_has_masks_by_its_keys(persistent):
+    """Law 2: no mask twice in two passes of two workers; the same for a key in any order."""
+    collate = MaskCollator(MultiBlockMask((14, 14), target_size_per="sample"), key="__key__")
+    batches = DataLoader(
+        Stream(NAMES),
+        batch_size=4,
+        collate_fn=collate,
+        num_workers=2,
+        persistent_workers=persistent,
+    )
+    passes = []
+    for epoch in range(2):
+        collate.set_epoch(epoch)
+        passes.append(masks_by_name(batches))
+    assert [sorted(found) for found in passes] == [NAMES, NAMES]
+    everything = [masks for found in passes for masks in found.values()]
+    assert len(set(everything)) == len(everything) == 2 * len(NAMES)
+    for order, batch_size, workers in ((1, 7, 0), (2, 3, 1)):
+        collate.set_epoch(1)
+        arranged = DataLoader(
+            Stream(NAMES, order), batch_size=batch_size, collate_fn=collate, num_workers=workers
+        )
+        assert masks_by_name(arranged) == passes[1]
+
+
+def test_a_forgotten_epoch_of_a_stream_is_noticed():
+    batches = DataLoader(
+        Stream(NAMES), batch_size=4, collate_fn=MaskCollator(RandomMask(GRID), key="__key__")
+    )
+    masks_by_name(batches)
+    with pytest.warns(UserWarning, match=rf"sample 'shard-.*' {WARNING}"):
+        masks_by_name(batches)
+
+
+def test_kinds_of_keys():
+    """An int is an index; text is its own, whether as str or bytes; a function may make either."""
+
+    def first(key: object, sample: object) -> bytes:
+        collate = MaskCollator(RandomMask(GRID), key=key, collate_fn=list)
+        return collate([sample])[1].context.idx.numpy().tobytes()
+
+    indexed = MaskCollator(RandomMask(GRID), collate_fn=list)([Indexed(7, "a")])[1]
+    assert first("n", {"n": 7}) == first("n", {"n": np.int64(7)})
+    assert first("n", {"n": 7}) == indexed.context.idx.numpy().tobytes()
+    assert first("n", {"n": "7"}) == first("n", {"n": b"7"}) != first("n", {"n": 7})
+    assert first(lambda sample: sample[0], ("7", 1)) == first("n", {"n": "7"})
+    assert first("n", {"n": 2**70}) != first("n", {"n": 2**71})
+    # Also of samples with an index, whose epoch then counts.
+    collate = MaskCollator(RandomMask(GRID), key="n", collate_fn=list)
+    of_epochs = [collate([Indexed(0, {"n": "7"}, epoch, 0)])[1] for epoch in range(2)]
+    assert of_epochs[0].context.idx.numpy().tobytes() == first("n", {"n": "7"})
+    assert not torch.equal(of_epochs[0].context.idx, of_epochs[1].context.idx)
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [*PER_BATCH, MultiContextMask((RandomMask(GRID), PER_BATCH[0])), lambda batch_size: None],
+    ids=repr,
+)
+def test_keys_need_sizes_per_sample(sampler):
+    """In a stream there is no step that sizes of a batch could follow from."""
+    with pytest.raises(ValueError, match=r"^key='n': needs a sampler that draws each sample's"):
+        MaskCollator(sampler, key="n")
+
+
+@pytest.mark.no_hook
+def test_bad_keys():
+    with pytest.raises(TypeError, match=r"^key=3: must be the name of a field or key\(sample\)"):
+        MaskCollator(RandomMask(GRID), key=3)
+    collate = MaskCollator(RandomMask(GRID), key="n")
+    with pytest.raises(TypeError, match=r"^key='n': must name a field of every sample; one is int"):
+        collate([1])
+    for bad in (1.5, True, None):
+        with pytest.raises(TypeError, match=r"^key: must be a str, bytes or int, got "):
+            collate([{"n": bad}])
+    assert repr(collate).endswith("seed=0, key='n')")

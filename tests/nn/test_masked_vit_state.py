@@ -155,20 +155,40 @@ def test_gradient_checkpointing_of_padded_contexts(
     few_kind, build, images_for, ragged, assert_close
 ) -> None:
     """Trap: an option that is ignored; timm's plain transformer drops it where a mask comes in."""
-    encoder = build(few_kind).train()
+    _check_gradients_of_padded_contexts(build(few_kind), images_for, ragged, assert_close)
+
+
+@pytest.mark.slow
+def test_gradient_checkpointing_of_any_backbone(
+    any_kind, build, images_for, ragged, assert_close
+) -> None:
+    _check_gradients_of_padded_contexts(build(any_kind), images_for, ragged, assert_close)
+
+
+def _check_gradients_of_padded_contexts(encoder, images_for, ragged, assert_close) -> None:
     images, tokens = images_for(encoder, 3), ragged(encoder.grid_size, 3, at_least=1)
-    encoder.backbone.set_grad_checkpointing(True)
     runs: list[None] = []
     encoder.backbone.blocks[0].register_forward_pre_hook(lambda *_: runs.append(None))
-    encoder(images, tokens).square().sum().backward()
-    assert len(runs) == 2
-    ours = [p.grad for p in encoder.parameters() if p.grad is not None]
-    encoder.backbone.set_grad_checkpointing(False)
-    encoder.zero_grad()
-    encoder(images, tokens).square().sum().backward()
-    theirs = [p.grad for p in encoder.parameters() if p.grad is not None]
-    for gradient, expected in zip(ours, theirs, strict=True):
+    gradients = []
+    for enable in (False, True):
+        encoder.train().set_grad_checkpointing(enable)
+        encoder.zero_grad()
+        runs.clear()
+        torch.manual_seed(0)  # for models that drop something while they train
+        encoder(images, tokens).square().sum().backward()
+        assert len(runs) == 1 + enable, "computed again in the backward pass, or not"
+        gradients.append([p.grad for p in encoder.parameters() if p.grad is not None])
+    for expected, gradient in zip(*gradients, strict=True):
         assert_close(gradient, expected)
+
+
+def test_a_backbone_without_checkpointing_says_so(cached) -> None:
+    encoder = copy.deepcopy(cached("vit_cls"))
+    encoder.backbone.__class__ = type(
+        "Plain", (type(encoder.backbone),), {"set_grad_checkpointing": property()}
+    )
+    with pytest.raises(UnsupportedBackboneError, match=r"^backbone=Plain: lacks set_grad_checkp"):
+        encoder.set_grad_checkpointing()
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "eva02_tiny_patch14_224"])

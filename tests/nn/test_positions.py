@@ -16,9 +16,11 @@ from jepakit.nn.positions import (
     grid_coordinates,
     grid_table,
     rotary_features,
-    rotate,
+    rotate_adjacent,
+    rotate_halves,
     sincos_features,
     sincos_table,
+    vjepa2_features,
 )
 
 
@@ -92,7 +94,7 @@ def test_rotation_keeps_norms(seed, grid) -> None:
     torch.manual_seed(seed)
     table = rotary_table(grid, 12)
     x = torch.randn(2, 3, len(table), 12, dtype=torch.float64)
-    turned = rotate(x, table.expand(2, -1, -1))
+    turned = rotate_halves(x, table.expand(2, -1, -1))
     torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1), rtol=1e-6, atol=0)
     torch.testing.assert_close(turned[:, :, 0], x[:, :, 0])  # the origin does not turn
     if len(table) > 1:
@@ -109,7 +111,7 @@ def test_scores_depend_on_the_difference_alone(seed) -> None:
 
     def score(row_q: int, column_q: int, row_k: int, column_k: int) -> float:
         places = torch.tensor([row_q * 7 + column_q, row_k * 7 + column_k])
-        turned = rotate(torch.stack([q, k])[None, None], table[places][None])[0, 0]
+        turned = rotate_halves(torch.stack([q, k])[None, None], table[places][None])[0, 0]
         return float(turned[0] @ turned[1])
 
     assert score(0, 1, 2, 3) == pytest.approx(score(3, 4, 5, 6), abs=1e-5)
@@ -122,15 +124,15 @@ def test_rotation_follows_the_type_of_its_input() -> None:
     table = rotary_table((4, 4), 8)[None]
     x = torch.randn(1, 2, 16, 8)
     for dtype in (torch.bfloat16, torch.float16, torch.float64):
-        assert rotate(x.to(dtype), table).dtype == dtype
+        assert rotate_halves(x.to(dtype), table).dtype == dtype
     torch.testing.assert_close(
-        rotate(x.bfloat16(), table).float(), rotate(x, table), rtol=0, atol=0.05
+        rotate_halves(x.bfloat16(), table).float(), rotate_halves(x, table), rtol=0, atol=0.05
     )
 
 
 @pytest.mark.parametrize(("grid", "dim"), [((4,), 3), ((4, 4), 6), ((2, 2, 2), 8)])
 def test_sincos_refuses_other_widths(grid, dim) -> None:
-    with pytest.raises(ValueError, match=rf"predictor_embed_dim={dim}: must be a multiple of"):
+    with pytest.raises(ValueError, match=rf"dim={dim}: must be a multiple of"):
         sincos_table(grid, dim)
 
 
@@ -138,6 +140,74 @@ def test_sincos_refuses_other_widths(grid, dim) -> None:
 def test_rotary_refuses_other_widths(grid, dim) -> None:
     with pytest.raises(ValueError, match=rf"head dim {dim} .* must be even and at least"):
         rotary_table(grid, dim)
+
+
+@given(st.tuples(*[st.integers(1, 3)] * 3), st.integers(3, 20))
+def test_vjepa2_rotation_is_that_of_the_published_code(grid, half) -> None:
+    """Trap: the standard formula, with which published weights give other features. Angle k of an
+    axis belongs to features k and k + p of its 2p, but features 2i and 2i + 1 turn together."""
+    head_dim = 2 * half
+    p = head_dim // 6
+    torch.manual_seed(half)
+    table = vjepa2_features(grid_coordinates(grid), head_dim)
+    x = torch.randn(1, 1, len(table), head_dim)
+    turned = rotate_adjacent(x, table[None])[0, 0].tolist()
+    for row, place in enumerate(itertools.product(*(range(side) for side in grid))):
+        values = x[0, 0, row].tolist()
+        expected = list(values)
+        for axis, coordinate in enumerate(place):
+            for k in range(2 * p):
+                angle = coordinate * 10000 ** (-(k % p) / p)
+                here = 2 * p * axis + k
+                partner = -values[here + 1] if here % 2 == 0 else values[here - 1]
+                expected[here] = values[here] * math.cos(angle) + partner * math.sin(angle)
+        assert turned[row] == pytest.approx(expected, abs=1e-5)
+
+
+@given(st.tuples(*[st.integers(1, 3)] * 3), st.integers(5, 20), st.booleans())
+def test_sincos_of_clips_is_that_of_the_published_code(grid, size, uniform_power) -> None:
+    """With `uniform_power` each axis has a third, rounded up to even, and the end is cut off."""
+    dim = 2 * size if uniform_power else 8 * size
+    third = 2 * math.ceil(dim / 6)
+    widths = [third] * 3 if uniform_power else [dim // 2, dim // 4, dim // 4]
+    table = sincos_features(grid_coordinates(grid), dim, uniform_power)
+    assert table.shape[1] == dim
+    for row, place in enumerate(itertools.product(*(range(side) for side in grid))):
+        expected = []
+        for x, width in zip(place, widths, strict=True):
+            angles = [x * 10000 ** (-i / (width // 2)) for i in range(width // 2)]
+            expected += [math.sin(a) for a in angles] + [math.cos(a) for a in angles]
+        assert table[row].tolist() == pytest.approx(expected[:dim], abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["sincos", "sincos-half-time", "rope-vjepa2"])
+@given(st.tuples(*[st.integers(1, 3)] * 3), st.integers(0, 2), st.integers(2, 9))
+def test_one_table_has_the_positions_of_all_clips(kind, grid, level, size) -> None:
+    """Trap: a share of an axis that is cut, or does not turn, counted with another axis."""
+    dim = 8 * size
+    diagonal = diagonal_table(kind, 3, dim, max(grid))
+    coordinates = grid_coordinates(grid, level)
+    if kind == "rope-vjepa2":
+        expected = vjepa2_features(coordinates, dim)
+    else:
+        expected = sincos_features(coordinates, dim, kind == "sincos")
+    assert torch.equal(grid_table(diagonal, kind, grid, level), expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "axes", "dim", "text"),
+    [
+        ("sincos", 3, 8, r"dim=8: must be a multiple of 6, or even and at least 10"),
+        ("sincos", 3, 13, r"dim=13: must be a multiple of 6, or even"),
+        ("sincos-half-time", 3, 12, r"dim=12: must be a multiple of 8 with uniform_power=False"),
+        ("sincos-half-time", 2, 16, r"uniform_power=False: must come with a grid of 3 axes, got 2"),
+        ("rope-vjepa2", 2, 16, r"position='rope-vjepa2': must come with a grid of 3 axes, got 2"),
+        ("rope-vjepa2", 3, 4, r"head dim 4 .* must be even and at least 6"),
+    ],
+)
+def test_kinds_of_three_axes_refuse_others(kind, axes, dim, text) -> None:
+    with pytest.raises(ValueError, match=text):
+        diagonal_table(kind, axes, dim, 4)
 
 
 def vit(**options) -> MaskedViT:

@@ -342,7 +342,7 @@ def test_initial_values() -> None:
             assert not parameter.any(), name
         elif "norm" in name:
             assert (parameter == 1).all(), name
-        elif ".attn.proj." in name or ".mlp.2." in name:
+        elif ".attn.proj." in name or ".mlp.fc2." in name:
             depth = int(name.split(".")[1]) + 1
             assert parameter.std() == pytest.approx(0.02 / math.sqrt(2 * depth), rel=0.05), name
         else:

@@ -60,7 +60,7 @@ def test_arguments_set_what_they_say() -> None:
     assert predictor.embed.out_features == 96
     assert len(predictor.blocks) == 5
     assert predictor.blocks[0].attn.num_heads == 3
-    assert predictor.blocks[0].mlp[0].out_features == 240
+    assert predictor.blocks[0].mlp.fc1.out_features == 240
     rates = [block.drop_path.prob for block in predictor.blocks]
     assert rates == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
 
@@ -84,7 +84,7 @@ def test_drop_path_is_for_training_only() -> None:
 
 def test_drop_path_keeps_the_mean() -> None:
     """Dropped for whole samples, the rest scaled by 1 / (1 - prob)."""
-    from jepakit.nn._blocks import DropPath
+    from jepakit.nn.blocks import DropPath
 
     dropped = DropPath(0.25)(torch.ones(4000, 2, 3))
     kept = dropped[:, 0, 0] > 0
@@ -113,8 +113,8 @@ def test_drop_path_keeps_the_mean() -> None:
             r"predictor_embed_dim=50: must be a multiple of 4 for sine-cosine positions",
         ),
         (
-            {"grid": (2, 2, 2), "predictor_embed_dim": 16},
-            r"predictor_embed_dim=16: must be a multiple of 6 for sine-cosine positions",
+            {"grid": (2, 2, 2), "predictor_embed_dim": 8},
+            r"predictor_embed_dim=8: must be a multiple of 6, or even and at least 10, for sine",
         ),
         (
             {"position": "rope", "num_heads": 16},

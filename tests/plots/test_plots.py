@@ -1,4 +1,4 @@
-"""Plots show the numbers that they were given."""
+"""Plots of audits and curves show the numbers that they were given; wrong arguments raise."""
 
 import pytest
 import torch
@@ -67,8 +67,10 @@ def test_mask_audit_of_nothing():
 def test_features_are_drawn_on_their_grid():
     """Trap: the square root of the number of tokens for a grid."""
     images, features = torch.rand(2, 1, 24, 16), {"a": torch.randn(2, 24, 8)}
-    figure = plots.plot_patch_pca(images, features, (6, 4))
+    figure = plots.plot_patch_pca(images, features, (6, 4), smooth=False)
     assert [ax.images[0].get_array().shape[:2] for ax in figure.axes[::2]] == [(24, 16), (6, 4)]
+    figure = plots.plot_patch_pca(images, features, (6, 4))
+    assert [ax.images[0].get_array().shape[:2] for ax in figure.axes[::2]] == [(24, 16), (24, 16)]
     for grid_size, num_images, rows, error in (
         ((4, 4), 6, features, r"features\['a'\] \(2, 24, 8\): must hold .* on the grid \(4, 4\)"),
         ((6, 4), 0, features, "num_images=0: must be at least 1"),
@@ -96,15 +98,27 @@ def test_curves_are_drawn_over_what_was_counted():
     assert [ax.get_xlabel() for ax in panels] == ["epoch"] * 2
     for ax, points in zip(panels, curves.values(), strict=True):
         assert [tuple(point) for point in ax.lines[0].get_xydata()] == points
+        assert [text.get_text() for text in ax.texts] == [f"{points[-1][1]:.3g}"]
 
 
-@pytest.mark.parametrize(("num_images", "shown"), [(1, 1), (2, 2), (9, 3)])
-def test_no_more_images_than_num_images(num_images, shown):
-    images, masks = torch.rand(3, 1, 8, 8), RandomMask((4, 4))(3)
-    panels = plots.plot_masks(images, masks, num_images=num_images).axes
-    assert len(panels) == 3 * shown
-    for image, ax in zip(images[:shown], panels[:shown], strict=True):
-        assert torch.equal(torch.as_tensor(ax.images[0].get_array())[..., 0], image[0])
+@pytest.mark.parametrize(
+    ("count", "places"),
+    [
+        (1, [(0, 0)]),
+        (4, [(0, 0), (0, 1), (1, 0), (1, 1)]),
+        (5, [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)]),
+    ],
+)
+def test_curves_are_on_one_sheet_over_common_steps(count, places):
+    """A panel each; labels of the axis below the lowest panel of each column, and nowhere else."""
+    curves = {str(number): [(10 * number, 1.0), (50, 2.0)] for number in range(count)}
+    panels = plots.plot_curves(curves).axes
+    found = [ax.get_subplotspec() for ax in panels]
+    assert [(spec.rowspan.start, spec.colspan.start) for spec in found] == places
+    assert len({ax.get_xlim() for ax in panels}) == 1 and panels[0].get_xlim()[0] < 0
+    columns = len({column for _, column in places})
+    labels = [""] * (count - columns) + ["step"] * columns
+    assert [ax.get_xlabel() for ax in panels] == labels
 
 
 IMAGES = torch.rand(2, 3, 24, 24)
@@ -140,6 +154,27 @@ MASKS = RandomMask((4, 4))(2)
             (IMAGES.numpy(), {"a": torch.rand(2, 16, 4)}, (4, 4)),
             "images: must be a torch.Tensor, got numpy",
         ),
+        (
+            plots.plot_masks,
+            (IMAGES.byte(), MASKS),
+            "images: must be floating point, got torch.uint8",
+        ),
+        (
+            plots.plot_neighbours,
+            (IMAGES, IMAGES, torch.tensor([[0]])),
+            "neighbours: must be a mapping of names to indices, got torch.Tensor",
+        ),
+        (
+            plots.plot_neighbours,
+            (IMAGES, IMAGES, {"a": [[0], [1]]}),
+            "neighbours['a']: must be a torch.Tensor, got list",
+        ),
+        (
+            plots.plot_retrieval,
+            (IMAGES, MASKS.targets, torch.zeros(2, 1, 1).long()),
+            "masks: must be jepakit.Masks, got jepakit",
+        ),
+        (plots.plot_retrieval, (IMAGES, MASKS, [[[0]]]), "nearest: must be a torch.Tensor"),
         (plots.plot_mask_audit, (MASKS,), "audit: must be a MaskAudit, which audit_masks(sampler)"),
         (plots.plot_mask_audit, ({"a": 1},), "audit: must be a MaskAudit, which audit_masks"),
     ],

@@ -243,6 +243,43 @@ CASES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
             "out_dim": 8,
         },
     ),
+    "Block": (
+        parts.Block,
+        {"dim": 8, "num_heads": 2, "mlp_ratio": 2.0, "drop_path": 0.5, "layer_scale": 0.5},
+    ),
+    "Tubelets": (
+        parts.Tubelets,
+        {"tubelet_size": (2, 4, 4), "embed_dim": 8, "in_channels": 2},
+    ),
+    "Patches": (parts.Patches, {"patch_size": (4, 2), "embed_dim": 8, "in_channels": 2}),
+    "Frames": (parts.Frames, {"frame_size": 4, "embed_dim": 8, "in_channels": 2}),
+    "TokenViT": (
+        lambda **arguments: parts.TokenViT(embed=parts.Tubelets((2, 4, 4), 24), **arguments),
+        {
+            "grid_size": (2, 3, 4),
+            "embed_dim": 24,
+            "depth": 2,
+            "num_heads": 2,
+            "mlp_ratio": 2.0,
+            "drop_path": 0.5,
+            "layer_scale": 0.5,
+            "num_registers": 2,
+        },
+    ),
+    "TokenViT.inflate": (
+        lambda **arguments: parts.TokenViT.inflate(
+            timm.create_model(
+                "vit_tiny_patch16_224",
+                img_size=32,
+                embed_dim=8,
+                depth=1,
+                num_heads=2,
+                num_classes=0,
+            ),
+            **arguments,
+        ),
+        {"tubelet_size": 2, "num_frames": 4},
+    ),
     "HierarchicalPyramid": (
         parts.HierarchicalPyramid,
         {"grid_size": (8, 8), "dim": 16, "num_levels": 2},
@@ -277,6 +314,7 @@ CASES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "UncertaintyWeights": (losses.UncertaintyWeights, {"num_levels": 3, "max_weight": 4.0}),
     "SoftOptimalWeights": (losses.SoftOptimalWeights, {"temperature": 2.0}),
     "decay_weights": (losses.decay_weights, {"num_levels": 3, "decay_ratio": 0.5}),
+    "TargetCentering": (losses.TargetCentering, {"grid_size": GRID, "dim": 4, "momentum": 0.5}),
     "LossSum": (lambda weight: losses.LossSum({"prediction": weight}), {"weight": 1.0}),
     "hierarchical_loss": (
         lambda weights: jepakit.hierarchical_loss(
@@ -373,7 +411,17 @@ CASES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     ),
     "lidar": (lambda ridge: diagnostics.lidar(FEATURES, ridge=ridge), {"ridge": 0.5}),
     "uniformity": (lambda t: diagnostics.uniformity(FEATURES, t=t), {"t": 2.0}),
+    "target_retrieval": (
+        lambda k: diagnostics.target_retrieval(
+            FEATURES.unsqueeze(1), FEATURES, jepakit.TokenSet.full((3, 4), (2, 1)), k=k
+        ),
+        {"k": 2},
+    ),
     # evaluation
+    "nearest_neighbours": (
+        lambda k: evaluation.nearest_neighbours(*SETS, k=k),
+        {"k": 3},
+    ),
     "knn_accuracy": (
         lambda **arguments: evaluation.knn_accuracy(*SETS, **arguments),
         {"k": 3, "temperature": 0.5},
@@ -396,7 +444,19 @@ CASES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "PixelStatistics": (data.PixelStatistics, {"mean": (0.5,), "std": (0.25,)}),
     "ResumableBatches": (
         lambda **arguments: list(data.ResumableBatches(**arguments)),
-        {"size": 8, "batch_size": 4, "steps": 3, "seed": 0, "first_step": 1},
+        {
+            "size": 8,
+            "batch_size": 2,
+            "steps": 3,
+            "seed": 0,
+            "rank": 1,
+            "world_size": 2,
+            "first_step": 1,
+        },
+    ),
+    "ResumableBatches.set_epoch": (
+        lambda epoch: data.ResumableBatches(8, 4, seed=0).set_epoch(epoch),
+        {"epoch": 3},
     ),
     "textured_shapes": (
         lambda **arguments: data.textured_shapes(**arguments)[0].tensors[0],
@@ -430,7 +490,7 @@ CASES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
 
 # Public names whose annotations hold numbers, and why they have no case.
 EXCEPT = {
-    "EpochIndex": "an int with an epoch, built by ResumableBatches",
+    "EpochIndex": "an int with epoch and step, built by ResumableBatches",
     "Indexed": "a record, built by IndexedDataset",
     "IndexedDataset": "its index comes from a sampler",
     "MaskAudit": "a record, built by audit_masks",
@@ -444,6 +504,8 @@ EXCEPT = {
     "load_ijepa": "reads a file; steps_per_epoch is checked as others are",
     "plot_curves": "takes points of curves",
     "plot_masks": "draws; num_images is checked as others are",
+    "plot_neighbours": "draws; num_queries is checked as others are",
+    "plot_retrieval": "draws; num_images is checked as others are",
     "plot_patch_pca": "draws; num_images is checked as others are",
     "assert_encoder_contract": "takes a tolerance and a seed, as assert_predictor_contract does",
     "assert_loss_contract": "takes a tolerance and a seed, as assert_predictor_contract does",

@@ -36,7 +36,7 @@ from jepakit import (
     take_tokens,
     warmup_cosine,
 )
-from jepakit.data import PixelStatistics, ResumableBatches, textured_shapes, random_crops
+from jepakit.data import PixelStatistics, ResumableBatches, random_crops, textured_shapes
 from jepakit.diagnostics import (
     FeatureStatistics,
     LidarStatistics,

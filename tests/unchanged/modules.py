@@ -9,7 +9,14 @@ from tests.unchanged.fixed import even, filled, noise, ragged
 from torch import Tensor, nn
 
 from jepakit import EMATeacher, HierarchicalPyramid, MaskedPredictor, MaskedViT, linear
-from jepakit.nn import VectorQuantizer, init_sincos_positions
+from jepakit.nn import (
+    Frames,
+    Patches,
+    TokenViT,
+    Tubelets,
+    VectorQuantizer,
+    init_sincos_positions,
+)
 
 Outputs = dict[str, Tensor]
 
@@ -99,6 +106,8 @@ PREDICTORS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
     "another width": ((4, 5), {"out_dim": 10, "mlp_ratio": 2.0}),
     "text": ((11,), {"position": "rope"}),
     "video": ((2, 3, 4), {"joint": True}),
+    "video, as V-JEPA 2": ((2, 3, 4), {"joint": True, "position": "rope-vjepa2"}),
+    "video, half for time": ((2, 3, 4), {"uniform_power": False}),
     "levels": ((5, 6), {"num_levels": 3}),
     "levels, learned, joint": ((5, 6), {"num_levels": 2, "position": "learned", "joint": True}),
     "levels, rotary": ((5, 6), {"num_levels": 2, "position": "rope"}),
@@ -126,6 +135,47 @@ def predictor(kind: str) -> Outputs:
         coarse = seen.coarsen(1)
         found["coarse context"] = module(noise(*coarse.shape, 12, key=5), coarse, asked)
     return found
+
+
+# Name of the case: embedding, size of the inputs, arguments.
+TOKEN_VITS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, Any]]] = {
+    "clips": (lambda: Tubelets((2, 4, 3), 24), (3, 4, 12, 12), {"num_registers": 2}),
+    "clips, as V-JEPA 2": (
+        lambda: Tubelets((2, 4, 3), 24),
+        (3, 4, 12, 12),
+        {"position": "rope-vjepa2"},
+    ),
+    "clips, half for time": (
+        lambda: Tubelets((2, 4, 3), 24),
+        (3, 4, 12, 12),
+        {"position": "sincos", "uniform_power": False, "layer_scale": 1.0},
+    ),
+    "clips, registers repeated": (
+        lambda: Tubelets((2, 4, 3), 24),
+        (3, 4, 12, 12),
+        {"position": "learned", "num_registers": 2, "repeat_registers": True},
+    ),
+    "spectrograms": (lambda: Patches((4, 2), 24, 1), (1, 12, 8), {"position": "sincos"}),
+    "series": (lambda: Frames(4, 24, 2), (2, 28), {"mlp_ratio": 2.0}),
+}
+
+
+def token_vit(kind: str) -> Outputs:
+    embed, size, arguments = TOKEN_VITS[kind]
+    module = embed()
+    grid = module.grid_size_of(size[1:])
+    encoder = filled(TokenViT(grid, 24, 2, 2, embed=module, **arguments))
+    inputs, context = noise(2, *size, key=1), ragged(grid, 2, key=2)
+    seen = encoder(inputs, context)
+    (seen * noise(*seen.shape, key=3)).sum().backward()
+    with torch.no_grad():
+        return {
+            "full": encoder(inputs),
+            "context": seen,
+            "norms of gradients": torch.stack([p.grad.norm() for p in encoder.parameters()]),
+            "first layer": encoder.forward_intermediates(inputs, [0], context)[0],
+            "features": encoder.extract_features(inputs, context),
+        }
 
 
 def position_tables() -> Outputs:
@@ -259,6 +309,7 @@ def _type(tensor: Tensor) -> str:
 MODULES: dict[str, Callable[[], Outputs]] = {
     **{f"encoder, {k}": lambda k=k: dropping(k) for k in DROPPING},
     **{f"replacing encoder, {k}": lambda k=k: replacing(k) for k in REPLACING},
+    **{f"token encoder, {k}": lambda k=k: token_vit(k) for k in TOKEN_VITS},
     "sine-cosine positions of an encoder": sincos_positions,
     **{f"predictor, {k}": lambda k=k: predictor(k) for k in PREDICTORS},
     "position tables of a predictor": position_tables,

@@ -284,15 +284,17 @@ SAMPLERS: dict[str, Callable[[], Any]] = {
 }
 
 
-def collated(sampler: Any, seed: int, epoch: int, *, by_index: bool = False) -> Any:
+def collated(
+    sampler: Any, seed: int, epoch: int, *, by_index: bool = False, step: int | None = None
+) -> Any:
     """Masks that a collator draws for two batches; the epoch is set, or carried by the indices."""
     collate = MaskCollator(sampler, seed=seed)
     dataset = IndexedDataset(torch.zeros(100, 1))
-    if not by_index:
-        collate.set_epoch(epoch)
     drawn = []
     for indices in ([7, 3, 99, 0, 41], [12, 7]):
-        kept = [EpochIndex(index, epoch) if by_index else index for index in indices]
+        # Once more for the second batch, so that an index that comes again is no mistake.
+        collate.set_epoch(0 if by_index else epoch)
+        kept = [EpochIndex(index, epoch, step) if by_index else index for index in indices]
         masks = collate([dataset[index] for index in kept])[1]
         drawn += masks if isinstance(masks, list) else [masks]
     return drawn
@@ -328,6 +330,9 @@ DRAWS: dict[str, Callable[[int], Any]] = {
         MultiBlockMask(IMAGE, context_length="pad"), seed, 0
     ),
     "collated by batch, epoch 3": lambda seed: collated(ReferenceMultiBlockMask(IMAGE), seed, 3),
+    "collated by step, epoch 3": lambda seed: collated(
+        MultiBlockMask(IMAGE, context_length="pad"), seed, 3, by_index=True, step=5
+    ),
     "collated mixture": lambda seed: collated(
         MultiContextMask((RandomMask(IMAGE), BlockMask(IMAGE))), seed, 1
     ),

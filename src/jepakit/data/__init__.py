@@ -2,15 +2,15 @@
 
 from jepakit.data.crops import random_crops
 from jepakit.data.datasets import load_images
-from jepakit.data.textures import textured_shapes
 from jepakit.data.pixel_statistics import PixelStatistics
 from jepakit.data.resumable_batches import EpochIndex, ResumableBatches
+from jepakit.data.textures import textured_shapes
 
 __all__ = [
     "EpochIndex",
     "PixelStatistics",
     "ResumableBatches",
-    "textured_shapes",
     "load_images",
     "random_crops",
+    "textured_shapes",
 ]

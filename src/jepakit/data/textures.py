@@ -114,7 +114,9 @@ def _draw(labels: Int[Tensor, " b"], generator: torch.Generator) -> UInt8[Tensor
         rgb = _rgb(hue, saturation, value).permute(0, 3, 1, 2)
         return F.interpolate(rgb, (_SIDE, _SIDE), mode="bilinear", align_corners=True)
 
-    rows, columns = torch.meshgrid(2 * [torch.arange(_SIDE, dtype=torch.float32) + 0.5], indexing="ij")
+    rows, columns = torch.meshgrid(
+        2 * [torch.arange(_SIDE, dtype=torch.float32) + 0.5], indexing="ij"
+    )
     pixels = torch.stack([columns, rows])  # x and y of every pixel
 
     # Coordinates of the texture: bent by about 2.5 pixels, rotated, divided by the period.
@@ -139,7 +141,9 @@ def _draw(labels: Int[Tensor, " b"], generator: torch.Generator) -> UInt8[Tensor
 
 
 def _rgb(
-    hue: Float[Tensor, "*shape"], saturation: Float[Tensor, "*shape"], value: Float[Tensor, "*shape"]
+    hue: Float[Tensor, "*shape"],
+    saturation: Float[Tensor, "*shape"],
+    value: Float[Tensor, "*shape"],
 ) -> Float[Tensor, "*shape 3"]:
     """Colours from hue, saturation and value, each in 0 to 1."""
     sector = (torch.tensor([5.0, 3.0, 1.0], dtype=value.dtype) + 6 * hue.unsqueeze(-1)) % 6

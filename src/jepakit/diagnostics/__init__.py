@@ -9,6 +9,7 @@ from jepakit.diagnostics.collapse import (
     Observation,
     Reference,
 )
+from jepakit.diagnostics.retrieval import TargetRetrieval, target_retrieval
 from jepakit.diagnostics.similarity import alignment, teacher_student_cosine, uniformity
 from jepakit.diagnostics.spectrum import alpha_req, effective_rank, isotropy, lidar, rankme
 from jepakit.diagnostics.streaming import FeatureReport, FeatureStatistics, LidarStatistics
@@ -30,6 +31,7 @@ __all__ = [
     "LidarStatistics",
     "Observation",
     "Reference",
+    "TargetRetrieval",
     "alignment",
     "alpha_req",
     "effective_rank",
@@ -40,6 +42,7 @@ __all__ = [
     "mean_predictor_loss",
     "norm_drift",
     "rankme",
+    "target_retrieval",
     "teacher_student_cosine",
     "uniformity",
 ]

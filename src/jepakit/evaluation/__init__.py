@@ -2,7 +2,7 @@
 
 from jepakit.evaluation.attentive import attentive_probe
 from jepakit.evaluation.features import Features, extract_features
-from jepakit.evaluation.knn import knn_accuracy
+from jepakit.evaluation.knn import knn_accuracy, nearest_neighbours
 from jepakit.evaluation.linear import linear_probe
 from jepakit.evaluation.scores import Scores, evaluate
 
@@ -14,4 +14,5 @@ __all__ = [
     "extract_features",
     "knn_accuracy",
     "linear_probe",
+    "nearest_neighbours",
 ]

@@ -323,10 +323,10 @@ def _predictor_tensors(predictor: MaskedPredictor, *, any_grid: bool) -> dict[st
             f"predictor: has {levels} levels and predictions of width {out_width} from features of "
             f"width {width}; the published layout has one level and one width"
         )
-    if predictor.position == "rope":
+    if predictor.position not in ("sincos", "learned"):
         raise ValueError(
-            "predictor: position='rope' has no place in the published layout; build the predictor "
-            "with position='sincos'"
+            f"predictor: position={predictor.position!r} has no place in the published layout; "
+            "build the predictor with position='sincos'"
         )
     if not any_grid:
         check_square_grid("predictor", predictor.grid_size)
@@ -337,7 +337,6 @@ def _predictor_tensors(predictor: MaskedPredictor, *, any_grid: bool) -> dict[st
         elif key == "position_table":
             tensors[_TABLE] = tensor[None]
         else:
-            key = key.replace(".mlp.0.", ".mlp.fc1.").replace(".mlp.2.", ".mlp.fc2.")
             tensors[f"predictor_{key}"] = tensor
     return tensors
 

@@ -25,13 +25,14 @@ from jepakit.losses.regularizers import (
     vicreg,
 )
 from jepakit.losses.relational import relational_loss
-from jepakit.losses.targets import normalize_targets
+from jepakit.losses.targets import TargetCentering, normalize_targets
 
 __all__ = [
     "FeatureQueue",
     "LearnableTemperature",
     "LossSum",
     "SoftOptimalWeights",
+    "TargetCentering",
     "UncertaintyWeights",
     "barlow",
     "covariance_loss",

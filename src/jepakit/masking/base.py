@@ -89,6 +89,15 @@ class UniformSampler(ABC, Generic[M_co]):
         """True if a sample's masks depend on its own random numbers alone."""
         return True
 
+    @property
+    def _shared_columns(self) -> list[int]:
+        """Columns of the table, of sizes that a batch shares, whose first row counts for all.
+
+        What else a sample's masks depend on are the other columns of its own row, and the lengths
+        of its batch-mates where contexts are trimmed to the shortest.
+        """
+        return []
+
     @abstractmethod
     def _draw(self, uniforms: Float[Tensor, "b k"], valid: Bool[Tensor, "b N"] | None) -> M_co:
         """Masks from a table, on its device; inside of `valid`, if given."""
@@ -194,6 +203,10 @@ class MaskTransform(UniformSampler[Masks]):
     def per_sample(self) -> bool:
         """As in `sampler`."""
         return self.sampler.per_sample
+
+    @property
+    def _shared_columns(self) -> list[int]:
+        return self.sampler._shared_columns
 
     @abstractmethod
     def _transform(self, masks: Masks, valid: Bool[Tensor, "b N"] | None) -> Masks:

@@ -133,6 +133,10 @@ class CausalMask(UniformSampler[Masks]):
         """True if a sample's masks depend on its own random numbers alone."""
         return self.context_size_per == "sample"
 
+    @property
+    def _shared_columns(self) -> list[int]:
+        return [] if self.per_sample else [0]
+
     def _draw(self, uniforms: Float[Tensor, "b k"], valid: Bool[Tensor, "b N"] | None) -> Masks:
         step = torch.arange(1, self._num_steps + 1, device=uniforms.device)
         # Steps are numbered from 1; those without data have the number of the one before.

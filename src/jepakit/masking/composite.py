@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from jaxtyping import Bool, Float
@@ -230,6 +231,15 @@ class MultiContextMask(UniformSampler[list[Masks]]):
     def per_sample(self) -> bool:
         """True if a sample's masks depend on its own random numbers alone."""
         return all(sampler.per_sample for sampler in self.samplers)
+
+    @property
+    def _shared_columns(self) -> list[int]:
+        starts = accumulate(self._columns, initial=0)
+        return [
+            start + column
+            for start, sampler in zip(starts, self.samplers, strict=False)
+            for column in sampler._shared_columns
+        ]
 
     def _draw(
         self, uniforms: Float[Tensor, "b k"], valid: Bool[Tensor, "b N"] | None

@@ -74,7 +74,8 @@ class MultiBlockMask(MultiBlockArguments, UniformSampler[Masks]):
             or for each `"sample"`.
         context_length: `"fixed"`: every context has exactly $n_{\min}$ tokens, so all batches have
             one shape and nothing is padded. An int of at most $n_{\min}$: that many. `"trim"`: as
-            many as the shortest of the batch. `"pad"`: all tokens, padded to the longest.
+            many as the shortest of the batch, so that contexts differ with the number of ranks
+            that share a batch. `"pad"`: all tokens, padded to the longest.
         context_subset: Tokens that stay where a context is shortened, never a prefix: those
             `"nearest"` to a random patch, which keeps the prediction as hard as a block does, or a
             `"random"` subset. Without effect, so refused, with `"pad"`.
@@ -212,6 +213,11 @@ class MultiBlockMask(MultiBlockArguments, UniformSampler[Masks]):
     def per_sample(self) -> bool:
         """True if a sample's masks depend on its own random numbers alone."""
         return self.target_size_per == "sample" and self.context_length != "trim"
+
+    @property
+    def _shared_columns(self) -> list[int]:
+        target_size, context_size, *_ = self._columns
+        return list(range(target_size + context_size)) if self.target_size_per == "batch" else []
 
     def _draw(self, uniforms: Float[Tensor, "b k"], valid: Bool[Tensor, "b N"] | None) -> Masks:
         numbers = _Numbers(*torch.split(uniforms, self._columns, dim=1))

@@ -34,7 +34,8 @@ class ReferenceMultiBlockMask(UniformSampler[Masks]):
     For reproducing a published run, and for ablations of its quirks; to train something new use
     `MultiBlockMask`. On a 14x14 grid with the published settings and batches of 64, the context is
     27 % of the grid on average, the top row is context in three samples of four, the middle in one
-    of five, and the last row and column are never context and never target.
+    of five, and the last row and column are never context and never target. A context is cut to the
+    smallest of its batch, so contexts differ with the number of ranks that share a batch.
 
     A batch shares one target size and one context size. With $u$ uniform, a target has the area
     $a = \lfloor HW (s_0 + u (s_1 - s_0)) \rfloor$ and the aspect ratio
@@ -146,6 +147,11 @@ class ReferenceMultiBlockMask(UniformSampler[Masks]):
     def per_sample(self) -> bool:
         """False: sizes and the context's length are those of the batch."""
         return False
+
+    @property
+    def _shared_columns(self) -> list[int]:
+        target_size, context_size, *_ = self._columns
+        return list(range(target_size + context_size))
 
     # Sizes
 

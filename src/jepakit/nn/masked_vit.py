@@ -10,17 +10,18 @@ from jepakit._checks import (
     as_bool,
     as_choice,
     as_image_size,
-    as_ints,
+    as_layers,
     check_floating,
     check_images_finite,
     value_checks_on,
 )
 from jepakit._wrapped import unwrap
 from jepakit.nn._backbones import adapt
+from jepakit.nn._backbones.backbone import UnsupportedBackboneError
 from jepakit.nn._backbones.replace import ReplacingBackbone
 from jepakit.nn._padding import zero_padding
 from jepakit.tokens import TokenSet, mean_tokens
-from jepakit.tokens._arguments import check_same_device, check_token_set
+from jepakit.tokens._arguments import check_context
 
 __all__ = ["MaskedViT"]
 
@@ -169,7 +170,9 @@ class MaskedViT(nn.Module):
         if as_bool("norm", norm) and self.mask_mode == "replace":
             raise ValueError("norm=True: must be False with mask_mode='replace'")
         self._check(images, context)
-        outputs = self._adapter.intermediates(images, self._layer_numbers(layers), context)
+        outputs = self._adapter.intermediates(
+            images, as_layers("layers", layers, self._adapter.num_layers), context
+        )
         if norm:
             outputs = [cast(Any, self.backbone).norm(features) for features in outputs]
         return [zero_padding(features, context) for features in outputs]
@@ -215,16 +218,20 @@ class MaskedViT(nn.Module):
         # Also after `fc_norm`, which has a bias.
         return pooled.masked_fill(~context.valid.any(dim=-1, keepdim=True), 0)
 
-    def _layer_numbers(self, layers: Sequence[int]) -> list[int]:
-        """Layers counted from 0; raise unless they are distinct, ascending and exist."""
-        layers = as_ints("layers", layers)
-        depth = self._adapter.num_layers
-        numbers = [layer + depth if layer < 0 else layer for layer in layers]
-        if not numbers or numbers != sorted(set(numbers) & set(range(depth))):
-            raise ValueError(
-                f"layers={layers}: must be distinct numbers of {depth} blocks, ascending"
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """With `enable`, compute blocks again in the backward pass and keep no activations.
+
+        Raises:
+            UnsupportedBackboneError: If the backbone has no such option.
+        """
+        enable = as_bool("enable", enable)
+        model: Any = unwrap(self.backbone)
+        if not hasattr(model, "set_grad_checkpointing"):
+            raise UnsupportedBackboneError(
+                f"backbone={type(model).__name__}: lacks set_grad_checkpointing; use "
+                "apply_activation_checkpointing of torch.distributed"
             )
-        return numbers
+        model.set_grad_checkpointing(enable)
 
     def _check(self, images: Tensor, context: TokenSet | None) -> None:
         if self._adapter.model is not unwrap(self.backbone):
@@ -244,16 +251,7 @@ class MaskedViT(nn.Module):
             raise ValueError(f"images {shape}: must have the backbone's {channels} channels{hint}")
         grid = self._adapter.grid_of((shape[2], shape[3]))
         if context is not None:
-            check_token_set("context", context, like="masks.context")
-            if context.grid_size != grid:
-                raise ValueError(
-                    f"context is on the grid {context.grid_size}: must be on the images' grid "
-                    f"{grid}"
-                )
-            if context.idx.dim() != 2 or len(context.idx) != shape[0]:
-                size = tuple(context.shape)
-                raise ValueError(f"context {size}: must be [batch, n] of the batch size {shape[0]}")
-            check_same_device("context", context, "images", images)
+            check_context(context, grid, "images", images)
         if value_checks_on(images):
             check_images_finite("images", images)
 

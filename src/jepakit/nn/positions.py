@@ -32,21 +32,28 @@ def grid_coordinates(grid_size: tuple[int, ...], level: int = 0) -> Float[Tensor
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)
 
 
-def sincos_features(coordinates: Float[Tensor, "N axes"], dim: int) -> Float[Tensor, "N dim"]:
+def sincos_features(
+    coordinates: Float[Tensor, "N axes"], dim: int, uniform_power: bool = True
+) -> Float[Tensor, "N dim"]:
     r"""Fixed position embeddings, with as many features for each axis.
 
     For an axis with $d$ features and coordinate $x$, features $i < d / 2$ are
-    $\sin(x\,10000^{-2i/d})$ and the next $d / 2$ the cosines of the same angles.
+    $\sin(x\,10000^{-2i/d})$ and the next $d / 2$ the cosines of the same angles. On three axes, $d$
+    is `dim / 3` rounded up to an even number, and the last axis loses its last features where three
+    times that is too many: 64 features are 22, 22 and 20. With `uniform_power=False`, the first of
+    three axes has half of the features, the others a quarter each.
     """
     axes = coordinates.shape[-1]
-    if dim % (2 * axes):
-        rule = f"must be a multiple of {2 * axes} for sine-cosine positions on {axes} axes"
-        raise ValueError(f"predictor_embed_dim={dim}: {rule}")
-    pairs = dim // (2 * axes)
-    i = torch.arange(pairs, dtype=torch.float64, device=coordinates.device)
-    frequency = 10000.0 ** (-i / pairs)
-    angles = coordinates[:, :, None] * frequency
-    return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(1).float()
+    kind: Kind = "sincos" if uniform_power else "sincos-half-time"
+    check_width(kind, axes, dim)
+    widths = _widths(kind, axes, dim)
+    if uniform_power:
+        widths[-1] = widths[0]  # before the cut
+    parts = []
+    for axis, width in enumerate(widths):
+        angles = coordinates[:, axis, None] * _frequencies(10000.0, width // 2, coordinates.device)
+        parts += [angles.sin(), angles.cos()]
+    return torch.cat(parts, dim=-1)[:, :dim].float()
 
 
 def rotary_features(
@@ -58,23 +65,38 @@ def rotary_features(
     `(T, H, W)` are 3, 3 and 2. Pair $i < p$ of an axis with $p$ pairs turns by $x\,\theta^{-i/p}$,
     with coordinate $x$ in patches and $\theta = 100$, as suits grids of tens of patches.
     """
+    axes = coordinates.shape[-1]
+    check_width("rope", axes, head_dim)
     angles = []
-    for axis, count in enumerate(_pairs_of_axes(coordinates.shape[-1], head_dim)):
-        i = torch.arange(count, dtype=torch.float64, device=coordinates.device)
-        frequency = 100.0 ** (-i / count)
+    for axis, count in enumerate(_widths("rope", axes, head_dim)[:axes]):
+        frequency = _frequencies(100.0, count, coordinates.device)
         angles.append(coordinates[:, axis, None] * frequency)
     angle = torch.cat(angles, dim=-1)
     return torch.cat([angle.cos(), angle.sin()], dim=-1).float()
 
 
-def _pairs_of_axes(axes: int, head_dim: int) -> list[int]:
-    pairs = head_dim // 2
-    if head_dim % 2 or pairs < axes:
-        raise ValueError(
-            f"head dim {head_dim} (predictor_embed_dim / num_heads): must be even and at least "
-            f"{2 * axes} for rotary positions on {axes} axes"
-        )
-    return [pairs // axes + (axis < pairs % axes) for axis in range(axes)]
+def vjepa2_features(
+    coordinates: Float[Tensor, "N axes"], head_dim: int
+) -> Float[Tensor, "N twice_head_dim"]:
+    r"""Rotary embeddings of V-JEPA 2: cosines of the angles of all features, then their sines.
+
+    Each of three axes has $2p$ features, $p$ = `head_dim` // 6; those that remain do not turn. The
+    $p$ angles $x\,10000^{-i/p}$ of an axis are repeated as a block, $(a_0 .. a_{p-1}, a_0 ..
+    a_{p-1})$, while `rotate_adjacent` turns the features $2i$ and $2i + 1$ together. So both
+    features of a pair have different angles, and the scores do not depend on the distance alone;
+    the published code says so, and keeps it for the sake of its weights.
+    """
+    check_width("rope-vjepa2", coordinates.shape[-1], head_dim)
+    frequency = _frequencies(10000.0, head_dim // 6, coordinates.device)
+    angles = [coordinates[:, axis, None] * frequency for axis in (0, 0, 1, 1, 2, 2)]
+    angles.append(coordinates.new_zeros(len(coordinates), head_dim - 6 * len(frequency)))
+    angle = torch.cat(angles, dim=-1)
+    return torch.cat([angle.cos(), angle.sin()], dim=-1).float()
+
+
+def _frequencies(base: float, count: int, device: torch.device) -> Float[Tensor, " count"]:
+    i = torch.arange(count, dtype=torch.float64, device=device)
+    return base ** (-i / count)
 
 
 def sincos_table(grid_size: tuple[int, ...], dim: int) -> Float[Tensor, "N dim"]:
@@ -84,32 +106,74 @@ def sincos_table(grid_size: tuple[int, ...], dim: int) -> Float[Tensor, "N dim"]
 
 # One table for all grids
 
-Kind = Literal["sincos", "rope"]
+Kind = Literal["sincos", "sincos-half-time", "rope", "rope-vjepa2"]
+
+
+def check_width(kind: Kind, axes: int, dim: int, name: str = "dim") -> None:
+    """Raise unless a kind has positions of this width; of a head's width, if it is rotary.
+
+    `name` is that of the argument that the width comes from.
+    """
+    if kind in ("sincos-half-time", "rope-vjepa2") and axes != 3:
+        argument = "uniform_power=False" if kind == "sincos-half-time" else f"position={kind!r}"
+        raise ValueError(f"{argument}: must come with a grid of 3 axes, got {axes}")
+    if kind == "sincos-half-time" and dim % 8:
+        raise ValueError(f"{name}={dim}: must be a multiple of 8 with uniform_power=False")
+    if kind == "sincos" and dim % (2 * axes) and (axes < 3 or dim % 2 or dim < 10):
+        rule = f"must be a multiple of {2 * axes}" + ", or even and at least 10," * (axes == 3)
+        raise ValueError(f"{name}={dim}: {rule} for sine-cosine positions on {axes} axes")
+    if kind in ("rope", "rope-vjepa2"):
+        least = 6 if kind == "rope-vjepa2" else 2 * axes
+        if dim % 2 or dim < least:
+            raise ValueError(
+                f"head dim {dim} ({name} / num_heads): must be even and at least {least} for "
+                f"rotary positions on {axes} axes"
+            )
+
+
+def _widths(kind: Kind, axes: int, dim: int) -> list[int]:
+    """Widths of the parts of a row that follow the axes in turn.
+
+    These are the features of each axis, or the cosines of each and then its sines. `dim` is that of
+    the model, or of a head for rotary kinds.
+    """
+    if kind == "sincos":
+        width = 2 * -(-dim // (2 * axes))
+        return [*(axes - 1) * [width], dim - (axes - 1) * width]
+    if kind == "sincos-half-time":
+        return [dim // 2, dim // 4, dim // 4]
+    if kind == "rope":
+        pairs = dim // 2
+        return 2 * [pairs // axes + (axis < pairs % axes) for axis in range(axes)]
+    width = 2 * (dim // 6)
+    return 2 * [width, width, dim - 2 * width]  # what does not turn counts with the last axis
 
 
 def diagonal_table(
     kind: Kind, axes: int, dim: int, side: int, device: torch.device | None = None
-) -> Float[Tensor, "rows dim"]:
+) -> Float[Tensor, "rows width"]:
     """Features of the positions on the diagonal up to `side`, in steps of half a patch.
 
     The centres of patches have whole coordinates, those of coarser cells also halves.
     """
     half_steps = torch.arange(2 * side, dtype=torch.float64, device=device) / 2
-    features = rotary_features if kind == "rope" else sincos_features
-    return features(half_steps[:, None].expand(-1, axes), dim)
+    coordinates = half_steps[:, None].expand(-1, axes)
+    if kind == "rope":
+        return rotary_features(coordinates, dim)
+    if kind == "rope-vjepa2":
+        return vjepa2_features(coordinates, dim)
+    return sincos_features(coordinates, dim, kind == "sincos")
 
 
 def grid_table(
-    diagonal: Float[Tensor, "rows dim"], kind: Kind, grid_size: tuple[int, ...], level: int = 0
-) -> Float[Tensor, "N dim"]:
+    diagonal: Float[Tensor, "rows width"], kind: Kind, grid_size: tuple[int, ...], level: int = 0
+) -> Float[Tensor, "N width"]:
     """Features of the centres of all cells of a pyramid level, row-major, from a diagonal table.
 
     It only copies, so the numbers are those of `sincos_features` and `rotary_features`.
     """
-    axes, dim = len(grid_size), diagonal.shape[-1]
-    # Widths of the parts that follow the axes in turn: the features of each axis, or the cosines
-    # of each and then its sines.
-    widths = 2 * _pairs_of_axes(axes, dim) if kind == "rope" else axes * [dim // axes]
+    axes, width = len(grid_size), diagonal.shape[-1]
+    widths = _widths(kind, axes, width // 2 if kind == "rope-vjepa2" else width)
     sides = [-(-side // 2**level) for side in grid_size]  # in cells
     parts = []
     for number, part in enumerate(torch.split(diagonal, widths, dim=-1)):
@@ -136,13 +200,24 @@ def _rows_of_cells(
     return torch.cat([whole, part[last : last + 1]])
 
 
-def rotate(
-    x: Float[Tensor, "b h n head_dim"], table: Float[Tensor, "b n head_dim"]
+def rotate_halves(
+    x: Float[Tensor, "b h n head_dim"], table: Float[Tensor, "#b n head_dim"]
 ) -> Float[Tensor, "b h n head_dim"]:
     """Turn the pairs (first half, second half) of every head by the angles of a rotary table."""
     cos, sin = table.to(x.dtype).unsqueeze(1).chunk(2, dim=-1)
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+def rotate_adjacent(
+    x: Float[Tensor, "b h n head_dim"], table: Float[Tensor, "#b n twice_head_dim"]
+) -> Float[Tensor, "b h n head_dim"]:
+    """Turn the pairs (2i, 2i + 1) of every head by a table with an angle for each feature."""
+    cos, sin = table.to(x.dtype).unsqueeze(1).chunk(2, dim=-1)
+    even, odd = x[..., 0::2], x[..., 1::2]
+    # (x0, x1, x2, x3) becomes (-x1, x0, -x3, x2).
+    turned = torch.stack([-odd, even], dim=-1).flatten(-2)
+    return x * cos + turned * sin
 
 
 def init_sincos_positions(encoder: MaskedViT) -> None:

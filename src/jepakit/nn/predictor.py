@@ -1,7 +1,7 @@
 """Predictor: a narrow vision transformer from context features to predictions at the targets."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal, cast
 
 import torch
@@ -12,29 +12,22 @@ from torch.nn import functional as F
 
 from jepakit._checks import (
     as_bool,
-    as_choice,
-    as_fraction,
     as_grid_size,
     as_int,
-    as_number,
     check_features,
     check_floating,
 )
-from jepakit.nn._blocks import Block
 from jepakit.nn._padding import additive_key_mask, zero_padding
-from jepakit.nn.positions import Kind, diagonal_table, grid_table
+from jepakit.nn._positioned import Positioned
+from jepakit.nn.blocks import Block, drop_path_rates
 from jepakit.tokens import TokenSet
 from jepakit.tokens._arguments import check_positions, check_same_device, check_token_set
 from jepakit.tokens._grid import level_grids
 
 __all__ = ["MaskedPredictor"]
 
-# Grids with sides of up to so many patches are looked up: 4,096 pixels in patches of 16.
-_TABLE_SIDE = 256
-_CPU = torch.device("cpu")
 
-
-class MaskedPredictor(nn.Module):
+class MaskedPredictor(Positioned):
     r"""A narrow vision transformer that predicts target features from context features.
 
     With context features $s_p$, a learned mask token $u$ and position embeddings $e_p$, for every
@@ -42,7 +35,7 @@ class MaskedPredictor(nn.Module):
     \Vert [u + e_p]_{p \in T}))$, restricted to $T$. Padding in either set is masked as a key and
     comes out as zeros.
 
-    Fixed positions (`"sincos"`, `"rope"`) count patches from the first one of each axis, on any
+    Fixed positions (all but `"learned"`) count patches from the first one of each axis, on any
     grid: a larger one has more rows and columns, and none is interpolated. So with one level the
     sets of a call may lie on any grid with as many axes as `grid_size`, both on the same one, and
     images of several sizes share one predictor.
@@ -65,7 +58,9 @@ class MaskedPredictor(nn.Module):
         drop_path: Probability, below 1, that a residual branch of the last block is dropped in
             training. It rises linearly from 0 at the first block.
         position: `"sincos"` adds a fixed table, `"learned"` a learned one, `"rope"` rotates queries
-            and keys.
+            and keys; `"rope-vjepa2"` rotates them as the published V-JEPA 2 does, on three axes.
+        uniform_power: Whether all axes have the same share of the features of `"sincos"`. False
+            gives the first of three axes half of them and the others a quarter each.
         joint: Predict all target blocks of a sample in one sequence, where they attend to each
             other, instead of each block in a sequence of its own.
         num_levels: Number of pyramid levels, including the finest, `grid_size`. Sides are halved
@@ -108,70 +103,54 @@ class MaskedPredictor(nn.Module):
         num_heads: int = 12,
         mlp_ratio: float = 4.0,
         drop_path: float = 0.0,
-        position: Literal["sincos", "rope", "learned"] = "sincos",
+        position: Literal["sincos", "rope", "rope-vjepa2", "learned"] = "sincos",
+        uniform_power: bool = True,
         joint: bool = False,
         num_levels: int = 1,
         out_dim: int | None = None,
     ) -> None:
         super().__init__()
-        self.grid_size = as_grid_size("grid_size", grid_size)
-        self.grid_sizes = level_grids(self.grid_size, num_levels)
+        grid_sizes = level_grids(as_grid_size("grid_size", grid_size), num_levels)
         encoder_dim = as_int("encoder_dim", encoder_dim, minimum=1)
         out_dim = encoder_dim if out_dim is None else as_int("out_dim", out_dim, minimum=1)
         dim = as_int("predictor_embed_dim", predictor_embed_dim, minimum=1)
         depth = as_int("depth", depth, minimum=1)
         num_heads = as_int("num_heads", num_heads, minimum=1)
-        mlp_ratio = as_number("mlp_ratio", mlp_ratio, positive=True)
-        drop_path = as_fraction("drop_path", drop_path, open_high=True)
-        self.position = as_choice("position", position, ("sincos", "rope", "learned"))
+        rates = drop_path_rates(drop_path, depth)
         self.joint = as_bool("joint", joint)
         if dim % num_heads:
             raise ValueError(f"num_heads={num_heads}: must divide predictor_embed_dim={dim}")
-        if int(dim * mlp_ratio) < 1:
-            raise ValueError(f"mlp_ratio={mlp_ratio}: must leave the MLP at least one hidden unit")
-        if drop_path > 0 and depth == 1:
-            raise ValueError(f"drop_path={drop_path}: must be 0 with depth=1")
 
         self.embed = nn.Linear(encoder_dim, dim)
         self.mask_token = nn.Parameter(torch.zeros(dim))
-        self._head_dim = dim // num_heads
-        if position == "learned":
-            # A row for each position of each level, the finest first: for 4 x 4 patches and 2
-            # levels, rows 0 to 15 are the patches and rows 16 to 19 the 2 x 2 cells.
-            num_rows = sum(math.prod(grid) for grid in self.grid_sizes)
-            self.position_table = nn.Parameter(torch.zeros(num_rows, dim))
-        else:
-            # A row for each coordinate, for all grids. It follows from the arguments and is not
-            # part of a checkpoint.
-            self.register_buffer("position_table", self._fixed_table(), persistent=False)
+        self._add_positions(
+            position,
+            grid_sizes,
+            dim,
+            num_heads,
+            uniform_power=uniform_power,
+            dim_name="predictor_embed_dim",
+        )
         if len(self.grid_sizes) > 1:
             self.level_embedding = nn.Parameter(torch.zeros(len(self.grid_sizes), dim))
-        rates = [drop_path * i / max(1, depth - 1) for i in range(depth)]
-        self.blocks = nn.ModuleList(Block(dim, num_heads, mlp_ratio, rate) for rate in rates)
+        self.blocks = nn.ModuleList(
+            Block(
+                dim,
+                num_heads,
+                mlp_ratio=mlp_ratio,
+                drop_path=rate,
+                rotary_pairs=self._rotary_pairs,
+            )
+            for rate in rates
+        )
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.proj = nn.Linear(dim, out_dim)
         self._initialise()
 
-    def _fixed_table(self, device: torch.device | None = None, side: int = 0) -> Tensor:
-        width = self._head_dim if self.position == "rope" else self.embed.out_features
-        longest = max(side, _TABLE_SIDE, *self.grid_size)
-        kind = cast(Kind, self.position)
-        return diagonal_table(kind, len(self.grid_size), width, longest, device)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MaskedPredictor":
-        # `to`, `half`, `to_empty` and the like end here. A fixed table is in no checkpoint, so it
-        # is computed anew: after `to_empty` on a module from the meta device it would hold
-        # arbitrary values, and after a conversion to half precision and back it would stay rounded.
-        before = self._buffers.get("position_table")  # None where it is learned
-        with torch.no_grad():
-            # A table that the user has replaced is left alone.
-            is_ours = before is not None and (
-                before.is_meta or before.equal(self._fixed_table(_CPU).to(before))
-            )
-            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-            if is_ours and not self.position_table.is_meta:
-                self.position_table.copy_(self._fixed_table(_CPU))
-        return self
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """With `enable`, compute blocks again in the backward pass and keep no activations."""
+        for block in self.blocks:
+            cast(Block, block).set_grad_checkpointing(enable)
 
     def _initialise(self) -> None:
         for module in self.modules():
@@ -212,7 +191,7 @@ class MaskedPredictor(nn.Module):
             table = self._position_rows(targets.grid_size, target_level)
         target_positions = F.embedding(targets.idx, table)
         rotary = None
-        if self.position == "rope":
+        if self._is_rotary:
             rotary = self._join(context_positions, target_positions).to(dtype)
         else:
             visible, hidden = visible + context_positions, hidden + target_positions
@@ -280,22 +259,6 @@ class MaskedPredictor(nn.Module):
             "for any grid, build the predictor with position='sincos' or 'rope' and num_levels=1"
         )
 
-    @property
-    def _takes_any_grid(self) -> bool:
-        return self.position != "learned" and len(self.grid_sizes) == 1
-
-    def _position_rows(self, grid_size: tuple[int, ...], level: int) -> Float[Tensor, "N width"]:
-        """Rows of the position table for all positions of a grid."""
-        if self.position == "learned":
-            first = sum(math.prod(grid) for grid in self.grid_sizes[:level])
-            return self.position_table[first : first + math.prod(grid_size)]
-        finest = grid_size if self._takes_any_grid else self.grid_size
-        table = self.position_table
-        # Each side on its own: with `max`, torch 2.6 compiles 12 x 16 and 16 x 12 patches apart.
-        if any(2 * side > len(table) for side in finest):
-            table = self._fixed_table(_CPU, max(finest)).to(table)
-        return grid_table(table, self.position, finest, level)
-
     def _check(self, features: Tensor, context: TokenSet, targets: TokenSet) -> None:
         check_token_set("context", context, like="masks.context")
         check_token_set("targets", targets, like="masks.targets")
@@ -318,4 +281,4 @@ class MaskedPredictor(nn.Module):
         """Arguments that the submodules do not show."""
         levels = len(self.grid_sizes)
         choices = f"position={self.position!r}, joint={self.joint}, num_levels={levels}"
-        return f"grid_size={self.grid_size}, {choices}"
+        return f"grid_size={self.grid_size}, {choices}, uniform_power={self.uniform_power}"

@@ -1,5 +1,6 @@
 """`plot_curves`: metrics over training."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +12,20 @@ if TYPE_CHECKING:
 
 __all__ = ["plot_curves"]
 
+_FEW_POINTS = 40  # so many are marked one by one
+
 
 def plot_curves(
     curves: Mapping[str, Sequence[tuple[float, float]]], *, xlabel: str = "step"
 ) -> "Figure":
-    """Plot metrics over training, one panel each.
+    """Plot metrics over training on one sheet, a panel each, over a common horizontal axis.
+
+    Up to three panels are side by side, more in two columns. The last value is written beside its
+    point.
 
     Args:
-        curves: For each panel's title, points (step, value) in order.
+        curves: For each panel's title, points (step, value) in order, such as loss, effective rank,
+            feature std and the accuracy of nearest neighbours. Steps may differ between panels.
         xlabel: Label of the horizontal axes.
 
     Raises:
@@ -35,12 +42,34 @@ def plot_curves(
     if not curves:
         raise ValueError("curves={}: must hold at least one curve")
     lines = [_as_steps_and_values(title, points) for title, points in curves.items()]
-    figure, axes = new_figure(1, len(curves), 4.2 * len(curves), 3.0)
-    for ax, title, (steps, values) in zip(axes.flat, curves, lines, strict=True):
-        ax.plot(steps, values, color="#0072B2", lw=1.2)
+    columns = len(curves) if len(curves) <= 3 else 2
+    rows = math.ceil(len(curves) / columns)
+    size = 4.2 * columns, 2.6 * rows + 0.3
+    figure, axes = new_figure(rows, columns, *size, sharex=True)
+    panels = list(axes.flat)
+    for ax, title, (steps, values) in zip(panels, curves, lines, strict=False):
+        marker = "o" if len(steps) <= _FEW_POINTS else None
+        ax.plot(steps, values, color="#0072B2", lw=1.6, marker=marker, markersize=3)
         ax.set_title(title)
-        ax.set_xlabel(xlabel)
+        if values:
+            ax.annotate(
+                f"{values[-1]:.3g}",
+                (steps[-1], values[-1]),
+                xytext=(5, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize="small",
+                color="#0072B2",
+            )
+        ax.margins(x=0.12)  # room for the last value
         ax.grid(alpha=0.3)
+        ax.spines[["top", "right"]].set_visible(False)
+    for ax in panels[len(curves) :]:
+        ax.remove()
+    # Labels below the lowest panel of each column, which need not be in the last row.
+    for ax in panels[max(0, len(curves) - columns) : len(curves)]:
+        ax.set_xlabel(xlabel)
+        ax.tick_params(labelbottom=True)
     return figure
 
 

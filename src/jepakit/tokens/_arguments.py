@@ -40,3 +40,16 @@ def check_positions(name: str, tokens: TokenSet, features: Tensor) -> None:
             f"{tuple(features.shape)}, so be {tuple(features.shape[:2])}"
         )
     check_same_device(name, tokens, "features", features)
+
+
+def check_context(context: TokenSet, grid_size: tuple[int, ...], name: str, inputs: Tensor) -> None:
+    """Raise unless an encoder's context `[batch, n]` fits its inputs and their grid."""
+    check_token_set("context", context, like="masks.context")
+    if context.grid_size != grid_size:
+        raise ValueError(
+            f"context is on the grid {context.grid_size}: must be on the {name}' grid {grid_size}"
+        )
+    if context.idx.dim() != 2 or len(context.idx) != len(inputs):
+        size = tuple(context.shape)
+        raise ValueError(f"context {size}: must be [batch, n] of the batch size {len(inputs)}")
+    check_same_device("context", context, name, inputs)

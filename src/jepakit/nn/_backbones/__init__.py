@@ -17,6 +17,13 @@ def adapt(model: Any, mask_mode: str) -> Backbone:
             "backbone: must be a model, such as timm.create_model('vit_small_patch16_224', "
             f"num_classes=0), got {type_name(model)}"
         )
+    embed = getattr(model, "patch_embed", None)
+    if isinstance(embed, nn.Module) and any(isinstance(m, nn.Conv3d) for m in embed.modules()):
+        raise UnsupportedBackboneError(
+            f"backbone={type(model).__name__}: its patch_embed holds a Conv3d, but MaskedViT takes "
+            "images; for clips, jepakit.nn.TokenViT takes embed=Tubelets(...), and "
+            "TokenViT.inflate(timm_vit) takes the weights of an image model"
+        )
     # timm takes seconds to import; who has a timm model has imported it already.
     from jepakit.nn._backbones.layout import Layout, layout_of
     from jepakit.nn._backbones.naflex import NaFlexBackbone

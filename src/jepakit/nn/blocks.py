@@ -1,0 +1,192 @@
+"""`Block`: a pre-norm transformer block with key masks and rotary positions."""
+
+from collections import OrderedDict
+from typing import Any, Literal, cast
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from jepakit._checks import as_bool, as_choice, as_fraction, as_int, as_number
+from jepakit.nn.positions import rotate_adjacent, rotate_halves
+
+__all__ = ["Block"]
+
+Features = Float[Tensor, "b n d"]
+KeyMask = Float[Tensor, "#b 1 1 n"]
+Rotary = Float[Tensor, "#b n width"]
+RotaryPairs = Literal["halves", "adjacent"]
+
+
+class Block(nn.Module):
+    r"""Multi-head attention and a two-layer MLP, each behind a norm and on a residual branch.
+
+    $$x' = x + \gamma_1\,\mathrm{attn}(\mathrm{norm}_1(x)), \qquad
+        y = x' + \gamma_2\,\mathrm{mlp}(\mathrm{norm}_2(x'))$$
+
+    The block of `TokenViT` and `MaskedPredictor`. Attention runs on torch's fused kernels.
+
+    Args:
+        dim: Width of the features.
+        num_heads: Attention heads; must divide `dim`.
+        mlp_ratio: Hidden width of the MLP as a multiple of `dim`, rounded down.
+        drop_path: Probability, below 1, that a residual branch of a sample is dropped in training.
+        layer_scale: Initial value of the learned factors $\gamma$ of both branches, one for each
+            feature; None for none.
+        rotary_pairs: The features of a head that a rotary table turns together: `"halves"`, i and
+            i + d / 2, or `"adjacent"`, 2i and 2i + 1.
+
+    Raises:
+        ValueError: If `num_heads` does not divide `dim`.
+
+    Example:
+        >>> import torch
+        >>> from jepakit.nn import Block
+        >>> block = Block(64, num_heads=4)
+        >>> x = torch.randn(2, 10, 64)
+        >>> block(x).shape
+        torch.Size([2, 10, 64])
+        >>> padding = torch.zeros(2, 1, 1, 10)
+        >>> padding[0, ..., 7:] = -torch.inf  # three entries of the first sample are padding
+        >>> block(x, padding).shape
+        torch.Size([2, 10, 64])
+
+    Source:
+        Dosovitskiy et al., ViT (arXiv:2010.11929); names and defaults of timm's `Block`, with an
+        epsilon of 1e-6 in the norms. Differences: rotary positions, and no dropout.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.0,
+        layer_scale: float | None = None,
+        rotary_pairs: RotaryPairs = "halves",
+    ) -> None:
+        super().__init__()
+        dim = as_int("dim", dim, minimum=1)
+        num_heads = as_int("num_heads", num_heads, minimum=1)
+        hidden = int(dim * as_number("mlp_ratio", mlp_ratio, positive=True))
+        if dim % num_heads:
+            raise ValueError(f"num_heads={num_heads}: must divide dim={dim}")
+        if hidden < 1:
+            raise ValueError(f"mlp_ratio={mlp_ratio}: must leave the MLP at least one hidden unit")
+        rotary_pairs = as_choice("rotary_pairs", rotary_pairs, ("halves", "adjacent"))
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = Attention(dim, num_heads, rotary_pairs)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        layers = {"fc1": nn.Linear(dim, hidden), "act": nn.GELU(), "fc2": nn.Linear(hidden, dim)}
+        self.mlp = nn.Sequential(OrderedDict(layers))
+        self.ls1: nn.Module = nn.Identity()
+        self.ls2: nn.Module = nn.Identity()
+        if layer_scale is not None:
+            value = as_number("layer_scale", layer_scale)
+            self.ls1, self.ls2 = LayerScale(dim, value), LayerScale(dim, value)
+        self.drop_path = DropPath(as_fraction("drop_path", drop_path, open_high=True))
+        self.grad_checkpointing = False
+
+    def forward(
+        self,
+        x: Features,
+        key_mask: KeyMask | None = None,
+        rotary: Rotary | None = None,
+        first: int = 0,
+    ) -> Float[Tensor, "b m d"]:
+        """The block's output for the entries from `first` on, which attend to all entries.
+
+        Args:
+            x: Features of all entries.
+            key_mask: Added to the attention scores of each key: 0 for a key that takes part, -inf
+                for padding. At least one key of a sample must take part.
+            rotary: Cosines of the angles by which the pairs of a head turn at each entry, then
+                their sines: one for each pair with `rotary_pairs="halves"`, one for each feature
+                with `"adjacent"`. None for no rotary positions.
+            first: Number of entries in front whose output is not needed.
+        """
+        if self.grad_checkpointing and torch.is_grad_enabled():
+            out: Any = checkpoint(self._run, x, key_mask, rotary, first, use_reentrant=False)
+            return cast(Tensor, out)
+        return self._run(x, key_mask, rotary, first)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """With `enable`, compute the block again in the backward pass and keep no activations."""
+        self.grad_checkpointing = as_bool("enable", enable)
+
+    def _run(
+        self, x: Features, key_mask: KeyMask | None, rotary: Rotary | None, first: int
+    ) -> Float[Tensor, "b m d"]:
+        attended = self.attn(self.norm1(x), key_mask, rotary, first)
+        if first > 0:
+            x = x[:, first:]
+        x = x + self.drop_path(self.ls1(attended))
+        return cast(Tensor, x + self.drop_path(self.ls2(self.mlp(self.norm2(x)))))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with optional rotary positions."""
+
+    def __init__(self, dim: int, num_heads: int, rotary_pairs: RotaryPairs = "halves") -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.rotary_pairs = rotary_pairs
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(
+        self, x: Features, key_mask: KeyMask | None, rotary: Rotary | None, first: int = 0
+    ) -> Float[Tensor, "b m d"]:
+        """Features of the entries from `first` on, which attend to all entries."""
+        qkv = rearrange(self.qkv(x), "b n (qkv h d) -> qkv b h n d", qkv=3, h=self.num_heads)
+        q, k, v = qkv.unbind(0)
+        if rotary is not None:
+            rotate = rotate_halves if self.rotary_pairs == "halves" else rotate_adjacent
+            q, k = rotate(q, rotary), rotate(k, rotary)
+        if first > 0:
+            q = q[:, :, first:]
+        heads = F.scaled_dot_product_attention(q, k, v, attn_mask=key_mask)
+        return cast(Tensor, self.proj(rearrange(heads, "b h n d -> b n (h d)")))
+
+    def extra_repr(self) -> str:
+        return f"num_heads={self.num_heads}, rotary_pairs={self.rotary_pairs!r}"
+
+
+class LayerScale(nn.Module):
+    """A learned factor for each feature."""
+
+    def __init__(self, dim: int, value: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), value))
+
+    def forward(self, x: Features) -> Features:
+        return x * self.gamma
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: drops a residual branch of whole samples in training, scales the others."""
+
+    def __init__(self, prob: float) -> None:
+        super().__init__()
+        self.prob = prob
+
+    def forward(self, x: Features) -> Features:
+        if self.prob == 0.0 or not self.training:
+            return x
+        keep = 1.0 - self.prob
+        return x * (x.new_empty(len(x), 1, 1).bernoulli_(keep) / keep)
+
+    def extra_repr(self) -> str:
+        return f"prob={self.prob}"
+
+
+def drop_path_rates(drop_path: float, depth: int) -> list[float]:
+    """Rates of the blocks, rising linearly from 0 at the first one."""
+    drop_path = as_fraction("drop_path", drop_path, open_high=True)
+    if drop_path > 0 and depth == 1:
+        raise ValueError(f"drop_path={drop_path}: must be 0 with depth=1")
+    return [drop_path * i / max(1, depth - 1) for i in range(depth)]
