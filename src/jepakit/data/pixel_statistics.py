@@ -66,7 +66,7 @@ class PixelStatistics:
         indices = stratified_indices(size, as_int("num_images", num_images, minimum=1))
         if not indices:
             raise ValueError("dataset: must hold at least one image, is empty")
-        images = []
+        images: list[Tensor] = []
         for index in indices:
             image = dataset[index][0]
             check_tensor(f"image {index} of the dataset", image, torch.uint8)
