@@ -240,7 +240,9 @@ def test_folders_with_too_few_images(tmp_path):
         load_images(tmp_path, image_size=8)
     (tmp_path / "a").mkdir()
     (tmp_path / "a/notes.txt").touch()
-    (tmp_path / "a/._1.jpg").touch()  # macOS writes such files
+    (tmp_path / "a/._1.jpg").touch()  # macOS writes such files, and Jupyter such folders
+    (tmp_path / "a/.ipynb_checkpoints").mkdir()
+    (tmp_path / "a/.ipynb_checkpoints/1.jpg").touch()
     with pytest.raises(ValueError, match="holds none"):
         load_images(tmp_path, image_size=8)
     folders(tmp_path, {".": "a"}, count=1)

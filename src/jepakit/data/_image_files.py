@@ -63,6 +63,7 @@ def _images_below(root: Path) -> list[str]:
     return [
         os.path.join(folder, name)
         for folder, _, names in sorted(os.walk(root, followlinks=True))
+        if not any(map(_is_hidden, Path(folder).relative_to(root).parts))
         for name in sorted(names)
         if _is_image(name)
     ]
@@ -73,7 +74,8 @@ def _is_image(name: str) -> bool:
 
 
 def _is_hidden(name: str) -> bool:
-    return name.startswith(".")  # such as macOS's ._1.jpg beside 1.jpg, which is no image
+    # macOS writes ._1.jpg beside 1.jpg, which is no image, and Jupyter copies into a hidden folder.
+    return name.startswith(".")
 
 
 def read_image(
