@@ -61,6 +61,7 @@ LOSSES = {
     "l1": jepakit.masked_l1,
     "cosine": jepakit.masked_cosine,
 }
+CENTRED = {"whiten": "whiten", "centre": "channel"}  # scale of TargetCentering
 # (loss, normalisation of the targets): one that learns in minutes, that of I-JEPA's published code
 # and that of its paper.
 RECIPES = {"short": ("mse", "whiten"), "code": ("smooth_l1", "layer"), "paper": ("mse", "none")}
@@ -103,7 +104,9 @@ def main() -> None:
         init_sincos_positions(encoder)
     untrained = copy.deepcopy(student).eval()
     teacher = jepakit.EMATeacher(encoder, jepakit.linear(*args.momentum, steps=steps))
-    centre = TargetCentering(encoder.grid_size, encoder.embed_dim, scale="whiten").to(device)
+    centre = TargetCentering(
+        encoder.grid_size, encoder.embed_dim, scale=CENTRED.get(args.target_norm, "none")
+    ).to(device)
     sampler = make_sampler(encoder.grid_size, args)
     optimizer = torch.optim.AdamW(param_groups(student, args.weight_decay), betas=(0.9, 0.95))
     lr = jepakit.warmup_cosine(args.lr, args.lr / 100, warmup_steps=steps // 10, steps=steps)
@@ -111,7 +114,7 @@ def main() -> None:
     loss_fn = LOSSES[args.loss]
 
     def normalize_features(features: Tensor) -> Tensor:
-        if args.target_norm == "whiten":  # against targets that are functions of position alone
+        if args.target_norm in CENTRED:  # against targets that are functions of position alone
             return centre(features)
         return jepakit.normalize_targets(features, args.target_norm)
 
@@ -385,11 +388,11 @@ def parse_args() -> argparse.Namespace:
         "--target-norm",
         None,
         "normalisation of the targets, instead of the recipe's",
-        choices=("whiten", "layer", "l2", "none"),
+        choices=(*CENTRED, "layer", "l2", "none"),
     )
     add("--vicreg-weight", 0.0, "weight of VICReg on mean features, added to the loss (C-JEPA)")
     add("--momentum", (0.98, 1.0), "teacher momentum at the first and the last step")
-    add("--epochs", 16, "passes over the data")
+    add("--epochs", 12, "passes over the data")
     add("--steps", None, "number of steps, instead of --epochs", type=int)
     add("--batch-size", 64, "images per step")
     add("--lr", 2e-3, "peak learning rate")
