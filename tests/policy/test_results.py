@@ -60,7 +60,7 @@ def test_the_numbers_of_the_readme_are_those_of_a_run() -> None:
 
 
 def test_the_demo_shows_that_something_was_learned() -> None:
-    """Trap: a demo that looks like a collapse. Each seed is far above its start and above pixels."""
+    """Trap: a demo that looks like a collapse. Each seed is far above its start and pixels."""
     row = json.loads((ROOT / "benchmarks/results/textures-ijepa.json").read_text())["rows"][0]
     assert len(row["trained"]) >= 3
     for pixels, before, after in zip(row["raw"], row["untrained"], row["trained"], strict=True):
