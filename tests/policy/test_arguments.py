@@ -239,6 +239,7 @@ CASES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
             "num_heads": 2,
             "mlp_ratio": 2.0,
             "drop_path": 0.5,
+            "num_mask_tokens": 2,
             "num_levels": 2,
             "out_dim": 8,
         },

@@ -306,6 +306,11 @@ def _predictor_tensors(predictor: MaskedPredictor, *, any_grid: bool) -> dict[st
             f"predictor: has {levels} levels and predictions of width {out_width} from features of "
             f"width {width}; the published layout has one level and one width"
         )
+    if predictor.num_mask_tokens > 1:
+        raise ValueError(
+            f"predictor: has num_mask_tokens={predictor.num_mask_tokens}; the published layout has "
+            "one mask token"
+        )
     if predictor.position not in ("sincos", "learned"):
         raise ValueError(
             f"predictor: position={predictor.position!r} has no place in the published layout; "
@@ -316,7 +321,7 @@ def _predictor_tensors(predictor: MaskedPredictor, *, any_grid: bool) -> dict[st
     tensors = {}
     for key, tensor in tensors_of("predictor", predictor).items():
         if key == "mask_token":
-            tensors[key] = tensor[None, None]
+            tensors[key] = tensor[None]
         elif key == "position_table":
             tensors[_TABLE] = tensor[None]
         else:
