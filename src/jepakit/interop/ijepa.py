@@ -30,6 +30,7 @@ from jepakit.interop._weights import (
     match,
     read_checkpoint,
     state_of,
+    teacher_step,
     tensors_of,
     unwrapped,
 )
@@ -110,7 +111,7 @@ def load_ijepa(
     if encoder is None and predictor is None and teacher is None:
         raise ValueError("encoder, predictor, teacher: at least one must be given")
     checkpoint = read_checkpoint(checkpoint)
-    step = _teacher_step(checkpoint, teacher, steps_per_epoch)
+    step = teacher_step(checkpoint, teacher, steps_per_epoch)
     assignments: list[Assignment] = []
     done: list[Adaptation] | None = [] if as_bool("adapt", adapt) else None
     if encoder is not None:
@@ -177,19 +178,6 @@ def ijepa_checkpoint(
         for key, state in tensors.items()
     }
     return states | {"epoch": epoch}
-
-
-def _teacher_step(
-    checkpoint: Mapping[str, Any], teacher: nn.Module | None, steps_per_epoch: int | None
-) -> int | None:
-    if steps_per_epoch is None:
-        return None
-    steps_per_epoch = as_int("steps_per_epoch", steps_per_epoch, minimum=1)
-    if teacher is None:
-        raise ValueError(f"steps_per_epoch={steps_per_epoch}: must come with a teacher")
-    if "epoch" not in checkpoint:
-        raise ValueError(f"steps_per_epoch={steps_per_epoch}: the checkpoint has no 'epoch'")
-    return steps_per_epoch * as_int("checkpoint['epoch']", checkpoint["epoch"], minimum=0)
 
 
 # The encoder
