@@ -33,7 +33,7 @@ def encoder_tensors(name: str, encoder: TokenViT, *, rotary: bool) -> dict[str, 
     if not isinstance(unwrap(encoder.embed), Tubelets):
         kind = type(unwrap(encoder.embed)).__name__
         raise ValueError(f"{name}: has embed={kind}, the published encoder Tubelets")
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for key, tensor in tensors_of(name, encoder).items():
         if key == "position_table":
             tensors[ENCODER_TABLE] = tensor[None]
@@ -47,7 +47,7 @@ def encoder_tensors(name: str, encoder: TokenViT, *, rotary: bool) -> dict[str, 
 def predictor_tensors(name: str, predictor: MaskedPredictor, *, rotary: bool) -> dict[str, Tensor]:
     """As `encoder_tensors`, of a predictor; every mask token is a tensor of its own."""
     _check_positions(name, predictor, rotary=rotary)
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for key, tensor in tensors_of(name, predictor).items():
         if key == "mask_token":
             tensors |= {f"mask_tokens.{i}": row[None, None] for i, row in enumerate(tensor)}
