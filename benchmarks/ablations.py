@@ -1,72 +1,72 @@
 """Ablations of I-JEPA: one setting changed at a time, over several seeds.
 
-    python benchmarks/ablations.py --data fashion_mnist.npz --runs runs/ablations --images 40000 \
-        --only sampler --seeds 0 1 2 3 4 --write benchmarks/results/ablation_sampler.json
+    python benchmarks/ablations.py --data textures --runs runs/ablations --only targets context \
+        --seeds 0 1 2 3 4 --write benchmarks/results/ablations.json
 
 Every row is trained on as many images as the baseline, in the same order, from the same initial
 weights. Differences from the baseline are paired by seed, with a 95 % interval of Student's t.
 """
 
+import statistics
 from typing import Any
 
-from runs import arguments, cells, interval, run_all, save, scores
+from runs import arguments, cells_with_std, interval, run_all, save, scores, unbroken
 
-BATCH = 32
-# Three targets, since 8 x 8 patches leave few places for four. Short runs need a teacher that moves
-# fast, and fixed position embeddings instead of learned ones.
-BASE = [
-    *("--image-size", "32", "--patch-size", "4", "--batch-size", str(BATCH)),
-    *("--num-targets", "3", "--momentum", "0.98", "1", "--positions", "sincos", "--device", "cpu"),
-    *("--eval-images", "3000"),
-]
-_FOUR = ["--num-targets", "4"]
-_LARGER = ["--image-size", "40"]
+BATCH = 64
+BASE = ["--device", "cpu", "--batch-size", str(BATCH), "--eval-images", "2000"]
+# 12 x 12 patches: on 8 x 8 the published sampler would never end, its blocks are too large.
+_FINER = ["--patch-size", "4", "--num-targets", "4", "--target-scale", "0.15", "0.2"]
 # The rows of a group are compared with its first row.
 GROUPS: dict[str, dict[str, list[str]]] = {
-    # On 8 x 8 patches the published sampler would never end: its blocks need more than 10 patches.
-    "sampler": {
-        "MultiBlockMask, 10 x 10 patches": _LARGER,
-        "published sampler": [*_LARGER, "--sampler", "reference"],
+    "targets": {
+        "centred and whitened, MSE": [],
+        "centred, std 1 per channel, MSE": ["--target-norm", "centre"],
+        "layer norm, MSE": ["--target-norm", "layer"],
+        "layer norm, smooth L1 (published code)": ["--recipe", "code"],
+        "as they are, MSE (paper)": ["--recipe", "paper"],
     },
-    # With three targets the minimum has hardly any effect on so small a grid.
-    "least context, 4 targets": {
-        "0.25": _FOUR,
-        "0.15": [*_FOUR, "--min-context-coverage", "0.15"],
-        "0.4": [*_FOUR, "--min-context-coverage", "0.4"],
+    "context": {
+        "fixed length, nearest to a patch": [],
+        "fixed length, random": ["--context-subset", "random"],
+        "trimmed to the shortest, random": [
+            *("--context-length", "trim", "--context-subset", "random"),
+        ],
+        "padded": ["--context-length", "pad"],
     },
-    "context length": {
-        "trim, random": [],
-        "trim, nearest": ["--context-subset", "nearest"],
-        "fixed, random": ["--context-length", "fixed"],
-        "fixed, nearest": ["--context-length", "fixed", "--context-subset", "nearest"],
-        "pad": ["--context-length", "pad"],
+    "initial weights": {
+        "Xavier": [],
+        "std 0.02": ["--init", "normal"],
     },
-    "target blocks": {
-        "each on its own": [],
-        "together": ["--joint"],
+    "images": {
+        "each standardised": [],
+        "by the statistics of the data": ["--standardise", "dataset"],
     },
     "momentum": {
         "0.98 to 1": [],
+        "0.95 to 1": ["--momentum", "0.95", "1"],
         "0.996 to 1": ["--momentum", "0.996", "1"],
-        "0.98 throughout": ["--momentum", "0.98", "0.98"],
     },
-    "targets": {
-        "as they are, MSE": [],
-        "layer norm, MSE": ["--target-norm", "layer"],
-        "layer norm, smooth L1": ["--recipe", "code"],
+    "target blocks": {
+        "3, jointly": [],
+        "3, each on its own": ["--separate"],
+        "1": ["--num-targets", "1"],
+        "2": ["--num-targets", "2"],
+    },
+    "sampler, 12 x 12 patches": {
+        "MultiBlockMask": _FINER,
+        "published sampler": [*_FINER, "--sampler", "reference"],
     },
     "predictor": {
-        "3 blocks of 64": [],
+        "2 blocks of 64": [],
         "1 block": ["--predictor-depth", "1"],
-        "6 blocks": ["--predictor-depth", "6"],
+        "4 blocks": ["--predictor-depth", "4"],
         "32 wide": ["--predictor-width", "32"],
-        "128 wide": ["--predictor-width", "128"],
     },
 }
 
 
 def main() -> None:
-    parser = arguments(__doc__.split("\n")[0], images=20_000)
+    parser = arguments(__doc__.split("\n")[0], images=64_000)
     parser.add_argument(
         "--only", nargs="+", choices=GROUPS, default=list(GROUPS), help="groups of rows"
     )
@@ -89,8 +89,6 @@ def main() -> None:
         runs = [results[key, seed] for seed in args.seeds]
         row: dict[str, Any] = {"group": group, "name": name, "options": [*BASE, *options]}
         row |= {"steps": args.images // BATCH, "seconds": [run["seconds"] for run in runs]}
-        settings = runs[0]["settings"]
-        row["patches_per_side"] = settings["image_size"] // settings["patch_size"]
         rows.append(row | scores(runs))
     save(args, rows, table)
 
@@ -98,22 +96,22 @@ def main() -> None:
 def table(rows: list[dict[str, Any]]) -> str:
     """Means and ranges over the seeds, and paired differences from the group's first row."""
     lines = [
-        "| | | kNN-20 | linear probe | effective rank | kNN - first row | linear - first row |",
-        "|---|---|---|---|---|---|---|",
+        "| | | untrained: kNN / linear | kNN-20 | linear probe | effective rank | feature std "
+        "| kNN - first row | linear - first row |",
+        "|---|---|---|---|---|---|---|---|---|",
+        f"| raw pixels | | | {cells_with_std(rows[0]['raw'][:1])} | | |",
     ]
-    for side, row in sorted({row["patches_per_side"]: row for row in reversed(rows)}.items()):
-        size = f"{side} x {side} patches"
-        lines += [
-            f"| raw pixels | {size} | {cells(row['raw'][:1])} | | |",
-            f"| untrained encoder | {size} | {cells(row['untrained'])} | | |",
-        ]
     firsts: dict[str, list[Any]] = {}
     for row in rows:
         base = firsts.setdefault(row["group"], row["trained"])
         pairs = list(zip(row["trained"], base, strict=True))
         gains = [interval([ours[i] - theirs[i] for ours, theirs in pairs]) for i in (0, 1)]
         is_first = base is row["trained"]
-        head = [row["group"] if is_first else "", row["name"], cells(row["trained"])]
+        before = " / ".join(
+            f"{100 * statistics.mean(run[kind] for run in row['untrained']):.1f}" for kind in (0, 1)
+        )
+        head = [row["group"] if is_first else "", row["name"], unbroken(f"{before} %")]
+        head.append(cells_with_std(row["trained"]))
         lines.append(f"| {' | '.join([*head, *(['', ''] if is_first else gains)])} |")
     return "\n".join(lines)
 

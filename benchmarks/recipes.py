@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from runs import ROOT, cells, run_all, save, scores, spread
+from runs import ROOT, cells_with_std, run_all, save, scores, spread
 
 RECIPES = ROOT / "benchmarks" / "recipes"
 RESULTS = ROOT / "benchmarks" / "results"
@@ -121,31 +121,25 @@ def table(rows: list[dict[str, Any]]) -> str:
         "| | encoder | epochs | seeds | kNN-20 | linear probe | effective rank | feature std "
         "| minutes |",
         "|---|---|---|---|---|---|---|---|---|",
-        f"| raw pixels | | | | {_cells(rows[0]['raw'][:1])} | |",
+        f"| raw pixels | | | | {cells_with_std(rows[0]['raw'][:1])} | |",
     ]
     starts = {}
     for each in rows:
         sincos = ", positions as sines and cosines" if "sincos" in each["options"] else ""
         starts.setdefault((f"untrained{sincos}", each["architecture"]), each["untrained"])
     lines += [
-        f"| {name} | {encoder} | 0 | {len(runs)} | {_cells(runs)} | |"
+        f"| {name} | {encoder} | 0 | {len(runs)} | {cells_with_std(runs)} | |"
         for (name, encoder), runs in starts.items()
     ]
     for each in rows:
         minutes = spread([seconds / 60 for seconds in each["seconds"]])
         about = f"{each['title']} | {each['architecture']} | {each['epochs']:.1f}"
         runs = each["trained"]
-        lines.append(f"| {about} | {len(runs)} | {_cells(runs)} | {minutes} |")
+        lines.append(f"| {about} | {len(runs)} | {cells_with_std(runs)} | {minutes} |")
         if each["head"]:
             head = spread([100 * accuracy for accuracy in each["head"]], " %")
             lines.append(f"| its classification head | | | | | {head} | | | |")
     return "\n".join(lines)
-
-
-def _cells(runs: list[list[float]]) -> str:
-    """Cells of all scores; results of before the std was measured have none."""
-    stds = [run[3] for run in runs if len(run) > 3]
-    return f"{cells(runs)} | {spread(stds, digits=2) if stds else ''}"
 
 
 def overview() -> str:

@@ -236,6 +236,12 @@ def cells(runs: Sequence[Sequence[float]]) -> str:
     return " | ".join([*percent, spread(rank)])
 
 
+def cells_with_std(runs: Sequence[Sequence[float]]) -> str:
+    """Cells of all scores; results of before the std was measured have none."""
+    stds = [run[3] for run in runs if len(run) > 3]
+    return f"{cells(runs)} | {spread(stds, digits=2) if stds else ''}"
+
+
 def arguments(description: str, *, images: int) -> argparse.ArgumentParser:
     """A parser with the options that all tables share."""
     parser = argparse.ArgumentParser(description=description)

@@ -112,7 +112,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=64, help="width of the encoder")
     parser.add_argument("--depth", type=int, default=4, help="number of encoder blocks")
     parser.add_argument("--heads", type=int, default=2, help="attention heads")
-    parser.add_argument("--epochs", type=int, default=16, help="passes over the data")
+    parser.add_argument("--epochs", type=int, default=12, help="passes over the data")
     parser.add_argument("--steps", type=int, help="number of steps, instead of --epochs")
     parser.add_argument("--batch-size", type=int, default=64, help="images per step")
     parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate")

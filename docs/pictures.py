@@ -29,6 +29,7 @@ from sklearn.datasets import load_sample_images
 from torch.nn import functional as F
 
 from jepakit import MultiBlockMask, RandomMask, TokenSet, plots, schedules
+from jepakit.data import textured_shapes
 from jepakit.diagnostics import effective_rank
 from jepakit.masking import MaskAudit, ReferenceMultiBlockMask, audit_masks
 
@@ -119,6 +120,17 @@ def photograph_crops() -> torch.Tensor:
 def photographs(theme: Theme) -> Figure:
     masks = MultiBlockMask((14, 14))(4, generator=torch.Generator().manual_seed(5))
     return plots.plot_masks(photograph_crops(), masks)
+
+
+def textures(theme: Theme) -> Figure:
+    """Four images of each class, a column each."""
+    images, labels = textured_shapes(200, 1)[0].tensors
+    figure, axes = plt.subplots(4, 10, figsize=(8.4, 3.5))
+    for label, column in enumerate(axes.T):
+        for ax, image in zip(column, images[labels == label], strict=False):
+            ax.imshow(image.permute(1, 2, 0))
+            ax.axis("off")
+    return figure
 
 
 @cache
@@ -307,6 +319,7 @@ PICTURES: dict[str, Callable[[Theme], Figure]] = {
     "frequencies": frequencies,
     "audits": audits,
     "photographs": photographs,
+    "textures": textures,
     "quirks": quirks,
     "schedules": schedule_curves,
     "ranks": ranks,

@@ -6,7 +6,7 @@ predictor of its own, or all levels share one. With `--levels 1` it is I-JEPA; w
 
     python examples/hjepa.py
     python examples/hjepa.py --levels 1 --compare-levels 2 --out ijepa
-    python examples/hjepa.py --levels 3 --patch-size 2 --fusion fpn-concat --seed 1
+    python examples/hjepa.py --levels 3 --patch-size 3 --fusion fpn-concat --seed 1
     python examples/hjepa.py --data path/to/imagefolder --image-size 128 --patch-size 8
 
 At the end it prints the accuracies of every level, before and after training, and saves a picture
@@ -22,6 +22,7 @@ from typing import Any
 
 import timm
 import torch
+import torch.nn.functional as F
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -32,7 +33,12 @@ import jepakit
 from jepakit import MultiBlockMask
 from jepakit.data import PixelStatistics, ResumableBatches, load_images, random_crops
 from jepakit.evaluation import Scores, evaluate
-from jepakit.losses import SoftOptimalWeights, UncertaintyWeights, decay_weights
+from jepakit.losses import (
+    SoftOptimalWeights,
+    TargetCentering,
+    UncertaintyWeights,
+    decay_weights,
+)
 from jepakit.masking import NestedMask
 from jepakit.nn import Level, init_sincos_positions
 from jepakit.optim import param_groups
@@ -57,6 +63,7 @@ def build_student(args: argparse.Namespace, channels: int, size: tuple[int, ...]
     backbone = timm.create_model(
         "vit_tiny_patch16_224", num_classes=0, in_chans=channels, img_size=size,
         patch_size=args.patch_size, embed_dim=args.width, depth=args.depth, num_heads=args.heads,
+        weight_init="jax" if args.init == "xavier" else "",
     )  # fmt: skip
     encoder = jepakit.MaskedViT(backbone)
     if args.positions == "sincos":
@@ -72,12 +79,18 @@ def build_student(args: argparse.Namespace, channels: int, size: tuple[int, ...]
     return Student(encoder, pyramid)
 
 
+def standardise_each(images: Tensor) -> Tensor:
+    """Standardise each channel of each image on its own: brightness and contrast are gone."""
+    return F.instance_norm(images.float() / 255, eps=1e-3)
+
+
 def main() -> None:
     args = parse_args()
     console, out, device = Console(), Path(args.out), torch.device(args.device)
     out.mkdir(parents=True, exist_ok=True)
     train, test = load_images(args.data, image_size=args.image_size)
-    normalize, (channels, *size) = PixelStatistics.from_dataset(train), train[0][0].shape
+    statistics, (channels, *size) = PixelStatistics.from_dataset(train), train[0][0].shape
+    normalize = standardise_each if args.standardise == "image" else statistics
     steps = args.epochs * (len(train) // args.batch_size) if args.steps is None else args.steps
     torch.manual_seed(args.seed)
 
@@ -97,6 +110,13 @@ def main() -> None:
     else:
         predictors = [predictor(grid) for grid in pyramid.grid_sizes]
     predictors = nn.ModuleList(predictors).to(device)
+    if args.init == "xavier":
+        for layer in predictors.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_uniform_(layer.weight)
+    centres = nn.ModuleList(
+        TargetCentering(grid, encoder.embed_dim, scale="whiten") for grid in pyramid.grid_sizes
+    ).to(device)
     # Blocks that are whole on every level, so that no target cell of any level is in the context.
     coarsest = tuple(-(-side // 2 ** (args.mask_levels - 1)) for side in encoder.grid_size)
     sampler = NestedMask(
@@ -104,8 +124,7 @@ def main() -> None:
         MultiBlockMask(
             coarsest,
             num_targets=args.num_targets,
-            context_length="trim",
-            context_subset="random",
+            target_scale=args.target_scale,
         ),
     )
     weights = level_weights(args.weights, args.levels)
@@ -129,7 +148,10 @@ def main() -> None:
             # A level has room for every cell that a context could touch; most of it is padding.
             features, context = student_level.trimmed()
             preds.append(predictor(features, context, target_tokens))
-            target = jepakit.normalize_targets(teacher_features, args.target_norm)
+            if args.target_norm == "whiten":
+                target = centres[level](teacher_features)
+            else:
+                target = jepakit.normalize_targets(teacher_features, args.target_norm)
             targets.append(jepakit.take_tokens(target, target_tokens))
             valids.append(target_tokens.valid)
         loss_fn = LOSSES[args.loss]
@@ -209,10 +231,11 @@ def main() -> None:
 
     # Results
     rows["trained"] = scores()
-    table = Table("", "level", f"kNN-{args.neighbours}", "linear probe", "effective rank")
+    columns = ("level", f"kNN-{args.neighbours}", "linear probe", "effective rank", "feature std")
+    table = Table("", *columns)
     for name, levels in rows.items():
-        for level, (knn, linear, rank) in enumerate(levels):
-            cells = (f"{100 * knn:.1f} %", f"{100 * linear:.1f} %", f"{rank:.1f}")
+        for level, row in enumerate(levels):
+            cells = f"{row.knn:.1%}", f"{row.linear:.1%}", f"{row.rank:.1f}", f"{row.std:.2f}"
             label = str(level) if level < args.levels else f"{level} (averaged)"
             table.add_row(name, "" if name == "raw pixels" else label, *cells)
     console.print(table)
@@ -229,7 +252,8 @@ def main() -> None:
     result |= {"steps": steps, "images": steps * args.batch_size, "train_images": len(train)}
     result |= {"seconds": seconds, "losses": losses}
     result["image_shape"] = channels, *size
-    result["pixels"] = normalize.mean, normalize.std  # mean and std that standardise images
+    # Mean and std that standardise images; None where each is standardised on its own.
+    result["pixels"] = None if normalize is standardise_each else (statistics.mean, statistics.std)
     if isinstance(weights, UncertaintyWeights):
         result["level_weights"] = weights.weights.tolist()
     (out / "result.json").write_text(json.dumps(result, indent=1))
@@ -259,9 +283,11 @@ def parse_args() -> argparse.Namespace:
         text = help if default in (None, False) else f"{help} (default: {default})"
         parser.add_argument(name, default=default, help=text, **{**kind, **options})
 
-    add("--data", "textures", "digits, cifar10, fashion_mnist, an .npz file or an image folder")
+    add("--data", "textures", "textures, cifar10, fashion_mnist, an .npz file or an image folder")
     add("--image-size", None, "resize to this many pixels", type=int)
-    add("--patch-size", 4, "side of a patch in pixels")
+    add("--standardise", "image", "mean 0 and std 1 of each image's channels, or those of the data",
+        choices=("image", "dataset"))  # fmt: skip
+    add("--patch-size", 6, "side of a patch in pixels")
     add("--levels", 2, "levels of the pyramid; 1 is I-JEPA")
     add("--pool", "avg", "pooling of the pyramid", choices=("avg", "max", "conv", "attention"))
     add(
@@ -280,12 +306,15 @@ def parse_args() -> argparse.Namespace:
     add("--width", 64, "width of the encoder")
     add("--depth", 4, "number of encoder blocks")
     add("--heads", 2, "attention heads of encoder and predictors")
-    add("--positions", "timm", "initial position embeddings: timm's, or sines and cosines",
+    add("--init", "xavier", "initial weights: suited to the width, or with a std of 0.02",
+        choices=("xavier", "normal"))  # fmt: skip
+    add("--positions", "sincos", "initial position embeddings: timm's, or sines and cosines",
         choices=("timm", "sincos"))  # fmt: skip
     add("--predictor-width", 64, "width of the predictors")
-    add("--predictor-depth", 3, "number of blocks of a predictor")
+    add("--predictor-depth", 2, "number of blocks of a predictor")
     add("--shared-predictor", False, "use one predictor for all levels")
-    add("--num-targets", 4, "target blocks per image")
+    add("--num-targets", 3, "target blocks per image")
+    add("--target-scale", (0.15, 0.25), "area of a target as a fraction of the grid")
     add("--mask-levels", None, "levels on which blocks are whole (default: --levels)", type=int)
     add(
         "--compare-levels",
@@ -294,16 +323,17 @@ def parse_args() -> argparse.Namespace:
         type=int,
     )
     add("--loss", "mse", "loss of a level", choices=LOSSES)
-    add("--target-norm", "none", "normalisation of the targets", choices=("layer", "l2", "none"))
-    add("--momentum", (0.996, 1.0), "teacher momentum at the first and the last step")
-    add("--epochs", 8, "passes over the data")
+    add("--target-norm", "whiten", "normalisation of the targets",
+        choices=("whiten", "layer", "l2", "none"))  # fmt: skip
+    add("--momentum", (0.98, 1.0), "teacher momentum at the first and the last step")
+    add("--epochs", 12, "passes over the data")
     add("--steps", None, "number of steps, instead of --epochs", type=int)
-    add("--batch-size", 32, "images per step")
-    add("--lr", 1e-3, "peak learning rate")
+    add("--batch-size", 64, "images per step")
+    add("--lr", 2e-3, "peak learning rate")
     add("--weight-decay", 0.05, "weight decay of matrices")
     add("--crop-scale", (1.0, 1.0), "area of a random crop as a fraction of the image")
     add("--flip", False, "flip images horizontally at random")
-    add("--eval-images", 5000, "largest number of images of each split to evaluate on")
+    add("--eval-images", 3000, "largest number of images of each split to evaluate on")
     add("--neighbours", 20, "number of neighbours in kNN")
     add("--workers", 0, "number of loader processes")
     add("--device", "cuda" if torch.cuda.is_available() else "cpu", "device to train on")
@@ -322,6 +352,7 @@ def parse_args() -> argparse.Namespace:
     if args.steps is not None and args.steps < 1:
         parser.error(f"--steps {args.steps}: must be at least 1")
     args.momentum, args.crop_scale = tuple(args.momentum), tuple(args.crop_scale)
+    args.target_scale = tuple(args.target_scale)
     return args
 
 

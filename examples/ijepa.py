@@ -61,6 +61,7 @@ LOSSES = {
     "l1": jepakit.masked_l1,
     "cosine": jepakit.masked_cosine,
 }
+CENTRED = {"whiten": "whiten", "centre": "channel"}  # scale of TargetCentering
 # (loss, normalisation of the targets): one that learns in minutes, that of I-JEPA's published code
 # and that of its paper.
 RECIPES = {"short": ("mse", "whiten"), "code": ("smooth_l1", "layer"), "paper": ("mse", "none")}
@@ -81,10 +82,10 @@ def main() -> None:
         num_classes=0, in_chans=channels, img_size=tuple(size), patch_size=args.patch_size,
         embed_dim=args.width, depth=args.depth, num_heads=args.heads,
     )  # fmt: skip
-    # timm's default is a std of 0.02, for models 1000 wide: blocks of a narrow one hardly change
-    # their input, and the first teacher has little that is worth predicting.
-    init = "jax" if args.init == "xavier" else ""
-    backbone = timm.create_model("vit_tiny_patch16_224", weight_init=init, **model_args)
+    # The weights' usual std of 0.02 is for models 1000 wide. Blocks of a narrow one hardly change
+    # their input then, and the first teacher has little that is worth predicting.
+    weight_init = "jax" if args.init == "xavier" else ""
+    backbone = timm.create_model("vit_tiny_patch16_224", weight_init=weight_init, **model_args)
     encoder = jepakit.MaskedViT(backbone).to(device)
     predictor = jepakit.MaskedPredictor(
         encoder.grid_size,
@@ -95,11 +96,17 @@ def main() -> None:
         joint=not args.separate,
     ).to(device)
     student = nn.ModuleDict({"encoder": encoder, "predictor": predictor})
+    if args.init == "xavier":
+        for layer in predictor.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_uniform_(layer.weight)
     if args.positions == "sincos":
         init_sincos_positions(encoder)
     untrained = copy.deepcopy(student).eval()
     teacher = jepakit.EMATeacher(encoder, jepakit.linear(*args.momentum, steps=steps))
-    centre = TargetCentering(encoder.grid_size, encoder.embed_dim, scale="whiten").to(device)
+    centre = TargetCentering(
+        encoder.grid_size, encoder.embed_dim, scale=CENTRED.get(args.target_norm, "none")
+    ).to(device)
     sampler = make_sampler(encoder.grid_size, args)
     optimizer = torch.optim.AdamW(param_groups(student, args.weight_decay), betas=(0.9, 0.95))
     lr = jepakit.warmup_cosine(args.lr, args.lr / 100, warmup_steps=steps // 10, steps=steps)
@@ -107,7 +114,7 @@ def main() -> None:
     loss_fn = LOSSES[args.loss]
 
     def normalize_features(features: Tensor) -> Tensor:
-        if args.target_norm == "whiten":  # against targets that are functions of position alone
+        if args.target_norm in CENTRED:  # against targets that are functions of position alone
             return centre(features)
         return jepakit.normalize_targets(features, args.target_norm)
 
@@ -223,7 +230,6 @@ def main() -> None:
     @torch.no_grad()
     def retrieved(student: nn.Module, teacher: nn.Module) -> TargetRetrieval:
         """Search of the predictions for hidden blocks among the blocks of all sample images."""
-        centre.train()
         features = normalize_features(teacher(inputs))
         context = student.encoder(inputs, masks.context)
         pred = student.predictor(context, masks.context, masks.targets)
@@ -239,8 +245,8 @@ def main() -> None:
         f"Hidden blocks: a prediction finds its own image among {len(sample)} in "
         f"{correct['trained']:.1%} of all cases (untrained {correct['untrained']:.1%}, "
         f"chance {chance:.1%}).\n"
-        "kNN and linear probe classify frozen features: training has worked if the teacher is above\n"
-        "both other rows. Features have collapsed if their std falls below the untrained encoder's.",
+        "kNN and linear probe classify frozen features: training works if the teacher is above\n"
+        "the other rows. Features have collapsed if their std is below the untrained encoder's.",
         highlight=False,
         soft_wrap=True,
     )
@@ -355,8 +361,8 @@ def parse_args() -> argparse.Namespace:
     add("--width", 64, "width of the encoder")
     add("--depth", 4, "number of encoder blocks")
     add("--heads", 2, "attention heads of encoder and predictor")
-    add("--init", "xavier", "initial weights of the encoder: suited to its width, or timm's",
-        choices=("xavier", "timm"))  # fmt: skip
+    add("--init", "xavier", "initial weights: suited to the width, or with a std of 0.02",
+        choices=("xavier", "normal"))  # fmt: skip
     add("--positions", "sincos", "initial position embeddings: timm's, or sines and cosines",
         choices=("timm", "sincos"))  # fmt: skip
     add("--predictor-width", 64, "width of the predictor")
@@ -382,18 +388,18 @@ def parse_args() -> argparse.Namespace:
         "--target-norm",
         None,
         "normalisation of the targets, instead of the recipe's",
-        choices=("whiten", "layer", "l2", "none"),
+        choices=(*CENTRED, "layer", "l2", "none"),
     )
     add("--vicreg-weight", 0.0, "weight of VICReg on mean features, added to the loss (C-JEPA)")
-    add("--momentum", (0.99, 1.0), "teacher momentum at the first and the last step")
-    add("--epochs", 16, "passes over the data")
+    add("--momentum", (0.98, 1.0), "teacher momentum at the first and the last step")
+    add("--epochs", 12, "passes over the data")
     add("--steps", None, "number of steps, instead of --epochs", type=int)
     add("--batch-size", 64, "images per step")
     add("--lr", 2e-3, "peak learning rate")
     add("--weight-decay", 0.05, "weight decay of matrices")
     add("--crop-scale", (1.0, 1.0), "area of a random crop as a fraction of the image")
     add("--flip", False, "flip images horizontally at random")
-    add("--eval-images", 5000, "largest number of images of each split to evaluate on")
+    add("--eval-images", 3000, "largest number of images of each split to evaluate on")
     add("--neighbours", 20, "number of neighbours in kNN")
     add("--knn-every", 250, "steps between accuracies of nearest neighbours during training")
     add("--workers", 0, "number of loader processes")

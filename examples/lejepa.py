@@ -1,6 +1,6 @@
 """LeJEPA on images, without teacher and predictor, in one file to copy and change.
 
-By default it trains a small vision transformer on canvases of scikit-learn's digits, in a few
+By default it trains a small vision transformer on generated images of textured shapes, in a few
 minutes on a CPU. The loss makes the features of several views of an image agree, and makes those of
 each view follow a normal distribution. Then it compares the trained encoder with the untrained one
 and with raw pixels, and writes pictures, the numbers (`result.json`) and a plain timm checkpoint to
@@ -9,7 +9,7 @@ and with raw pixels, and writes pictures, the numbers (`result.json`) and a plai
     python examples/lejepa.py
     python examples/lejepa.py --objective vicreg --seed 1 --out vicreg-1
     python examples/lejepa.py --objective none --on-collapse raise    # agreement alone collapses
-    python examples/lejepa.py --data cifar10 --flip --device cuda --amp --epochs 100
+    python examples/lejepa.py --data cifar10 --patch-size 4 --flip --device cuda --amp --epochs 100
 """
 
 import argparse
@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader
 
 import jepakit
 from jepakit.data import PixelStatistics, ResumableBatches, load_images, random_crops
-from jepakit.evaluation import evaluate
+from jepakit.evaluation import Scores, evaluate
 from jepakit.interop import timm_state_dict
 from jepakit.losses import barlow, info_nce, invariance_loss, koleo, lejepa_loss, vicreg
 from jepakit.optim import param_groups
@@ -56,18 +56,20 @@ def main() -> None:
         num_classes=0, in_chans=channels, img_size=tuple(size), patch_size=args.patch_size,
         embed_dim=args.width, depth=args.depth, num_heads=args.heads, dynamic_img_size=True,
     )  # fmt: skip
-    encoder = jepakit.MaskedViT(timm.create_model("vit_tiny_patch16_224", **model_args)).to(device)
+    # The weights' usual std of 0.02 is for models 1000 wide.
+    weight_init = "jax" if args.init == "xavier" else ""
+    backbone = timm.create_model("vit_tiny_patch16_224", weight_init=weight_init, **model_args)
+    encoder = jepakit.MaskedViT(backbone).to(device)
     projector = mlp(args.width, args.hidden, args.projection).to(device)
     student = nn.ModuleDict({"encoder": encoder, "projector": projector})
     optimizer = torch.optim.AdamW(param_groups(student, args.weight_decay))
     lr = jepakit.warmup_cosine(args.lr, args.lr / 100, warmup_steps=steps // 10, steps=steps)
 
-    def evaluated(encode: Callable[[Tensor], Tensor]) -> tuple[float, float, float]:
-        scores = evaluate(
+    def evaluated(encode: Callable[[Tensor], Tensor]) -> Scores:
+        return evaluate(
             encode, train, test, prepare=normalize, k=args.neighbours,
             num_images=args.eval_images, num_workers=args.workers, device=device,
         )  # fmt: skip
-        return tuple(scores)
 
     sample = torch.stack([train[i][0] for i in range(8)]).to(device)
     shape = " x ".join(map(str, (channels, *size)))
@@ -122,9 +124,11 @@ def main() -> None:
 
     # Results
     rows["trained encoder"] = evaluated(encoder.extract_features)
-    table = Table("", f"kNN-{args.neighbours}", "linear probe", "effective rank")
-    for name, (knn, linear, rank) in rows.items():
-        table.add_row(name, f"{100 * knn:.1f} %", f"{100 * linear:.1f} %", f"{rank:.1f}")
+    table = Table("", f"kNN-{args.neighbours}", "linear probe", "effective rank", "feature std")
+    for name, row in rows.items():
+        table.add_row(
+            name, f"{row.knn:.1%}", f"{row.linear:.1%}", f"{row.rank:.1f}", f"{row.std:.2f}"
+        )
     console.print(table)
     versions = {"jepakit": jepakit.__version__, "torch": torch.__version__}
     result = {"settings": vars(args), "versions": versions, "rows": rows, "curves": curves}
@@ -236,9 +240,11 @@ def parse_args() -> argparse.Namespace:
         text = help if default in (None, False) else f"{help} (default: {default})"
         parser.add_argument(name, default=default, help=text, **{**kind, **options})
 
-    add("--data", "textures", "digits, cifar10, fashion_mnist, an .npz file or an image folder")
+    add("--data", "textures", "textures, cifar10, fashion_mnist, an .npz file or an image folder")
     add("--image-size", None, "resize to this many pixels", type=int)
-    add("--patch-size", 4, "side of a patch in pixels")
+    add("--patch-size", 6, "side of a patch in pixels")
+    add("--init", "xavier", "initial weights of the encoder: suited to the width, or timm's",
+        choices=("xavier", "timm"))  # fmt: skip
     add("--width", 64, "width of the encoder")
     add("--depth", 4, "number of encoder blocks")
     add("--heads", 2, "attention heads")
@@ -264,7 +270,7 @@ def parse_args() -> argparse.Namespace:
     add("--batch-size", 64, "images per step")
     add("--lr", 2e-3, "peak learning rate")
     add("--weight-decay", 0.05, "weight decay of matrices")
-    add("--eval-images", 5000, "largest number of images of each split to evaluate on")
+    add("--eval-images", 3000, "largest number of images of each split to evaluate on")
     add("--neighbours", 20, "number of neighbours in kNN")
     add("--workers", 0, "number of loader processes")
     add("--device", "cuda" if torch.cuda.is_available() else "cpu", "device to train on")

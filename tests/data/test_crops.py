@@ -45,6 +45,15 @@ def test_every_image_is_drawn_on_its_own_and_half_are_mirrored():
     assert (crops[:, 0].diff(dim=1).mean((1, 2)) > 0).all()  # never upside down
 
 
+def test_every_image_has_its_own_scale():
+    """Trap: one scale for the batch, which crops at different places do not show."""
+    crops = random_crops(ramps(64, 16, 16), (0.1, 1.0))
+    sides = crops[:, 1, 8, 2:-2].diff(dim=1).mean(dim=1) * 16 / 2
+    assert len((sides * 1000).round().unique()) > 50
+    area = sides.square()
+    assert area.min() < 0.25 and area.max() > 0.8 and 0.4 < area.mean() < 0.7
+
+
 def test_the_whole_image_is_left_alone():
     images = torch.rand(3, 1, 5, 7)
     assert random_crops(images, (1.0, 1.0)) is images

@@ -3,12 +3,16 @@
 import hashlib
 import io
 import pickle
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
-from jepakit.data import load_images
+from jepakit.data import PixelStatistics, load_images
+from jepakit.evaluation import evaluate
 
 
 def arrays(channels: int | None = 3) -> dict[str, np.ndarray]:
@@ -162,12 +166,12 @@ def test_a_source_is_a_name_or_a_path():
         load_images(3)
 
 
-def folders(root, parts: dict[str, str]) -> str:
+def folders(root, parts: dict[str, str], count: int = 2) -> str:
     from PIL import Image
 
     for part, classes in parts.items():
         for name in classes:
-            for number in range(2):
+            for number in range(count):
                 folder = root / part / name
                 folder.mkdir(parents=True, exist_ok=True)
                 Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / f"{number}.png")
@@ -186,6 +190,79 @@ def test_a_train_part_alone_raises(tmp_path):
     source = folders(tmp_path, {"train": "ab", "valid": "ab"})
     with pytest.raises(ValueError, match="has a folder train, must have one of"):
         load_images(source, image_size=8)
+
+
+def test_the_held_out_part_has_every_class(tmp_path):
+    """Trap: the held-out fifth of a folder, sorted by class, is its first or last classes."""
+    folders(tmp_path, {".": "abcdefgh"}, count=10)
+    train, test = load_images(tmp_path, image_size=8)
+    labels = [[label for _, label in part] for part in (train, test)]
+    assert set(labels[0]) == set(range(8)) and len(set(labels[1])) >= 6
+    for part in labels:  # and both are mixed
+        assert sum(one != other for one, other in pairwise(part)) > len(part) / 2
+
+
+@pytest.mark.parametrize("parts", [".", "train val"])
+def test_a_folder_without_classes_has_no_labels(parts, tmp_path):
+    for part in parts.split():
+        folders(tmp_path / part, {".": "."}, count=10)
+    sets = load_images(tmp_path, image_size=8)
+    assert [len(part) for part in sets] == ([8, 2] if parts == "." else [10, 10])
+    reds = set()
+    for part in sets:
+        for item in part:
+            (image,) = item
+            reds.add(int(image[0, 0, 0]))
+    assert reds == set(range(10))
+    batch = next(iter(DataLoader(sets[0], 4)))
+    assert len(batch) == 1 and batch[0].shape == (4, 3, 8, 8)
+    PixelStatistics.from_dataset(sets[0])
+    with pytest.raises(
+        TypeError, match=r"labels are needed, batch 0 has images alone; a folder ne"
+    ):
+        evaluate(lambda images: images.flatten(1).float(), *sets)
+
+
+def test_empty_classes(tmp_path):
+    """Refused in training, by name; allowed in test, since the classes must be the same."""
+    source = folders(tmp_path, {"train": "ab", "val": "a"})
+    (tmp_path / "val/b").mkdir()
+    train, test = load_images(source, image_size=8)
+    assert {label for _, label in train} == {0, 1} and {label for _, label in test} == {0}
+    for part in ("train", "val"):
+        (tmp_path / part / "c").mkdir()
+    with pytest.raises(ValueError, match=r"of every class, \['c'\] hold none"):
+        load_images(source, image_size=8)
+
+
+def test_folders_with_too_few_images(tmp_path):
+    with pytest.raises(ValueError, match=r"must hold images \(\.jpg, .*\), holds none"):
+        load_images(tmp_path, image_size=8)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/notes.txt").touch()
+    (tmp_path / "a/._1.jpg").touch()  # macOS writes such files, and Jupyter such folders
+    (tmp_path / "a/.ipynb_checkpoints").mkdir()
+    (tmp_path / "a/.ipynb_checkpoints/1.jpg").touch()
+    with pytest.raises(ValueError, match="holds none"):
+        load_images(tmp_path, image_size=8)
+    folders(tmp_path, {".": "a"}, count=1)
+    with pytest.raises(ValueError, match="must hold at least 2 images, of which one is held out"):
+        load_images(tmp_path, image_size=8)
+    (tmp_path / "stray.png").touch()
+    with pytest.raises(ValueError, match=r"holds 'stray\.png' beside 'a'"):
+        load_images(tmp_path, image_size=8)
+
+
+def test_one_image_in_each_part(tmp_path):
+    folders(tmp_path, {"train": "a", "val": "a"}, count=1)
+    assert [len(part) for part in load_images(tmp_path, image_size=8)] == [1, 1]
+
+
+def test_a_path_is_no_name(tmp_path, monkeypatch):
+    """Trap: the folder `textures` in the working directory can never be read."""
+    folders(tmp_path, {"textures": "ab"})
+    monkeypatch.chdir(tmp_path)
+    assert load_images(Path("textures"), image_size=8)[0][0][0].shape == (3, 8, 8)
 
 
 def test_a_validation_part_is_found(tmp_path):

@@ -61,3 +61,48 @@ def test_numbers_of_any_kind(kind):
     statistics = PixelStatistics(kind([0.5, 0.25]), kind([1, 0.5]))
     assert repr(statistics) == "PixelStatistics(mean=(0.5, 0.25), std=(1.0, 0.5))"
     assert hash(statistics) == hash(PixelStatistics((0.5, 0.25), (1.0, 0.5)))
+
+
+BAD_NUMBERS = {
+    "NaN": ((float("nan"),), (0.2,), r"mean\[0\]=nan: must be finite"),
+    "infinity": ((0.5,), (float("inf"),), r"std\[0\]=inf: must be finite"),
+    "NaN std": ((0.5,), (np.nan,), r"std\[0\]=nan: must be finite"),
+    "zero": ((0.5, 0.5), (0.2, 0), r"std\[1\]=0: must be above 0"),
+    "text": ((0.5,), ("0.2",), r"std\[0\]='0.2': must be a number, got str"),
+    "one text": ("0.5", (0.2,), "mean='0.5': must be a sequence of numbers, got str"),
+    "none": ((None,), (0.2,), r"mean\[0\]=None: must be a number"),
+    "of bytes": ((124.0,), (58.0,), r"mean=\(124.0,\): must lie in \[0, 1\].* divide .* by 255"),
+    "of -1 to 1": ((-0.1,), (0.2,), r"mean=\(-0.1,\): must lie in \[0, 1\]"),
+}
+
+
+@pytest.mark.no_hook
+@pytest.mark.parametrize("case", BAD_NUMBERS)
+def test_numbers_that_standardise_nothing_are_refused(case):
+    """Trap: statistics of a set with NaN, or of bytes from 0 to 255."""
+    mean, std, text = BAD_NUMBERS[case]
+    with pytest.raises((TypeError, ValueError), match=text):
+        PixelStatistics(mean, std)
+
+
+@pytest.mark.no_hook
+@pytest.mark.parametrize(
+    ("images", "text"),
+    [
+        ([], "dataset: must hold at least one image"),
+        ([torch.zeros(3, 4, 4)], "image 0 of the dataset: must be uint8, got torch.float32"),
+        ([torch.zeros(3, 0, 4, dtype=torch.uint8)], r"image 0 of the dataset \(3, 0, 4\): must be"),
+        ([torch.zeros(3, 4, 4, dtype=torch.uint8), torch.zeros(3, 4, 5, dtype=torch.uint8)],
+         r"image 1 of the dataset \(3, 4, 5\): .*all of one size, before it \(3, 4, 4\)"),
+    ],
+)  # fmt: skip
+def test_images_of_another_kind_are_refused(images, text):
+    """Trap: floats from 0 to 1 divided by 255."""
+    with pytest.raises((TypeError, ValueError), match=text):
+        PixelStatistics.from_dataset([(image, 0) for image in images])
+
+
+def test_images_need_no_labels():
+    pairs = dataset()
+    alone = TensorDataset(pairs.tensors[0])
+    assert PixelStatistics.from_dataset(alone) == PixelStatistics.from_dataset(pairs)

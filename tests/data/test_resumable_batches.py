@@ -48,6 +48,16 @@ def test_epochs_and_seeds_differ():
     assert one == list(ResumableBatches(100, 100, steps=2, seed=0))
 
 
+def test_no_pass_of_one_seed_is_a_pass_of_another():
+    """Trap: `seed + epoch`, by which seed 1 begins with the second pass of seed 0."""
+    passes = {
+        (seed, number): tuple(batch)
+        for seed in range(12)
+        for number, batch in enumerate(ResumableBatches(50, 50, steps=12, seed=seed))
+    }
+    assert len(set(passes.values())) == len(passes) == 144
+
+
 def test_an_index_carries_its_epoch_and_step():
     """A loader's workers get copies of the indices."""
     for step, indices in enumerate(ResumableBatches(5, 2, steps=6, seed=0)):

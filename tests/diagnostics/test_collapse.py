@@ -20,10 +20,12 @@ from jepakit.diagnostics import (
     CollapseError,
     CollapseKind,
     CollapseWarning,
+    Observation,
+    Reference,
     effective_rank,
 )
 from jepakit.diagnostics.collapse import SIGNS, SignName
-from jepakit.diagnostics.collapse.criteria import SignTracker
+from jepakit.diagnostics.collapse.criteria import SignTracker, update_reference
 from jepakit.losses import vicreg
 
 DIM = 32
@@ -305,8 +307,10 @@ def test_only_every_nth_call_observes() -> None:
     assert [seen.step for seen in monitor.history] == [*range(10), 10, 15, 20]
 
 
-def test_padding() -> None:
-    x = torch.randn(6, 5, 4)
+@pytest.mark.parametrize("dim", [4, 64])
+def test_padding(dim: int) -> None:
+    """Law 6. Trap: padding that is left out of the covariance, not of the smaller Gram matrix."""
+    x = torch.randn(6, 5, dim) + 3
     valid = torch.rand(6, 5) < 0.6
     monitor = CollapseMonitor()
     monitor.update(x.masked_fill(~valid[..., None], torch.nan), valid)
@@ -314,6 +318,9 @@ def test_padding() -> None:
     assert seen.num_rows == valid.sum()
     assert seen.rank == pytest.approx(float(effective_rank(x, valid)))
     rows = x[valid]
+    assert (len(valid.flatten()) < dim) == (dim == 64)
+    variances = torch.linalg.svdvals((rows - rows.mean(0)).double()).square()
+    assert seen.off_axis_ratio == pytest.approx(float(1 - variances[0] / variances.sum()))
     assert seen.std == pytest.approx(rows.std(dim=0).norm().item(), rel=1e-6)
     spread = (rows - rows.mean(0)).norm() / rows.norm()
     assert seen.relative_std == pytest.approx(spread.item(), rel=1e-6)
@@ -341,6 +348,63 @@ def test_resumed_equals_uninterrupted(name: str, cut: int) -> None:
     for each in (resumed, copied):
         assert found + [each.update(x) for x in data[cut:]] == expected
         assert each.history == whole.history and each.reference == whole.reference
+
+
+@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize("cut", range(0, 30, 3))
+def test_a_resumed_monitor_warns_when_an_uninterrupted_one_does(every: int, cut: int) -> None:
+    """Law 9. Trap: batches that were too small are forgotten, so that no warning ever comes."""
+    sizes = [16] * 2 + [4] * 12 + [16] + [1] * 45
+    data = [torch.randn(size, DIM) for size in sizes]
+
+    def warned(monitor: CollapseMonitor, first: int, last: int) -> list[int]:
+        steps = []
+        for step in range(first, last):
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                monitor.update(data[step], step=step)
+            steps += [step] * len(caught)
+        return steps
+
+    whole = CollapseMonitor(action="record", every=every)
+    expected = warned(whole, 0, len(data))
+    assert expected == ([11, 24] if every == 1 else [15])
+    first, resumed = (CollapseMonitor(action="record", every=every) for _ in range(2))
+    before = warned(first, 0, cut)
+    resumed.load_state_dict(first.state_dict())
+    assert before + warned(resumed, cut, len(data)) == expected
+    assert resumed.history == whole.history
+
+
+def test_a_dimension_is_dead_beside_the_largest_it_was() -> None:
+    """The reference is the largest variance of the first 10 batches. Trap: that of the last one."""
+
+    def features(level: float) -> Features:
+        def scaled(s: int, x: Tensor) -> Tensor:
+            small = 1.0 if s == 3 else 0.2 if s < 15 else level
+            return x * torch.where(HALF > 0, 1.0, small)
+
+        return scaled
+
+    found = watch(features(0.03), 40)
+    assert [(each.sign, each.first_step) for each in found] == [("dead", 15)]
+    assert watch(features(0.1), 40) == []
+
+
+def test_the_rows_of_the_reference_are_those_of_its_rank() -> None:
+    """Trap: the largest rank beside the rows of other batches, which expects too much or little."""
+
+    def held(num_rows: int, std: float, rank: float, count: int) -> list[Observation]:
+        return [Observation(0, num_rows, std, std / 4, rank, 0.5, 0.0)] * count
+
+    start = update_reference(held(64, 1.0, 20.0, 10), None)
+    assert start == Reference(64, 1.0, 0.25, 20.0)
+    lower = held(16, 2.0, 9.0, 100)
+    assert update_reference(lower, start) == Reference(64, 2.0, 0.5, 20.0)
+    higher = held(256, 0.5, 25.0, 100)
+    assert update_reference(higher, start) == Reference(256, 1.0, 0.25, 25.0)
+    few = held(16, 0.5, 25.0, 100)
+    assert update_reference(few, start) == Reference(16, 1.0, 0.25, 25.0)
 
 
 def test_repr_builds() -> None:

@@ -199,6 +199,20 @@ def test_alignment_and_uniformity() -> None:
     assert float(uniformity(x, t=1.0)) > float(uniformity(x, t=4.0))
 
 
+PAIRS = [alignment, teacher_student_cosine, explained_variance]
+
+
+@pytest.mark.parametrize("function", PAIRS, ids=lambda function: function.__name__)
+@given(rows=st.integers(2, 9), dim=st.integers(1, 12), seed=st.integers(0, 2**31))
+def test_padding_of_a_pair_does_not_count(function, rows: int, dim: int, seed: int) -> None:
+    """Law 6, with NaN as padding, for fewer rows than columns and for more."""
+    x, y = torch.randn(2, rows, dim, dtype=torch.float64, generator=seeded(seed))
+    valid = torch.rand(3, rows, generator=seeded(seed)).argsort(dim=0) == 0  # one of three a row
+    first, second = (torch.where(valid[..., None], each, torch.nan) for each in (x, y))
+    expected = function(x[valid.nonzero()[:, 1]], y[valid.nonzero()[:, 1]])
+    torch.testing.assert_close(function(first, second, valid), expected, equal_nan=True)
+
+
 def test_uniformity_leaves_the_diagonal_out() -> None:
     """Trap: a sample's distance to itself, 0, which keeps the mean kernel above 1 / n."""
     ends = torch.tensor([[1.0, 0], [-1, 0]])

@@ -10,7 +10,8 @@ from torch.utils.data import TensorDataset
 
 from jepakit.evaluation import attentive, attentive_probe, evaluate
 
-QUICK = {"num_heads": 2, "epochs": 20, "lr": 3e-3}
+QUICK = {"num_heads": 2, "epochs": 20, "lr": 3e-3}  # accuracy 0.4 to 0.9, depending on the seed
+STEADY = QUICK | {"epochs": 60}  # 0.96 to 1 for seeds 0 to 5
 
 
 def needles(count: int, seed: int, num_features: int = 9) -> TensorDataset:
@@ -31,11 +32,13 @@ def sets() -> tuple[TensorDataset, TensorDataset]:
     return needles(400, 0), needles(100, 1)
 
 
-def test_finds_what_a_mean_loses(sets):
-    """Trap: features judged by their mean alone, though a single one holds the class."""
+@pytest.mark.parametrize("seed", [0, *(pytest.param(s, marks=pytest.mark.slow) for s in (1, 2))])
+def test_finds_what_a_mean_loses(sets, seed):
+    """Traps: features judged by their mean alone, though a single one holds the class; a claim
+    that holds for one seed by one image."""
     mean = evaluate(lambda x: x.mean(dim=1), *sets)
     assert mean.linear < 0.6
-    assert attentive_probe(nn.Identity(), *sets, **QUICK) > 0.9
+    assert attentive_probe(nn.Identity(), *sets, **STEADY, seed=seed) > 0.9
 
 
 def test_a_default_device_changes_nothing_and_a_default_type_breaks_nothing(sets, monkeypatch):
@@ -51,7 +54,7 @@ def test_a_default_device_changes_nothing_and_a_default_type_breaks_nothing(sets
         assert attentive_probe(nn.Identity(), *sets, **options) == once
     torch.set_default_dtype(torch.float64)
     try:
-        assert attentive_probe(nn.Identity(), *sets, **options) > 0.6  # of other first weights
+        assert attentive_probe(nn.Identity(), *sets, **options) > 0.45  # chance is 0.33
     finally:
         torch.set_default_dtype(torch.float32)
 
@@ -63,7 +66,7 @@ def test_does_not_see_the_test_labels(sets):
     shuffled = y[torch.randperm(len(y), generator=torch.Generator().manual_seed(0))]
     assert attentive_probe(nn.Identity(), train, TensorDataset(x, shuffled), **QUICK) < 0.6
     half = torch.where(torch.arange(len(y)) % 2 == 0, y, 5)  # between two that are known
-    known = attentive_probe(nn.Identity(), train, TensorDataset(x, half), **QUICK)
+    known = attentive_probe(nn.Identity(), train, TensorDataset(x, half), **STEADY)
     assert 0.4 < known <= 0.5
 
 
@@ -90,13 +93,41 @@ def test_the_rate_is_chosen_on_a_part_of_the_training_images(sets):
     train, test = sets
     single = {rate: attentive_probe(nn.Identity(), *sets, **QUICK | {"lr": rate})
               for rate in (1e-6, 3e-3)}  # fmt: skip
-    assert single[1e-6] < 0.6 < single[3e-3]
+    assert single[1e-6] < 0.45 < single[3e-3]
     assert attentive_probe(nn.Identity(), *sets, **QUICK | {"lr": (1e-6, 3e-3)}) == single[3e-3]
     # Labels of the test set do not choose: they are all wrong here.
     x, y = test.tensors
     wrong = TensorDataset(x, (y + 10) % 30)
     chosen = attentive_probe(nn.Identity(), train, wrong, **QUICK | {"lr": (1e-6, 3e-3)})
-    assert chosen == attentive_probe(nn.Identity(), train, wrong, **QUICK) < 0.1
+    assert chosen == attentive_probe(nn.Identity(), train, wrong, **QUICK) < 0.3
+
+
+def test_no_rate_is_judged_on_rows_that_it_was_fitted_on(sets, monkeypatch):
+    """Trap: the rate that memorises best is chosen."""
+    calls: list[tuple[str, float | None, Tensor, set[int]]] = []
+    fit, accuracy = attentive._fit_head, attentive._accuracy
+
+    def fit_noted(features, class_indices, rows, lr, **options):
+        calls.append(("fit", lr, features, set(rows.tolist())))
+        return fit(features, class_indices, rows, lr, **options)
+
+    def accuracy_noted(head, features, class_indices, rows):
+        calls.append(("judge", None, features, set(rows.tolist())))
+        return accuracy(head, features, class_indices, rows)
+
+    monkeypatch.setattr(attentive, "_fit_head", fit_noted)
+    monkeypatch.setattr(attentive, "_accuracy", accuracy_noted)
+    rates = [1e-4, 1e-3, 3e-3]
+    attentive_probe(nn.Identity(), *sets, num_heads=2, epochs=1, lr=rates)
+    assert [name for name, *_ in calls] == ["fit", "judge"] * 4
+    everything = set(range(len(sets[0])))
+    for rate, fitted, judged in zip(rates, calls[:6:2], calls[1:6:2], strict=True):
+        assert fitted[1] == rate and torch.equal(fitted[2], judged[2])
+        assert fitted[3] and judged[3]
+        assert not fitted[3] & judged[3] and fitted[3] | judged[3] == everything
+    (_, rate, _, fitted), (_, _, features, _) = calls[6:]
+    assert rate in rates and fitted == everything
+    assert len(features) == len(sets[1])
 
 
 @pytest.mark.parametrize(
@@ -120,7 +151,7 @@ def test_prepare_and_modules_as_in_evaluate(sets):
         TensorDataset((x * 50 + 128).to(torch.uint8), y) for x, y in (s.tensors for s in sets)
     )
     assert attentive_probe(
-        nn.Identity(), train, test, prepare=lambda x: (x.float() - 128) / 50, **QUICK
+        nn.Identity(), train, test, prepare=lambda x: (x.float() - 128) / 50, **STEADY
     ) > 0.9  # fmt: skip
 
 

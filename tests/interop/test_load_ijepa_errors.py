@@ -1,5 +1,6 @@
 """Loading is all or nothing: what does not fit raises, names the rule, and changes no part."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -95,7 +96,7 @@ BROKEN: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     ),
     "a table with NaN": (
         put("predictor", "predictor_pos_embed", torch.full((1, 16, 24), torch.nan)),
-        r"predictor_pos_embed differs",
+        r"predictor_pos_embed holds NaN or infinity, must be finite",
     ),
     "no tensor": (
         put("target_encoder", "norm.bias", [0.0] * 32),
@@ -265,6 +266,61 @@ def test_weights_on_the_meta_device_are_not_written_to(parts) -> None:
         load_ijepa(published.checkpoint(), predictor=parts["predictor"].to("meta"))
 
 
+@pytest.mark.parametrize("part", ["encoder", "predictor", "target_encoder"])
+@pytest.mark.parametrize("adapt", [False, True])
+def test_weights_that_are_not_finite(parts, part, adapt, tmp_path) -> None:
+    """Trap: the checkpoint of a run that diverged, loaded without a word."""
+    checkpoint = published.checkpoint()
+    name = next(name for name in checkpoint[part] if name.endswith("norm.bias"))
+    checkpoint[part][name][-1] = torch.inf
+    path = tmp_path / "file.pth"
+    torch.save(checkpoint, path)
+    before = snapshot(parts)
+    with pytest.raises(ValueError, match=r"norm\.bias holds NaN or infinity, .*earlier") as caught:
+        load_ijepa(path, **parts, adapt=adapt)
+    assert "file.pth" in caught.value.__notes__[0]
+    assert same(snapshot(parts), before)
+
+
+def broken_files(whole: bytes, tmp_path) -> dict[str, bytes]:
+    torch.save(published.checkpoint(), tmp_path / "old", _use_new_zipfile_serialization=False)
+    old = (tmp_path / "old").read_bytes()
+    cases = {"text": b"<html>404: Not Found</html>", "zeros": bytes(5000), "pickle": b"\x80\x04N."}
+    cases["archive of another kind"] = b"PK\x05\x06" + bytes(18)
+    for name, file in (("new", whole), ("old", old)):
+        for percent in (0, 1, 10, 50, 90, 99):
+            cases[f"{name}, truncated to {percent} %"] = file[: len(file) * percent // 100]
+    # In the records of the new format; the old one has no checksums.
+    for percent in range(2, 98, 8):
+        flipped = bytearray(whole)
+        flipped[len(whole) * percent // 100] ^= 16
+        cases[f"bit flipped at {percent} %"] = bytes(flipped)
+    return cases
+
+
+def test_broken_files(parts, tmp_path) -> None:
+    """Traps: `OSError: Invalid argument`, `KeyError: 105`, `EOFError` without a text; a flipped bit
+    in a weight, which is loaded."""
+    path = tmp_path / "file.pth"
+    torch.save(published.checkpoint(), path)
+    whole = path.read_bytes()
+    copied = copy.deepcopy(parts)
+    load_ijepa(path, **copied)
+    before, loaded = snapshot(parts), snapshot(copied)
+    for case, content in broken_files(whole, tmp_path).items():
+        path.write_bytes(content)
+        try:
+            load_ijepa(path, **parts)
+        except ValueError as error:
+            message = str(error)
+        else:  # a bit of the padding between records, which holds nothing
+            assert case.startswith("bit flipped") and same(snapshot(parts), loaded), case
+            before = loaded
+            continue
+        assert "file.pth': " in message and message.endswith("copy or download it again"), case
+        assert same(snapshot(parts), before), case
+
+
 class Surprise:
     pass
 
@@ -274,10 +330,10 @@ def test_files_that_are_none(parts, tmp_path) -> None:
     with pytest.raises(FileNotFoundError, match=r"file\.pth"):
         load_ijepa(path, encoder=parts["encoder"])
     path.write_bytes(b"")
-    with pytest.raises(ValueError, match=r"file.pth': must be a file of torch.save"):
+    with pytest.raises(ValueError, match=r"file.pth': must be a whole file of torch.save"):
         load_ijepa(path, encoder=parts["encoder"])
     path.write_bytes(b"not a checkpoint, but bytes")
-    with pytest.raises(ValueError, match=r"file.pth': must be a file of torch.save"):
+    with pytest.raises(ValueError, match=r"file.pth': must be a whole file of torch.save"):
         load_ijepa(path, encoder=parts["encoder"])
     torch.save([1, 2], path)
     with pytest.raises(TypeError, match=r"file.pth': must hold a dict of names, got list"):

@@ -233,7 +233,7 @@ BROKEN: dict[str, tuple[str, Callable[[dict[str, Any]], object], str]] = {
     "a table with NaN": (
         "vjepa",
         put("target_encoder", "pos_embed", torch.full((1, 48, 32), torch.nan)),
-        r"pos_embed is not the teacher's table .* position='learned'",
+        r"checkpoint\['target_encoder'\]: pos_embed holds NaN or infinity",
     ),
     "a part missing": (
         "vjepa2",

@@ -1,17 +1,15 @@
 """`load_images`: training and test images of a named set, an `.npz` file or a folder."""
 
-import io
 import os
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from torch.utils.data import Dataset, Subset, TensorDataset
+from torch.utils.data import Dataset, Subset
 
 from jepakit._checks import as_int, type_name
+from jepakit.data._image_arrays import load_arrays, to_dataset
+from jepakit.data._image_files import ImageFiles, find_classes, list_images
 from jepakit.data.textures import textured_shapes
 
 __all__ = ["load_images"]
@@ -31,26 +29,34 @@ def load_images(
 ) -> tuple[Dataset[Any], Dataset[Any]]:
     """Load training and test images from a named set, an `.npz` file or a folder.
 
-    Both are datasets of `(image [c h w] in uint8, label)`.
+    Both are datasets of `(image [c h w] in uint8, label)`; of a folder without classes, of
+    `(image,)`. An image file of a folder is read when its item is.
 
     Args:
         source: One of:
 
             - `"textures"`: `textured_shapes`.
             - `"cifar10"`, `"fashion_mnist"`: downloaded by torchvision into the folder `data`.
-            - An `.npz` file with `x_train, y_train, x_test, y_test`, images as uint8 `[n h w]` or
-              `[n h w c]`, shuffled already. Encoded images, concatenated, go into `bytes_train`
-              instead of `x_train`, with the `n + 1` offsets at which each begins and the last
-              ends in `off_train`; likewise for test.
-            - A folder with a subfolder for each class, within `train` and one of `val`,
-              `validation` and `test` if there are such; else a fifth of the images is held out
-              for test. The images are in a fixed random order.
+            - An `.npz` file with `x_train, y_train, x_test, y_test`, images as uint8 `[n h w]`,
+              `[n h w c]` or (for 1 or 3 channels) `[n c h w]`, shuffled already, labels as
+              integers `[n]`. Encoded images, concatenated, go into `bytes_train` instead of
+              `x_train`, with the `n + 1` offsets at which each begins and the last ends in
+              `off_train`; likewise for test.
+            - A folder with a subfolder for each class, or with images alone, which then have no
+              label; within `train` and one of `val`, `validation` and `test` if there are such;
+              else a fifth of the images is held out for test. The images are in a fixed random
+              order.
+
+            A `Path` is always a file or a folder. Image files become red, green and blue: upright
+            as their EXIF data say, transparent pixels over white, 16-bit grey scaled to 8 bits.
         image_size: Resize to a square of this many pixels. None keeps the size of a named set or
-            file; a folder needs a number.
+            file; a folder needs a number, and its images are cropped to a square first.
 
     Raises:
-        ValueError: If there is no such source, a file lacks an array, the parts of a folder have
-            different classes, or `image_size` is missing or cannot take effect.
+        ValueError: If there is no such source, a file lacks an array or cannot be read, arrays are
+            of another kind, a class is empty, the parts of a folder have different classes, or
+            `image_size` is missing or cannot take effect. Reading an item raises it for an image
+            file that is broken, with its path.
 
     Example:
         >>> from jepakit.data import load_images
@@ -60,18 +66,20 @@ def load_images(
     """
     if not isinstance(source, str | os.PathLike):
         raise TypeError(f"source={source!r}: must be a str or a path, got {type_name(source)}")
-    source = os.fspath(source)
     if image_size is not None:
         image_size = as_int("image_size", image_size, minimum=1)
     if source == "textures":
         if image_size is not None:
             raise ValueError(f"image_size={image_size}: textures are 48 x 48, must be None")
         return textured_shapes()
-    if source.endswith(".npz"):
-        return _load_arrays(source, image_size)
-    if source in _TORCHVISION:
+    if isinstance(source, str) and source in _TORCHVISION:
         return _download(source, image_size)
-    return _load_folder(Path(source), image_size)
+    path = Path(source)
+    if path.suffix.lower() == ".npz" and not path.is_dir():
+        if not path.is_file():
+            raise ValueError(f"source={str(path)!r}: there is no such file")
+        return _Split(*load_arrays(str(path), image_size))
+    return _load_folder(path, image_size)
 
 
 def _download(name: str, image_size: int | None) -> _Split:
@@ -79,7 +87,7 @@ def _download(name: str, image_size: int | None) -> _Split:
 
     load = getattr(torchvision.datasets, _TORCHVISION[name])
     parts = [load("data", train=train, download=True) for train in (True, False)]
-    return _Split(*(_to_dataset(part.data, part.targets, image_size) for part in parts))
+    return _Split(*(to_dataset(part.data, part.targets, image_size) for part in parts))
 
 
 def _load_folder(root: Path, image_size: int | None) -> _Split:
@@ -89,72 +97,39 @@ def _load_folder(root: Path, image_size: int | None) -> _Split:
         raise ValueError(f"source={str(root)!r}: {rule}")
     if image_size is None:
         raise ValueError("image_size=None: images of a folder differ in size, must be a number")
-    from torchvision.datasets import ImageFolder
-    from torchvision.transforms import v2  # type: ignore[import-untyped]
-
-    transform = v2.Compose([v2.Resize(image_size), v2.CenterCrop(image_size), v2.PILToTensor()])
     if not (root / "train").is_dir():
-        images = _shuffled(ImageFolder(root, transform))
+        images = _shuffled(root, find_classes(root), image_size)
+        if len(images) < 2:
+            rule = "must hold at least 2 images, of which one is held out for test, holds 1"
+            raise ValueError(f"source={str(root)!r}: {rule}")
         num_test = max(1, len(images) // _TEST_FRACTION)
         return _Split(Subset(images, range(num_test, len(images))), Subset(images, range(num_test)))
     test_root = next((root / name for name in _TEST_FOLDERS if (root / name).is_dir()), None)
     if test_root is None:
         rule = f"has a folder train, must have one of {_TEST_FOLDERS} too"
         raise ValueError(f"source={str(root)!r}: {rule}")
-    train, test = ImageFolder(root / "train", transform), ImageFolder(test_root, transform)
-    if train.classes != test.classes:
+    classes, test_classes = find_classes(root / "train"), find_classes(test_root)
+    if classes != test_classes:
         raise ValueError(
             f"source={str(root)!r}: train and {test_root.name} must have folders for the same "
-            f"classes, {sorted(set(train.classes) ^ set(test.classes))} are in one of them only"
+            f"classes, {sorted(set(classes) ^ set(test_classes))} are in one of them only"
         )
-    return _Split(_shuffled(train), _shuffled(test))
+    return _Split(
+        _shuffled(root / "train", classes, image_size),
+        _shuffled(test_root, classes, image_size, empty_classes=True),
+    )
 
 
-def _shuffled(dataset: Any) -> Subset[Any]:
-    """The dataset in a fixed random order: folders are sorted by class."""
+def _shuffled(
+    root: Path, classes: list[str], image_size: int, *, empty_classes: bool = False
+) -> Subset[Any]:
+    """The images of a folder in a fixed random order: their files are sorted by class."""
+    paths, labels = list_images(root, classes)
+    present = set(labels or ())
+    empty = [name for label, name in enumerate(classes) if label not in present]
+    if empty and not empty_classes:
+        rule = f"must hold images of every class, {empty} hold none; remove these folders"
+        raise ValueError(f"source={str(root)!r}: {rule}")
     generator = torch.Generator().manual_seed(0)
-    order = torch.randperm(len(dataset), generator=generator, device="cpu")
-    return Subset(dataset, order.tolist())
-
-
-def _load_arrays(path: str, image_size: int | None) -> _Split:
-    if not Path(path).is_file():
-        raise ValueError(f"source={path!r}: there is no such file")
-    with np.load(path) as arrays:
-        return _Split(*(_load_part(path, arrays, part, image_size) for part in ("train", "test")))
-
-
-def _load_part(path: str, arrays: Any, part: str, image_size: int | None) -> TensorDataset:
-    encoded = f"bytes_{part}" in arrays
-    needed = [f"bytes_{part}", f"off_{part}"] if encoded else [f"x_{part}"]
-    for name in (*needed, f"y_{part}"):
-        if name not in arrays:
-            held = sorted(arrays.files)
-            raise ValueError(f"source={path!r}: must hold the array {name!r}, it holds {held}")
-    images = _decode(*(arrays[name] for name in needed)) if encoded else arrays[needed[0]]
-    if images.dtype != np.uint8 or images.ndim not in (3, 4):
-        raise ValueError(
-            f"source={path!r}: {needed[0]} must be uint8 of shape [n, h, w] or [n, h, w, c], got "
-            f"{images.dtype} {images.shape}"
-        )
-    return _to_dataset(images, arrays[f"y_{part}"], image_size)
-
-
-def _decode(encoded: Any, offsets: Any) -> Any:
-    """Images `[n h w 3]` from their files, concatenated as bytes."""
-    from PIL import Image
-
-    files = [io.BytesIO(encoded[start:end].tobytes()) for start, end in pairwise(offsets)]
-    return np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])
-
-
-def _to_dataset(images: Any, labels: Any, image_size: int | None) -> TensorDataset:
-    """A dataset of uint8 images `[n h w]` or `[n h w c]`."""
-    tensor = torch.from_numpy(np.asarray(images))
-    tensor = tensor[:, None] if tensor.dim() == 3 else tensor.permute(0, 3, 1, 2)
-    if image_size is not None and tensor.shape[-2:] != (image_size, image_size):
-        size = (image_size, image_size)
-        # In chunks: as floats all images at once would take four times the memory of the set.
-        chunks = [F.interpolate(c.float(), size, mode="area") for c in torch.split(tensor, 512)]
-        tensor = torch.cat(chunks).round().to(torch.uint8)
-    return TensorDataset(tensor, torch.from_numpy(np.asarray(labels)).long())
+    order = torch.randperm(len(paths), generator=generator, device="cpu")
+    return Subset(ImageFiles(paths, labels, image_size), order.tolist())

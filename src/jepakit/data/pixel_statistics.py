@@ -8,7 +8,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from jepakit._checks import as_int, as_numbers, store_fields
+from jepakit._checks import as_int, as_numbers, check_tensor, store_fields
 from jepakit.data._subset import stratified_indices
 
 __all__ = ["PixelStatistics"]
@@ -27,7 +27,8 @@ class PixelStatistics:
         std: $\sigma$ of each channel, above 0.
 
     Raises:
-        ValueError: If `mean` and `std` differ in length or are empty.
+        ValueError: If `mean` and `std` differ in length or are empty, a number is not finite, a
+            mean is outside of 0 to 1, or a std is not above 0.
 
     Example:
         >>> import torch
@@ -44,6 +45,9 @@ class PixelStatistics:
         mean, std = as_numbers("mean", self.mean), as_numbers("std", self.std, positive=True)
         if len(mean) != len(std) or not mean:
             raise ValueError(f"mean={mean}, std={std}: must be one number each for every channel")
+        if max(mean) > 1 or min(mean) < 0:
+            hint = "divide statistics of 0 to 255 by 255"
+            raise ValueError(f"mean={mean}: must lie in [0, 1], as pixels do; {hint}")
         store_fields(self, mean=mean, std=std)
 
     @classmethod
@@ -54,10 +58,24 @@ class PixelStatistics:
             dataset: `(uint8 image [c h w], label)` pairs, all images of one size.
             num_images: Most images to use. They are drawn from the whole dataset, the same in every
                 call.
+
+        Raises:
+            ValueError: If the dataset is empty, or its images are of different sizes.
         """
         size = len(dataset)  # type: ignore[arg-type]  # a map-style dataset has a length
         indices = stratified_indices(size, as_int("num_images", num_images, minimum=1))
-        pixels = torch.stack([dataset[index][0] for index in indices]).double() / 255
+        if not indices:
+            raise ValueError("dataset: must hold at least one image, is empty")
+        images: list[Tensor] = []
+        for index in indices:
+            image = dataset[index][0]
+            check_tensor(f"image {index} of the dataset", image, torch.uint8)
+            shape, first = tuple(image.shape), tuple(images[0].shape if images else image.shape)
+            if len(shape) != 3 or 0 in shape or shape != first:
+                rule = "must be [c, h, w], not empty, all of one size"
+                raise ValueError(f"image {index} of the dataset {shape}: {rule}, before it {first}")
+            images.append(image)
+        pixels = torch.stack(images).double() / 255
         mean, std = pixels.mean((0, 2, 3)), pixels.std((0, 2, 3)).clamp_min(_MIN_STD)
         return cls(tuple(mean.tolist()), tuple(std.tolist()))
 

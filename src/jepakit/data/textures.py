@@ -72,18 +72,16 @@ def textured_shapes(
         >>> train[0][0].shape, len(test)
         (torch.Size([3, 48, 48]), 5)
     """
-    counts = (
-        as_int("num_train", num_train, minimum=1),
-        as_int("num_test", num_test, minimum=1),
-    )
+    num_train = as_int("num_train", num_train, minimum=1)
+    num_test = as_int("num_test", num_test, minimum=1)
     with torch.device("cpu"):  # whatever the default device is
-        return tuple(_generate(count, seed) for seed, count in enumerate(counts))  # type: ignore[return-value]
+        return _generate(num_train, seed=0), _generate(num_test, seed=1)
 
 
 def _generate(count: int, seed: int) -> TensorDataset:
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(len(_TEXTURES), (count,), generator=generator)
-    images = [_draw(chunk, generator) for chunk in labels.split(_CHUNK)]
+    images = [_draw(chunk, generator) for chunk in torch.split(labels, _CHUNK)]
     return TensorDataset(torch.cat(images), labels)
 
 
@@ -134,7 +132,8 @@ def _draw(labels: Int[Tensor, " b"], generator: torch.Generator) -> UInt8[Tensor
     # A disc with a wavy outline.
     centre = _SIDE * uniform(0.32, 0.68, 2, 1, 1)
     radius = _SIDE * uniform(0.34, 0.46, 1, 1) + 3 * smooth(1, 4).squeeze(1)
-    inside = torch.sigmoid(2 * (radius - (pixels - centre).norm(dim=1))).unsqueeze(1)
+    distance = torch.hypot(*(pixels - centre).unbind(1))
+    inside = torch.sigmoid(2 * (radius - distance)).unsqueeze(1)
     images = inside * textured + (1 - inside) * colours(0.1, 0.9)
     images = images + 0.02 * normal(*images.shape)
     return (images.clamp(0, 1) * 255).round().byte()

@@ -77,7 +77,7 @@ def attentive_probe(
         >>> from jepakit.data import PixelStatistics, textured_shapes
         >>> train, test = textured_shapes(num_train=300, num_test=50)
         >>> encoder = MaskedViT(timm.create_model(
-        ...     "vit_tiny_patch16_224", num_classes=0, in_chans=1, img_size=32, depth=1))
+        ...     "vit_tiny_patch16_224", num_classes=0, img_size=48, depth=1))
         >>> accuracy = attentive_probe(
         ...     encoder, train, test, prepare=PixelStatistics.from_dataset(train), epochs=2)
         >>> 0 <= accuracy <= 1

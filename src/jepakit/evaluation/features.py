@@ -177,6 +177,9 @@ def _is_integer(labels: Tensor) -> bool:
 
 def _checked_batch(batch: object, number: int, grid: tuple[int, ...] | None) -> tuple[Tensor, ...]:
     parts = tuple(batch) if isinstance(batch, tuple | list) else ()
+    if len(parts) == 1:
+        hint = "a folder needs a subfolder for each class"
+        raise TypeError(f"loader: labels are needed, batch {number} has images alone; {hint}")
     if not all(isinstance(part, Tensor) for part in parts) or len(parts) != 2 + (grid is not None):
         kind = (
             "pairs of tensors (images, labels)"

@@ -77,7 +77,7 @@ def evaluate(
         >>> from jepakit.data import textured_shapes
         >>> train, test = textured_shapes(num_train=200, num_test=50)
         >>> scores = evaluate(lambda images: images.flatten(1).float(), train, test)
-        >>> scores.knn > 0.1
+        >>> scores.std > 0.1
         True
     """
     loaders = [subset_loader(each, num_images, batch_size, num_workers) for each in (train, test)]

@@ -5,7 +5,6 @@ written.
 """
 
 import os
-import pickle
 import zipfile
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple, TypeVar
@@ -30,20 +29,32 @@ def read_checkpoint(checkpoint: Mapping[str, Any] | str | os.PathLike[str]) -> M
     if not isinstance(checkpoint, str | os.PathLike):
         raise TypeError(f"checkpoint: must be a mapping or a path, got {type_name(checkpoint)}")
     path = os.fspath(checkpoint)
+    with open(path, "rb"):  # a file that is missing or must not be read has a clear error already
+        pass
     try:
         # Most of a published file is the state of the optimiser, which `mmap` leaves unread; it
         # does not work with the older format of torch.save, which is no zip file.
         mmap = zipfile.is_zipfile(path)
+        damaged = _damaged_record(path) if mmap else None
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+    except Exception as error:  # of a broken file: OSError, KeyError, EOFError, UnicodeDecodeError
         raise ValueError(
-            f"checkpoint={path!r}: must be a file of torch.save with nothing but tensors and "
-            "plain containers in it, since anything else could run code"
+            f"checkpoint={path!r}: must be a whole file of torch.save with nothing but tensors and "
+            "plain containers in it, since anything else could run code; copy or download it again"
         ) from error
+    if damaged is not None:
+        rule = f"is damaged, the checksum of {damaged!r} differs; copy or download it again"
+        raise ValueError(f"checkpoint={path!r}: {rule}")
     if not isinstance(loaded, Mapping):
         kind = type_name(loaded)
         raise TypeError(f"checkpoint={path!r}: must hold a dict of names, got {kind}")
     return loaded
+
+
+def _damaged_record(path: str) -> str | None:
+    """Name of the first record whose checksum differs, which `torch.load` does not look at."""
+    with zipfile.ZipFile(path) as archive:
+        return archive.testzip()
 
 
 def state_of(checkpoint: Mapping[str, Any], key: str) -> Any:
@@ -171,6 +182,9 @@ def match(
             raise ValueError(f"{source}: {name} is on the meta device and holds nothing")
         if weight.layout != torch.strided:
             raise ValueError(f"{source}: {name} must be a dense tensor, got {weight.layout}")
+        if not torch.isfinite(weight).all():
+            hint = "take an earlier checkpoint of the run"
+            raise ValueError(f"{source}: {name} holds NaN or infinity, must be finite; {hint}")
         if weight.shape != tensor.shape:
             differing[name] = f"{name} {tuple(weight.shape)} against {tuple(tensor.shape)}"
         assignments[name] = Assignment(tensor, weight)

@@ -85,8 +85,8 @@ def load_ijepa(
         What was adapted; empty if everything fitted.
 
     Raises:
-        ValueError: If the checkpoint does not fit a part, a part is sharded, or the file holds more
-            than tensors and plain containers.
+        ValueError: If the checkpoint does not fit a part or holds NaN, a part is sharded, or the
+            file is damaged or holds more than tensors and plain containers.
 
     Example:
         >>> import timm
@@ -110,7 +110,24 @@ def load_ijepa(
     """
     if encoder is None and predictor is None and teacher is None:
         raise ValueError("encoder, predictor, teacher: at least one must be given")
+    file = None if isinstance(checkpoint, Mapping) else checkpoint
     checkpoint = read_checkpoint(checkpoint)
+    try:
+        return _load(checkpoint, encoder, predictor, teacher, steps_per_epoch, adapt)
+    except (TypeError, ValueError) as error:
+        if file is not None:
+            error.add_note(f"The checkpoint is the file {os.fspath(file)!r}; nothing was changed.")
+        raise
+
+
+def _load(
+    checkpoint: Mapping[str, Any],
+    encoder: nn.Module | None,
+    predictor: nn.Module | None,
+    teacher: nn.Module | None,
+    steps_per_epoch: int | None,
+    adapt: bool,
+) -> list[Adaptation]:
     step = teacher_step(checkpoint, teacher, steps_per_epoch)
     assignments: list[Assignment] = []
     done: list[Adaptation] | None = [] if as_bool("adapt", adapt) else None

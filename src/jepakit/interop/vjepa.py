@@ -58,8 +58,8 @@ def load_vjepa(
             None leaves it as it is.
 
     Raises:
-        ValueError: If the checkpoint does not fit a part, a part is sharded, or the file holds more
-            than tensors and plain containers.
+        ValueError: If the checkpoint does not fit a part or holds NaN, a part is sharded, or the
+            file is damaged or holds more than tensors and plain containers.
 
     Example:
         >>> from jepakit import EMATeacher, MaskedPredictor
@@ -216,7 +216,25 @@ def _load(
 ) -> None:
     if encoder is None and predictor is None and teacher is None:
         raise ValueError("encoder, predictor, teacher: at least one must be given")
+    file = None if isinstance(checkpoint, Mapping) else checkpoint
     checkpoint = read_checkpoint(checkpoint)
+    try:
+        _load_parts(checkpoint, encoder, predictor, teacher, steps_per_epoch, rotary=rotary)
+    except (TypeError, ValueError) as error:
+        if file is not None:
+            error.add_note(f"The checkpoint is the file {os.fspath(file)!r}; nothing was changed.")
+        raise
+
+
+def _load_parts(
+    checkpoint: Mapping[str, Any],
+    encoder: nn.Module | None,
+    predictor: nn.Module | None,
+    teacher: nn.Module | None,
+    steps_per_epoch: int | None,
+    *,
+    rotary: bool,
+) -> None:
     step = teacher_step(checkpoint, teacher, steps_per_epoch)
     average = None if teacher is None else unwrapped("teacher", teacher, EMATeacher)
     parts: dict[str, tuple[str, nn.Module]] = {}  # name of the part: key, module

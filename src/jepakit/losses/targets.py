@@ -189,7 +189,8 @@ class TargetCentering(nn.Module):
         values, vectors = torch.linalg.eigh(covariance)
         # Rounding may leave a value of -1e-9 where there is no variance.
         inverse = (values.clamp_min(0) + _RIDGE * variance + _EPSILON).rsqrt()
-        return centred @ ((vectors * inverse) @ vectors.T)
+        whitening: Tensor = (vectors * inverse) @ vectors.T
+        return centred @ whitening
 
     @torch.no_grad()
     def forward(
