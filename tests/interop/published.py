@@ -5,6 +5,7 @@ in the wrong place changes the result.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -106,14 +107,18 @@ def _gelu(x: Tensor) -> Tensor:
     return x * (1 + torch.erf(x / 2**0.5)) / 2
 
 
-def _transform(state: State, name: str, x: Tensor, heads: int) -> Tensor:
-    """One block on the tokens of one sequence, `[n, d]`."""
+def _transform(
+    state: State, name: str, x: Tensor, heads: int, rotate: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
+    """One block on the tokens of one sequence, `[n, d]`; `rotate` turns queries and keys."""
     dim = x.shape[1]
     width = dim // heads
     qkv = _apply(state, f"{name}.attn.qkv", _layer_norm(state, f"{name}.norm1", x))
     outputs = []
     for head in range(heads):
         q, k, v = (qkv[:, part * dim + head * width :][:, :width] for part in range(3))
+        if rotate is not None:
+            q, k = rotate(q), rotate(k)
         outputs.append(torch.softmax(q @ k.T / width**0.5, dim=-1) @ v)
     x = x + _apply(state, f"{name}.attn.proj", torch.cat(outputs, dim=1))
     hidden = _gelu(_apply(state, f"{name}.mlp.fc1", _layer_norm(state, f"{name}.norm2", x)))

@@ -141,6 +141,7 @@ def test_what_the_predictors_layout_has_no_place_for(parts, build_predictor) -> 
     others = {
         r"position='rope' has no place in the published layout": {"position": "rope"},
         r"2 levels .* the published layout has one level and one width": {"num_levels": 2},
+        r"num_mask_tokens=2; the published layout has one mask token": {"num_mask_tokens": 2},
         r"predictions of width 20 .* one level and one width": {"out_dim": 20},
         r"predictor on the grid \(4, 2\): must be on a square grid": {"grid_size": (4, 2)},
         r"predictor on the grid \(16,\): must be on a square grid": {"grid_size": (16,)},

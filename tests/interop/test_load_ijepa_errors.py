@@ -340,7 +340,7 @@ def test_files_that_are_none(parts, tmp_path) -> None:
         load_ijepa(path, encoder=parts["encoder"])
     torch.save(parts["encoder"].backbone.state_dict(), path)
     with pytest.raises(
-        ValueError, match=r"must hold 'encoder', but has .*backbone.load_state_dict"
+        ValueError, match=r"must hold 'encoder', but has .* passed as \{'encoder': state_dict\}"
     ):
         load_ijepa(path, encoder=parts["encoder"])
 

@@ -42,6 +42,7 @@ def signature(predictor) -> list[tuple[str, tuple[int, ...]]]:
         {"position": "rope"},
         {"position": "learned"},
         {"joint": True},
+        {"num_mask_tokens": 2},
         {"num_levels": 2},
         {"out_dim": 12},
     ],
@@ -97,6 +98,7 @@ def test_drop_path_keeps_the_mean() -> None:
     [
         ({"num_heads": 5}, r"num_heads=5: must divide predictor_embed_dim=48"),
         ({"depth": 0}, r"depth=0: must be at least 1"),
+        ({"num_mask_tokens": 0}, r"num_mask_tokens=0: must be at least 1"),
         ({"num_heads": 0}, r"num_heads=0: must be at least 1"),
         ({"predictor_embed_dim": 0}, r"predictor_embed_dim=0: must be at least 1"),
         ({"dim": 0}, r"encoder_dim=0: must be at least 1"),
@@ -161,13 +163,14 @@ def test_arguments_of_configuration_files(sequence) -> None:
         num_heads=np.int64(4),
         mlp_ratio=np.float32(2),
         drop_path=np.float64(0.5),
+        num_mask_tokens=np.int64(3),
         num_levels=np.int64(2),
         out_dim=np.int64(7),
     ).eval()
     assert type(predictor.grid_size) is tuple
     assert all(type(side) is int for side in predictor.grid_size)
     assert type(predictor.blocks[1].drop_path.prob) is float
-    same = build(mlp_ratio=2, drop_path=0.5, num_levels=2, out_dim=7).eval()
+    same = build(mlp_ratio=2, drop_path=0.5, num_mask_tokens=3, num_levels=2, out_dim=7).eval()
     assert repr(predictor) == repr(same)
     assert predictor(*inputs()).shape == (2, 2, 20, 7)
 

@@ -32,8 +32,10 @@ def filled(module: M) -> M:
     module = module.double().eval()
     seen: dict[tuple[int, ...], int] = {}
     with torch.no_grad():
-        for parameter in module.parameters():
+        for name, parameter in module.named_parameters():
             shape = tuple(parameter.shape)
+            if name.endswith("mask_token") and shape[:-1] == (1,):
+                shape = shape[1:]  # a vector where the results were stored
             seen[shape] = seen.get(shape, 0) + 1
             values = noise(*shape, key=100 * len(shape) + seen[shape])
             if len(shape) <= 1:

@@ -20,10 +20,14 @@ from jepakit.nn._backbones.resample import adapt_patch_kernel, adapt_positions
 _BLOCK_LAYERS = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
 
 
+def published_layers(depth: int, blocks: str = "blocks") -> list[str]:
+    """Return the names of all layers of `depth` blocks."""
+    return [f"{blocks}.{number}.{layer}" for number in range(depth) for layer in _BLOCK_LAYERS]
+
+
 def published_names(depth: int) -> set[str]:
     """Return all names of a published encoder with `depth` blocks."""
-    layers = [f"blocks.{number}.{layer}" for number in range(depth) for layer in _BLOCK_LAYERS]
-    layers += ["patch_embed.proj", "norm"]
+    layers = [*published_layers(depth), "patch_embed.proj", "norm"]
     return {"pos_embed", *(f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias"))}
 
 

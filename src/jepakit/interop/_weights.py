@@ -6,13 +6,13 @@ written.
 
 import os
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from jepakit._checks import check_floating, type_name
+from jepakit._checks import as_int, check_floating, type_name
 from jepakit._wrapped import clean_names, fsdp_parts, loaded_type, name_difference, unwrap
 from jepakit.nn import MaskedViT
 
@@ -58,17 +58,32 @@ def _damaged_record(path: str) -> str | None:
 
 
 def state_of(checkpoint: Mapping[str, Any], key: str) -> Any:
-    """Return one state dict of a published checkpoint, without the prefix of DDP."""
+    """Return one state dict of a published checkpoint, without the prefixes of wrappers."""
     if key not in checkpoint:
         names = ", ".join(sorted(map(str, checkpoint))[:5])
         raise ValueError(
             f"checkpoint: must hold {key!r}, but has {names or 'nothing'} ...; a plain state dict "
-            "is loaded by encoder.backbone.load_state_dict"
+            f"is passed as {{{key!r}: state_dict}}"
         )
     state = checkpoint[key]
-    if isinstance(state, Mapping) and all(str(name).startswith("module.") for name in state):
-        return {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
+    for prefix in ("module.", "backbone."):  # of DDP, and of the published code for video
+        if isinstance(state, Mapping) and all(str(name).startswith(prefix) for name in state):
+            state = {str(name).removeprefix(prefix): tensor for name, tensor in state.items()}
     return state
+
+
+def teacher_step(
+    checkpoint: Mapping[str, Any], teacher: nn.Module | None, steps_per_epoch: int | None
+) -> int | None:
+    """Return the step at which a teacher continues; None to leave it as it is."""
+    if steps_per_epoch is None:
+        return None
+    steps_per_epoch = as_int("steps_per_epoch", steps_per_epoch, minimum=1)
+    if teacher is None:
+        raise ValueError(f"steps_per_epoch={steps_per_epoch}: must come with a teacher")
+    if "epoch" not in checkpoint:
+        raise ValueError(f"steps_per_epoch={steps_per_epoch}: the checkpoint has no 'epoch'")
+    return steps_per_epoch * as_int("checkpoint['epoch']", checkpoint["epoch"], minimum=0)
 
 
 # The user's modules
@@ -140,12 +155,13 @@ def match(
     tensors: Mapping[str, Tensor],
     weights: Any,
     arguments_of: Callable[[Mapping[str, Any]], dict[str, str]],
+    adaptable: Collection[str] = ADAPTABLE,
 ) -> dict[str, Assignment]:
     """Match each tensor of a part with its weight; raise unless all names and shapes fit.
 
     `source` (of the weights) and `part` (the owner of the tensors) are for errors. `arguments_of`
     infers from tensors the arguments that build the part for them; an error recommends those that
-    differ.
+    differ, or `adapt=True` if that can give all of the `adaptable` tensors their shapes.
     """
     if not isinstance(weights, Mapping):
         kind = type_name(weights)
@@ -173,7 +189,7 @@ def match(
             differing[name] = f"{name} {tuple(weight.shape)} against {tuple(tensor.shape)}"
         assignments[name] = Assignment(tensor, weight)
     if differing:
-        hint = "" if set(differing) - ADAPTABLE else ", or pass adapt=True"
+        hint = "" if set(differing) - set(adaptable) else ", or pass adapt=True"
         raise ValueError(
             f"{source}: must have the shapes of the {part}, but differs in {len(differing)}: "
             f"{', '.join(list(differing.values())[:3])}{advice()}{hint}"

@@ -30,6 +30,7 @@ from jepakit.interop._weights import (
     match,
     read_checkpoint,
     state_of,
+    teacher_step,
     tensors_of,
     unwrapped,
 )
@@ -127,7 +128,7 @@ def _load(
     steps_per_epoch: int | None,
     adapt: bool,
 ) -> list[Adaptation]:
-    step = _teacher_step(checkpoint, teacher, steps_per_epoch)
+    step = teacher_step(checkpoint, teacher, steps_per_epoch)
     assignments: list[Assignment] = []
     done: list[Adaptation] | None = [] if as_bool("adapt", adapt) else None
     if encoder is not None:
@@ -194,19 +195,6 @@ def ijepa_checkpoint(
         for key, state in tensors.items()
     }
     return states | {"epoch": epoch}
-
-
-def _teacher_step(
-    checkpoint: Mapping[str, Any], teacher: nn.Module | None, steps_per_epoch: int | None
-) -> int | None:
-    if steps_per_epoch is None:
-        return None
-    steps_per_epoch = as_int("steps_per_epoch", steps_per_epoch, minimum=1)
-    if teacher is None:
-        raise ValueError(f"steps_per_epoch={steps_per_epoch}: must come with a teacher")
-    if "epoch" not in checkpoint:
-        raise ValueError(f"steps_per_epoch={steps_per_epoch}: the checkpoint has no 'epoch'")
-    return steps_per_epoch * as_int("checkpoint['epoch']", checkpoint["epoch"], minimum=0)
 
 
 # The encoder
@@ -323,6 +311,11 @@ def _predictor_tensors(predictor: MaskedPredictor, *, any_grid: bool) -> dict[st
             f"predictor: has {levels} levels and predictions of width {out_width} from features of "
             f"width {width}; the published layout has one level and one width"
         )
+    if predictor.num_mask_tokens > 1:
+        raise ValueError(
+            f"predictor: has num_mask_tokens={predictor.num_mask_tokens}; the published layout has "
+            "one mask token"
+        )
     if predictor.position not in ("sincos", "learned"):
         raise ValueError(
             f"predictor: position={predictor.position!r} has no place in the published layout; "
@@ -333,7 +326,7 @@ def _predictor_tensors(predictor: MaskedPredictor, *, any_grid: bool) -> dict[st
     tensors = {}
     for key, tensor in tensors_of("predictor", predictor).items():
         if key == "mask_token":
-            tensors[key] = tensor[None, None]
+            tensors[key] = tensor[None]
         elif key == "position_table":
             tensors[_TABLE] = tensor[None]
         else:

@@ -63,6 +63,8 @@ class MaskedPredictor(Positioned):
             gives the first of three axes half of them and the others a quarter each.
         joint: Predict all target blocks of a sample in one sequence, where they attend to each
             other, instead of each block in a sequence of its own.
+        num_mask_tokens: Number of learned mask tokens, of which each call takes one: one for each
+            kind of masks that share the predictor, as in V-JEPA.
         num_levels: Number of pyramid levels, including the finest, `grid_size`. Sides are halved
             upwards from level to level, as in `HierarchicalPyramid`.
         out_dim: Width of the predictions; None for `encoder_dim`. Larger for targets from several
@@ -70,7 +72,8 @@ class MaskedPredictor(Positioned):
 
     Raises:
         ValueError: If `position` does not fit the width and the number of axes. In a call, if a set
-            is on a grid that the predictor has no positions for.
+            is on a grid that the predictor has no positions for, or `mask_token` is not below
+            `num_mask_tokens`.
 
     Example:
         >>> import torch
@@ -87,8 +90,9 @@ class MaskedPredictor(Positioned):
     Source:
         Assran et al., I-JEPA (arXiv:2301.08243), appendix A.1, with its initialisation: truncated
         normal with a std of 0.02, residual projections of block l divided by sqrt(2 l).
-        Differences: padding is masked; `joint` (as in V-JEPA, arXiv:2404.08471), `position` other
-        than `"sincos"`, other grids and levels are additions.
+        Differences: padding is masked; `joint` and `num_mask_tokens` (both as in V-JEPA,
+        arXiv:2404.08471, whose mask tokens start at zero), `position` other than `"sincos"`, other
+        grids and levels are additions.
     """
 
     position_table: Tensor
@@ -106,6 +110,7 @@ class MaskedPredictor(Positioned):
         position: Literal["sincos", "rope", "rope-vjepa2", "learned"] = "sincos",
         uniform_power: bool = True,
         joint: bool = False,
+        num_mask_tokens: int = 1,
         num_levels: int = 1,
         out_dim: int | None = None,
     ) -> None:
@@ -116,13 +121,15 @@ class MaskedPredictor(Positioned):
         dim = as_int("predictor_embed_dim", predictor_embed_dim, minimum=1)
         depth = as_int("depth", depth, minimum=1)
         num_heads = as_int("num_heads", num_heads, minimum=1)
+        self.num_mask_tokens = as_int("num_mask_tokens", num_mask_tokens, minimum=1)
         rates = drop_path_rates(drop_path, depth)
         self.joint = as_bool("joint", joint)
         if dim % num_heads:
             raise ValueError(f"num_heads={num_heads}: must divide predictor_embed_dim={dim}")
 
         self.embed = nn.Linear(encoder_dim, dim)
-        self.mask_token = nn.Parameter(torch.zeros(dim))
+        # One parameter for all: DDP stops at a parameter that a call does not use.
+        self.mask_token = nn.Parameter(torch.zeros(self.num_mask_tokens, dim))
         self._add_positions(
             position,
             grid_sizes,
@@ -169,17 +176,30 @@ class MaskedPredictor(Positioned):
                 cast(nn.Linear, block.mlp[-1]).weight.div_(math.sqrt(2 * layer))
 
     def forward(
-        self, features: Float[Tensor, "b n d"], context: TokenSet, targets: TokenSet
+        self,
+        features: Float[Tensor, "b n d"],
+        context: TokenSet,
+        targets: TokenSet,
+        *,
+        mask_token: int = 0,
     ) -> Float[Tensor, "b m k out"]:
-        """Predictions at the `targets` `[b, m, k]` from the `features` of a `context` `[b, n]`."""
+        """Predictions at the `targets` `[b, m, k]` from the `features` of a `context` `[b, n]`.
+
+        Args:
+            features: Features of the context.
+            context: Positions of the features.
+            targets: Positions to predict.
+            mask_token: Number of the mask token to put there, below `num_mask_tokens`.
+        """
         self._check(features, context, targets)
+        number = self._mask_token_number(mask_token)
         context_level = self._level("context", context)
         target_level = self._level("targets", targets)
         batch, num_targets, length = targets.shape
 
         visible = self.embed(zero_padding(features, context))
         dtype = visible.dtype  # of queries and keys too, also under autocast
-        hidden = self.mask_token.expand(*targets.shape, -1)
+        hidden = self.mask_token[number].expand(*targets.shape, -1)
         if len(self.grid_sizes) > 1:
             visible = visible + self.level_embedding[context_level]
             hidden = hidden + self.level_embedding[target_level]
@@ -230,13 +250,22 @@ class MaskedPredictor(Positioned):
         return torch.cat([repeated, blocks], dim=1)
 
     def predict_grid(
-        self, features: Float[Tensor, "b n d"], context: TokenSet
+        self, features: Float[Tensor, "b n d"], context: TokenSet, *, mask_token: int = 0
     ) -> Float[Tensor, "b N out"]:
-        """Predictions at every position of the grid, from `features` of the `context`."""
+        """Predictions at every position of the grid; arguments as in `forward`."""
         check_floating("features", features)
         check_token_set("context", context, like="masks.context")
         whole = TokenSet.full(context.grid_size, (len(features), 1), device=features.device)
-        return cast(Tensor, self(features, context, whole)).squeeze(1)
+        pred = self(features, context, whole, mask_token=mask_token)
+        return cast(Tensor, pred).squeeze(1)
+
+    def _mask_token_number(self, mask_token: int) -> int:
+        number = as_int("mask_token", mask_token, minimum=0)
+        if number >= self.num_mask_tokens:
+            raise ValueError(
+                f"mask_token={number}: must be below num_mask_tokens={self.num_mask_tokens}"
+            )
+        return number
 
     def _level(self, name: str, tokens: TokenSet) -> int:
         """Level of a set; raise if its grid has no positions here."""
@@ -281,4 +310,7 @@ class MaskedPredictor(Positioned):
         """Arguments that the submodules do not show."""
         levels = len(self.grid_sizes)
         choices = f"position={self.position!r}, joint={self.joint}, num_levels={levels}"
-        return f"grid_size={self.grid_size}, {choices}, uniform_power={self.uniform_power}"
+        tokens = f"num_mask_tokens={self.num_mask_tokens}"
+        return (
+            f"grid_size={self.grid_size}, {choices}, {tokens}, uniform_power={self.uniform_power}"
+        )
