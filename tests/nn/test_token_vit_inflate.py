@@ -90,6 +90,14 @@ def test_contract_and_training(kind, build, images_for) -> None:
     assert all(parameter.grad is None for parameter in encoder.parameters()), "it is a copy"
 
 
+def test_weights_are_copies(build) -> None:
+    """Trap: training the clip model changes the image model."""
+    vit = build("vit_cls", wrapped=False)
+    theirs = {tensor.data_ptr() for tensor in vit.parameters()}
+    inflated = TokenViT.inflate(vit, 2, FRAMES)
+    assert not theirs & {tensor.data_ptr() for tensor in inflated.parameters()}
+
+
 def test_drop_path_mode_and_type_are_taken_over(build) -> None:
     vit = build("vit_cls", wrapped=False, drop_path_rate=0.2, depth=3).train().double()
     inflated = TokenViT.inflate(vit)
