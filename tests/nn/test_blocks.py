@@ -108,3 +108,12 @@ def test_unknown_pairs_are_refused() -> None:
 
 def test_no_layer_scale_is_no_module_of_weights() -> None:
     assert isinstance(Block(24, 3).ls1, nn.Identity)
+
+
+def test_drop_path_drops_whole_samples_and_scales_the_others() -> None:
+    """Traps: dropped by token; the mean of a branch that shrinks."""
+    block = Block(8, 2, drop_path=0.75)
+    kept = block.drop_path(torch.ones(64, 5, 8))
+    assert set(kept.unique().tolist()) == {0.0, 4.0}
+    assert (kept == kept[:, :1, :1]).all()
+    assert torch.equal(block.eval().drop_path(torch.ones(2, 5, 8)), torch.ones(2, 5, 8))

@@ -136,12 +136,15 @@ def test_repeated_registers(position, ragged, assert_close) -> None:
 @settings(max_examples=8)
 @given(st.tuples(*[st.tuples(*[st.integers(1, 4)] * 3)] * 2), st.integers(0, 2**32 - 1))
 def test_equals_an_encoder_built_for_the_grid(position, ragged, grids, seed) -> None:
-    """One encoder takes clips of any length and size, bit by bit as one that was built for them."""
+    """One encoder takes clips of any length and size, bit by bit as one that was built for them.
+
+    Trap: registers that count once for every step of the grid that it was built for.
+    """
     torch.manual_seed(seed)
     own, other = grids
     encoder, alone = (
-        build(grid_size=other, position=position),
-        build(grid_size=own, position=position),
+        build(grid_size=grid, position=position, num_registers=2, repeat_registers=True)
+        for grid in (other, own)
     )
     clip, context = inputs_on(3, own), ragged(own, 2)
     assert encoder.grid_size_of(clip.shape[2:]) == own

@@ -53,6 +53,16 @@ def test_a_still_clip_has_the_features_of_its_image(
         assert_close(step, of_image(vit, images))
 
 
+def test_class_token_and_registers_keep_their_own_positions(assert_close) -> None:
+    """Trap: with positions for prefix tokens, those of the class token go to a register."""
+    vit = model("vit_tiny_patch16_224", img_size=32, reg_tokens=2)(None).eval()
+    for parameter in vit.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    images = torch.randn(2, 3, 32, 32)
+    features = TokenViT.inflate(vit, 2, 2)(repeat(images, "b c h w -> b c t h w", t=2))
+    assert_close(features, of_image(vit, images))
+
+
 @pytest.mark.parametrize("kind", ["gap_no_cls", "vit_cls", "dinov2_reg4"])
 def test_a_tube_of_a_still_clip_has_the_features_of_its_patches(
     kind, build, images_for, ragged, assert_close
@@ -78,6 +88,14 @@ def test_contract_and_training(kind, build, images_for) -> None:
     inflated(clip).square().sum().backward()
     assert all(parameter.grad.abs().max() > 0 for parameter in inflated.parameters())
     assert all(parameter.grad is None for parameter in encoder.parameters()), "it is a copy"
+
+
+def test_weights_are_copies(build) -> None:
+    """Trap: training the clip model changes the image model."""
+    vit = build("vit_cls", wrapped=False)
+    theirs = {tensor.data_ptr() for tensor in vit.parameters()}
+    inflated = TokenViT.inflate(vit, 2, FRAMES)
+    assert not theirs & {tensor.data_ptr() for tensor in inflated.parameters()}
 
 
 def test_drop_path_mode_and_type_are_taken_over(build) -> None:
