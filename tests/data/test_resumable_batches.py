@@ -196,6 +196,8 @@ def test_a_run_resumed_within_an_epoch_goes_on_there():
         for epoch in calls:
             batches.set_epoch(epoch)
         assert list(batches) == whole[5:6]
+        batches.set_epoch(1)
+        assert list(batches) == whole[3:6]  # all of it, once the rest is done
         batches.set_epoch(2)
         assert list(batches) == whole[6:]
         batches.set_epoch(1)
@@ -203,6 +205,20 @@ def test_a_run_resumed_within_an_epoch_goes_on_there():
     batches = ResumableBatches(11, 3, seed=2, first_step=5)
     batches.set_epoch(0)
     assert list(batches) == whole[:3]
+
+
+@pytest.mark.parametrize("steps", [None, 9])
+@pytest.mark.parametrize("loaded", [False, True])
+def test_a_look_at_the_first_batch_keeps_the_place(steps, loaded):
+    """Trap: a loop that looks at a batch's shape, and then begins the epoch or the run anew."""
+    whole = list(ResumableBatches(11, 3, steps=9, seed=2))
+    batches = ResumableBatches(11, 3, steps=steps, seed=2, first_step=0 if loaded else 4)
+    if loaded:
+        batches.load_state_dict(batches.state_dict() | {"step": 4})
+    batches.set_epoch(1)
+    assert next(iter(batches)) == whole[4]
+    batches.set_epoch(1)
+    assert list(batches) == whole[4 : 6 if steps is None else 9]
 
 
 # Epochs that repeat

@@ -529,11 +529,12 @@ def test_trimmed_contexts_alone_differ_between_ranks():
 
 @pytest.mark.parametrize("sampler", SHARED_SIZES[:4], ids=repr)
 def test_sizes_follow_from_the_step_and_all_else_from_the_sample(sampler):
-    """Traps: one size for all steps; with the step in their key, places that no epoch repeats."""
+    """Traps: one size for all steps, or for all seeds; with the step in their key, places that no
+    epoch repeats."""
 
-    def masks_of(epoch: int, step: int, indices: Iterable[int]) -> Masks:
+    def masks_of(epoch: int, step: int, indices: Iterable[int], seed: int = 5) -> Masks:
         samples = [Indexed(index, index, epoch, step) for index in indices]
-        return MaskCollator(sampler, seed=5)(samples)[1]
+        return MaskCollator(sampler, seed=seed)(samples)[1]
 
     def sizes(masks: Masks) -> set[tuple[int, ...]]:
         sides = [
@@ -544,6 +545,8 @@ def test_sizes_follow_from_the_step_and_all_else_from_the_sample(sampler):
 
     steps = [masks_of(0, step, range(6)) for step in range(40)]
     assert len(set().union(*map(sizes, steps))) > 1
+    seeds = [masks_of(0, 0, range(6), seed) for seed in range(40)]
+    assert len(set().union(*map(sizes, seeds))) > 1
     again = masks_of(0, 0, [9, 3, 8])
     assert torch.equal(again.targets.to_mask()[1], steps[0].targets.to_mask()[3])
     assert torch.equal(again.context.to_mask()[1], steps[0].context.to_mask()[3])

@@ -265,13 +265,12 @@ def test_an_embedding_of_the_user(ragged, assert_close) -> None:
     series, context = torch.randn(2, 2, 28), ragged((7,), 2)
     x = take_tokens(encoder.embed(series), context)
     assert encoder(series, context).shape == x.shape
-    # Another module may have made the embeddings: the same without the context's own.
+    # Wrapped, an embedding is run on the whole input, and the context is taken from its output.
     plain = build(1)
-    plain.load_state_dict(
-        {k: v for k, v in encoder.state_dict().items() if "embed" not in k}, strict=False
-    )
-    plain.embed = nn.Identity()
-    assert_close(encoder(series, context), plain(encoder.embed(series), context))
+    wrapped = copy.deepcopy(plain)
+    wrapped.embed = nn.Sequential(wrapped.embed)
+    for seen in (None, context):
+        assert_close(wrapped(series, seen), plain(series, seen))
     with pytest.raises(
         ValueError, match=r"embed returned \(2, 8, 48\): must be \[b N d\] = \(2, 7"
     ):

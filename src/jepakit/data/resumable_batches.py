@@ -209,11 +209,8 @@ class ResumableBatches(BatchSampler):
     def __iter__(self) -> Iterator[list[EpochIndex]]:  # type: ignore[override]
         self._warn_if_repeated()
         first, per_epoch = self._next_step, self._steps_per_epoch
-        if self.steps is None:
-            begin_of_epoch = first - first % per_epoch
-            end, self._next_step = begin_of_epoch + per_epoch, begin_of_epoch
-        else:
-            end, self._next_step = self.steps, self.first_step
+        begin_of_epoch = first - first % per_epoch
+        end = begin_of_epoch + per_epoch if self.steps is None else self.steps
         self._passes_begun += 1
         shuffled_epoch, order = -1, [0]
         for step in range(first, end):
@@ -223,8 +220,12 @@ class ResumableBatches(BatchSampler):
                 order = torch.randperm(self.size, generator=generator, device="cpu").tolist()
                 shuffled_epoch = epoch
             self._num_done = step + 1
-            # A loop that knows the length never asks for more than the last batch.
-            self._passes_begun += step + 1 == end
+            # A loop that knows the length never asks for more than the last batch. Until then a
+            # resumed pass keeps its place: a look at the first batch is no pass.
+            if step + 1 == end:
+                self._passes_begun += 1
+                if self.steps is None:
+                    self._next_step = begin_of_epoch
             yield [EpochIndex(index, epoch, step) for index in self._share(order, batch)]
 
     def _share(self, order: list[int], batch: int) -> list[int]:

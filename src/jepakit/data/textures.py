@@ -57,7 +57,7 @@ def textured_shapes(
     Images are uint8 `[3, 48, 48]`, labels are 0 to 9: stripes in four directions, zigzag, checks,
     lattice, dots, rings and bricks. Each shape has its own outline, place and size, and its
     texture its own period, phase and rotation, bent at random. The light and the dark parts and the
-    background take colours that vary over the image. So one pixel tells nothing, nor do brightness
+    background take colours that vary over the image. So no pixel shows the label, nor do brightness
     and colour, and what is hidden follows from what is visible by the kind of the texture.
 
     The same arguments give the same images.
