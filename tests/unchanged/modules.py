@@ -108,7 +108,6 @@ PREDICTORS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
     "video": ((2, 3, 4), {"joint": True}),
     "video, as V-JEPA 2": ((2, 3, 4), {"joint": True, "position": "rope-vjepa2"}),
     "video, half for time": ((2, 3, 4), {"uniform_power": False}),
-    "mask tokens": ((4, 5), {"num_mask_tokens": 3}),
     "levels": ((5, 6), {"num_levels": 3}),
     "levels, learned, joint": ((5, 6), {"num_levels": 2, "position": "learned", "joint": True}),
     "levels, rotary": ((5, 6), {"num_levels": 2, "position": "rope"}),
@@ -131,8 +130,6 @@ def predictor(kind: str) -> Outputs:
             noise(2, 5, 12, key=6), even(grid, 2, length=5), even(grid, 2, 3, length=4, key=7)
         ),
     }
-    if module.num_mask_tokens > 1:
-        found["last token"] = module(context, seen, asked, mask_token=2)
     if "levels" in kind:
         found["coarse targets"] = module(context, seen, asked.coarsen(1))
         coarse = seen.coarsen(1)
