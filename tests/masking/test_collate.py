@@ -721,7 +721,7 @@ def test_kinds_of_keys():
 @pytest.mark.parametrize(
     "sampler",
     [*PER_BATCH, MultiContextMask((RandomMask(GRID), PER_BATCH[0])), lambda batch_size: None],
-    ids=repr,
+    ids=lambda sampler: getattr(sampler, "__name__", repr(sampler)),
 )
 def test_keys_need_sizes_per_sample(sampler):
     """In a stream there is no step that sizes of a batch could follow from."""
