@@ -61,7 +61,10 @@ def _init(cls: type) -> str | None:
             node = _node(base.__init__)
             return _signature(node, method=True)[0] if node else None
         if dataclasses.is_dataclass(base):
-            shown = {n.target.id: n for n in _node(base).body if isinstance(n, ast.AnnAssign)}
+            # Fields may be written in a base class.
+            bases = [each for each in reversed(base.__mro__) if dataclasses.is_dataclass(each)]
+            written = [n for each in bases for n in _node(each).body]
+            shown = {n.target.id: n for n in written if isinstance(n, ast.AnnAssign)}
             fields = [f for f in dataclasses.fields(base) if f.init]
             parts = [_shown(shown[f.name]) for f in fields if not f.kw_only]
             keywords = [_shown(shown[f.name]) for f in fields if f.kw_only]

@@ -231,7 +231,7 @@ def main() -> None:
 
     # Results
     rows["trained"] = scores()
-    columns = ("level", f"kNN-{args.neighbours}", "linear probe", "effective rank", "feature std")
+    columns = ("level", f"kNN-{args.neighbours}", "linear probe", "effective rank", "std")
     table = Table("", *columns)
     for name, levels in rows.items():
         for level, row in enumerate(levels):

@@ -33,7 +33,10 @@ def run(out: Path, *options: str, fails: bool = False) -> tuple[str, dict]:
 
 
 def test_every_level_is_compared_with_the_untrained_one(tmp_path: Path) -> None:
-    printed, result = run(tmp_path, "--levels", "3", "--fusion", "fpn-add", "--weights", "learned")
+    printed, result = run(
+        tmp_path, "--levels", "3", "--fusion", "fpn-add", "--weights", "learned",
+        "--positions", "timm", "--patch-size", "4",
+    )  # fmt: skip
     for word in ("raw pixels", "untrained", "trained", "linear probe", "effective rank"):
         assert word in printed
     assert [len(result["rows"][row]) for row in ("raw pixels", "untrained", "trained")] == [1, 3, 3]
@@ -51,7 +54,7 @@ def test_every_level_is_compared_with_the_untrained_one(tmp_path: Path) -> None:
 
 
 def test_one_level_is_ijepa(tmp_path: Path) -> None:
-    options = ("--levels", "1", "--compare-levels", "3", "--positions", "sincos")
+    options = ("--levels", "1", "--compare-levels", "3")
     printed, result = run(tmp_path, *options)
     assert "2 (averaged)" in printed
     accuracies = [tuple(level[:2]) for level in result["rows"]["trained"]]
@@ -99,6 +102,7 @@ def test_on_arrays_that_no_level_divides(tmp_path: Path) -> None:
     np.savez(tmp_path / "images.npz", **arrays)
     printed, _ = run(
         tmp_path, "--data", str(tmp_path / "images.npz"), "--flip", "--crop-scale", "0.5", "1",
-        "--amp", "--weights", "softmax", "--pool", "conv", "--projection", "--shared-predictor",
+        "--patch-size", "4", "--amp", "--weights", "softmax", "--pool", "conv", "--projection",
+        "--shared-predictor",
     )  # fmt: skip
     assert "levels ((7, 9), (4, 5))" in printed

@@ -185,9 +185,12 @@ def test_colours_change_each_channel_on_its_own_and_grey_takes_them() -> None:
 
 def test_pictures_without_colours_have_none_to_change(textures: str, tmp_path: Path) -> None:
     """Trap: options that are accepted and ignored."""
+    arrays = {name: array[..., 0] for name, array in np.load(textures).items() if name[0] == "x"}
+    arrays |= {name: array for name, array in np.load(textures).items() if name[0] == "y"}
+    np.savez(tmp_path / "grey.npz", **arrays)
     for option in ("--colour", "--grey"):
         with pytest.raises(SystemExit, match="have a single channel"):
-            run(tmp_path, "--data", textures, option, "0.2")
+            run(tmp_path, "--data", str(tmp_path / "grey.npz"), option, "0.2")
 
 
 def test_runs_on_colour_pictures_with_local_views(tmp_path: Path) -> None:
@@ -198,6 +201,7 @@ def test_runs_on_colour_pictures_with_local_views(tmp_path: Path) -> None:
         arrays[f"y_{part}"] = np.arange(60) % 3
     np.savez(tmp_path / "images.npz", **arrays)
     few = ("--data", str(tmp_path / "images.npz"), "--steps", "2", "--flip", "--amp")
+    few += ("--patch-size", "4")
     run(tmp_path / "a", *few)
     run(tmp_path / "b", *few, "--local-views", "3", "--global-views", "1")
     assert all(result(tmp_path / name)["steps"] == 2 for name in "ab")

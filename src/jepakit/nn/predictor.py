@@ -252,7 +252,11 @@ class MaskedPredictor(Positioned):
     def predict_grid(
         self, features: Float[Tensor, "b n d"], context: TokenSet, *, mask_token: int = 0
     ) -> Float[Tensor, "b N out"]:
-        """Predictions at every position of the grid; arguments as in `forward`."""
+        """Predict at every position of the grid.
+
+        Args:
+            features, context, mask_token: As in `forward`.
+        """
         check_floating("features", features)
         check_token_set("context", context, like="masks.context")
         whole = TokenSet.full(context.grid_size, (len(features), 1), device=features.device)
