@@ -383,10 +383,10 @@ def _check_vectors(
     shape = tuple(vectors.shape)
     if dim == 0:
         raise ValueError(f"{name} {shape}: must be None, since {argument}=0")
-    count = "at most " * or_fewer + str(steps)
     fits = len(shape) == 3 and (shape[1] == steps or (or_fewer and shape[1] < steps))
     if not fits or shape[0] != batch or shape[2] != dim:
-        raise ValueError(f"{name} {shape}: must be [{batch}, {count}, {dim}]")
+        fewer = "at most " if or_fewer else ""
+        raise ValueError(f"{name} {shape}: must be [{batch}, {fewer}{steps}, {dim}]")
 
 
 def _check_plans(
