@@ -19,6 +19,10 @@ from torch.distributed import ProcessGroup
 T = TypeVar("T")
 
 
+# Refused at once, where otherwise memory would run out after minutes.
+MAX_POSITIONS, MAX_DEPTH = 2**24, 10_000
+
+
 def read_switch(variable: str) -> bool:
     """Return whether an environment variable is "1"; raise unless it is "0", "1" or unset."""
     value = os.environ.get(variable, "")
@@ -166,6 +170,9 @@ def as_grid_size(
         raise ValueError(f"{name}={grid_size}: must have {allowed} axes, got {len(grid_size)}")
     if any(side < 1 for side in grid_size):
         raise ValueError(f"{name}={grid_size}: every side must be at least 1")
+    if (positions := math.prod(grid_size)) > MAX_POSITIONS:
+        rule = f"must have at most {MAX_POSITIONS:,} positions, got {positions:,}"
+        raise ValueError(f"{name}={grid_size}: {rule}; sides are counted in patches, not in pixels")
     return grid_size
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jepakit._checks import (
+    MAX_DEPTH,
     as_bool,
     as_grid_size,
     as_int,
@@ -119,7 +120,7 @@ class MaskedPredictor(Positioned):
         encoder_dim = as_int("encoder_dim", encoder_dim, minimum=1)
         out_dim = encoder_dim if out_dim is None else as_int("out_dim", out_dim, minimum=1)
         dim = as_int("predictor_embed_dim", predictor_embed_dim, minimum=1)
-        depth = as_int("depth", depth, minimum=1)
+        depth = as_int("depth", depth, minimum=1, maximum=MAX_DEPTH)
         num_heads = as_int("num_heads", num_heads, minimum=1)
         self.num_mask_tokens = as_int("num_mask_tokens", num_mask_tokens, minimum=1)
         rates = drop_path_rates(drop_path, depth)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jepakit._checks import (
+    MAX_DEPTH,
     as_bool,
     as_choice,
     as_grid_size,
@@ -109,7 +110,7 @@ class TokenViT(Positioned):
         super().__init__()
         grid = as_grid_size("grid_size", grid_size)
         self.embed_dim = as_int("embed_dim", embed_dim, minimum=1)
-        depth = as_int("depth", depth, minimum=1)
+        depth = as_int("depth", depth, minimum=1, maximum=MAX_DEPTH)
         num_heads = as_int("num_heads", num_heads, minimum=1)
         self.num_registers = as_int("num_registers", num_registers, minimum=0)
         self.repeat_registers = as_bool("repeat_registers", repeat_registers)
