@@ -13,7 +13,7 @@ from numbers import Integral, Real
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 T = TypeVar("T")
@@ -243,6 +243,19 @@ def check_floating(name: str, value: object) -> None:
         bytes_hint = "; jepakit.data.PixelStatistics makes floats of stored bytes"
         hint = bytes_hint if value.dtype == torch.uint8 else ""
         raise TypeError(f"{name}: must be floating point, got {value.dtype}{hint}")
+
+
+def check_weight_dtype(name: str, inputs: Tensor, layer: nn.Module) -> None:
+    """Raise if the first product would fail, with "mat1 and mat2 must have the same dtype"."""
+    if inputs.device.type == "meta" or torch.is_autocast_enabled(inputs.device.type):
+        return
+    weight = next(layer.parameters(), None)
+    # Sharded and quantized weights have types of their own, which convert their inputs.
+    if type(weight) is nn.Parameter and weight.is_floating_point() and weight.dtype != inputs.dtype:
+        raise TypeError(
+            f"{name}: are {inputs.dtype}, but the weights {weight.dtype}; convert one of them, or "
+            "use torch.autocast"
+        )
 
 
 def check_device(name: str, value: object) -> None:

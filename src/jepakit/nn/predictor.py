@@ -17,6 +17,7 @@ from jepakit._checks import (
     as_int,
     check_features,
     check_floating,
+    check_weight_dtype,
 )
 from jepakit.nn._padding import additive_key_mask, zero_padding
 from jepakit.nn._positioned import Positioned
@@ -298,6 +299,7 @@ class MaskedPredictor(Positioned):
         check_token_set("targets", targets, like="masks.targets")
         rule = "the encoder_dim that the predictor was built with"
         check_features(features, self.embed.in_features, rule)
+        check_weight_dtype("features", features, self.embed)
         check_positions("context", context, features)
         if targets.idx.dim() != 3 or len(targets.idx) != len(features):
             raise ValueError(

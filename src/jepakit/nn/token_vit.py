@@ -19,6 +19,7 @@ from jepakit._checks import (
     as_layers,
     check_floating,
     check_images_finite,
+    check_weight_dtype,
     type_name,
     value_checks_on,
 )
@@ -411,6 +412,7 @@ class TokenViT(Positioned):
         if isinstance(embed, PatchEmbedding):
             check_channels(embed, shape)
         grid = self._grid_of(shape[2:])
+        check_weight_dtype("inputs", inputs, embed)
         if context is not None:
             check_context(context, grid, "inputs", inputs)
         if value_checks_on(inputs):
