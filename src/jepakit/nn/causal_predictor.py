@@ -10,7 +10,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jepakit._checks import as_bool, as_grid_size, as_int, check_floating, check_tensor
+from jepakit._checks import (
+    MAX_DEPTH,
+    as_bool,
+    as_grid_size,
+    as_int,
+    check_floating,
+    check_tensor,
+    check_weight_dtype,
+)
 from jepakit._rows import zero_invalid
 from jepakit.nn._positioned import Positioned
 from jepakit.nn.blocks import Block, KeysValues, drop_path_rates, init_predictor, run_after
@@ -90,7 +98,7 @@ class CausalPredictor(nn.Module):
         self.action_dim = as_int("action_dim", action_dim, minimum=0)
         self.state_dim = as_int("state_dim", state_dim, minimum=0)
         dim = as_int("predictor_embed_dim", predictor_embed_dim, minimum=1)
-        depth = as_int("depth", depth, minimum=1)
+        depth = as_int("depth", depth, minimum=1, maximum=MAX_DEPTH)
         num_heads = as_int("num_heads", num_heads, minimum=1)
         rates = drop_path_rates(drop_path, depth)
         self.normalize = as_bool("normalize", normalize)
@@ -310,6 +318,7 @@ class CausalPredictor(nn.Module):
                 f"features {shape}: must be [batch, steps, {num_tokens}, {self.encoder_dim}], of "
                 f"grid_size={self.grid_size} and encoder_dim={self.encoder_dim}"
             )
+        check_weight_dtype("features", features, self.embed)
         if valid is not None:
             check_tensor("valid", valid, torch.bool)
             if valid.shape != features.shape[:2]:

@@ -8,7 +8,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jepakit._checks import as_choice, as_int, check_floating, check_row_mask
+from jepakit._checks import (
+    MAX_DEPTH,
+    MAX_POSITIONS,
+    as_choice,
+    as_int,
+    check_floating,
+    check_row_mask,
+    check_weight_dtype,
+)
 from jepakit._rows import everything_valid, zero_invalid
 from jepakit.nn._padding import additive_key_mask
 from jepakit.nn.blocks import Block
@@ -67,6 +75,7 @@ class AttentionPool(nn.Module):
             valid: True where an entry is present, in any pattern. All if None.
         """
         rows, present = _flat(features, valid, self.dim)
+        check_weight_dtype("features", features, self.norm)
         pooled = self.attention(self.norm(rows), present)
         if self.num_queries == 1:
             pooled = pooled.squeeze(1)
@@ -121,7 +130,7 @@ class TemporalPool(nn.Module):
     ) -> None:
         super().__init__()
         self.dim = as_int("dim", dim, minimum=1)
-        self.max_len = as_int("max_len", max_len, minimum=1)
+        self.max_len = as_int("max_len", max_len, minimum=1, maximum=MAX_POSITIONS)
         self.mode = as_choice("mode", mode, ("attention", "softmax", "last"))
         if mode != "attention" and num_heads is not None:
             raise ValueError(f"num_heads={num_heads}: must be None with mode={mode!r}")
@@ -153,6 +162,7 @@ class TemporalPool(nn.Module):
                 f"features {tuple(features.shape)}: must have at most max_len={self.max_len} steps"
             )
         if self.mode == "attention":
+            check_weight_dtype("features", features, self.norm)
             steps = self.norm(rows) + self.positions[:length]
             pooled = self.attention(steps, present, self.scores[:, :length]).squeeze(1)
         else:
@@ -212,7 +222,7 @@ class SetEncoder(nn.Module):
         super().__init__()
         self.in_dim = as_int("in_dim", in_dim, minimum=1)
         self.dim = as_int("dim", dim, minimum=1)
-        depth = as_int("depth", depth, minimum=1)
+        depth = as_int("depth", depth, minimum=1, maximum=MAX_DEPTH)
         self.embed = nn.Linear(self.in_dim, self.dim)
         self.blocks = nn.ModuleList(
             Block(self.dim, num_heads, mlp_ratio=mlp_ratio) for _ in range(depth)
@@ -243,6 +253,7 @@ class SetEncoder(nn.Module):
             features, valid: As in `forward`.
         """
         rows, present = _flat(features, valid, self.in_dim)
+        check_weight_dtype("features", features, self.embed)
         x = self.embed(rows)
         mask = None if valid is None else additive_key_mask(present, x.dtype)
         for block in self.blocks:
