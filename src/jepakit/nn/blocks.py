@@ -126,9 +126,9 @@ class Block(nn.Module):
         self, x: Features, key_mask: KeyMask | None, rotary: Rotary | None, first: int
     ) -> Float[Tensor, "b m d"]:
         attended = self.attn(self.norm1(x), key_mask, rotary, first)
-        return self.add_branches(x[:, first:] if first > 0 else x, attended)
+        return self._add_branches(x[:, first:] if first > 0 else x, attended)
 
-    def add_branches(self, x: Features, attended: Features) -> Features:
+    def _add_branches(self, x: Features, attended: Features) -> Features:
         """Add the output of the attention, then that of the MLP."""
         x = x + self.drop_path(self.ls1(attended))
         return cast(Tensor, x + self.drop_path(self.ls2(self.mlp(self.norm2(x)))))
@@ -237,7 +237,7 @@ def run_after(
         for part in [*cache, new]
     ]
     keys, values = (torch.cat(each, dim=2) for each in zip(*parts, strict=True))
-    return block.add_branches(x, block.attn.attend(q, keys, values, key_mask)), new
+    return block._add_branches(x, block.attn.attend(q, keys, values, key_mask)), new
 
 
 def init_predictor(module: nn.Module, blocks: Iterable[nn.Module]) -> None:

@@ -1,4 +1,4 @@
-"""`assert_order_contract`: a pool over time tells a sequence from its reverse."""
+"""`assert_order_contract`: a pool over time gives a sequence and its reverse different outputs."""
 
 import copy
 from collections.abc import Callable
