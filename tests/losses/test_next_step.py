@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from jepakit import masked_l1, masked_mse, normalize_targets
 from jepakit.losses import next_step_loss, sigreg
@@ -109,6 +109,18 @@ def test_other_losses_and_wrapped_predictors() -> None:
     )[0]
     torch.testing.assert_close(plain, again)
     assert plain != next_step_loss(predictor, features, actions, loss=masked_l1)[0]
+
+
+def test_a_predictor_within_ddp(process_group: None) -> None:
+    """Both parts are one graph. Trap: DDP has no `rollout`, and syncs what its forward ran."""
+    predictor, features, actions = build(), torch.randn(2, 4, 2, 6), torch.randn(2, 3, 2)
+    found = []
+    for module in (predictor, nn.parallel.DistributedDataParallel(predictor)):
+        predictor.zero_grad()
+        next_step_loss(module, features, actions)[0].backward()
+        found.append([parameter.grad.clone() for parameter in predictor.parameters()])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_nothing_valid_gives_zero_with_a_graph() -> None:
