@@ -44,7 +44,7 @@ from jepakit.plots import plot_curves
 # The world is a unit square. A wall at x = 0.5 has a door; lengths are fractions of a side.
 RADIUS = 0.06  # of the dot
 WALL = (0.47, 0.53)
-DOOR = (0.56, 0.88)
+DOOR = (0.58, 0.90)
 STRIDE = 0.12  # the way of an action of 1
 HORIZON = 8  # steps of the predictions that are compared with the truth
 TOLERANCE = 0.08  # a goal is reached within this distance of its centre
@@ -217,7 +217,7 @@ def main() -> None:
     print(time.process_time())
     planning = {}
     for name, path in paths.items():
-        reached = arrival(path, goal) < path.shape[1]
+        reached = at_goal(path[:, -1], goal)
         planning[name] = {
             "all": reached.float().mean().item(),
             "same room": reached[~other_room].float().mean().item(),
@@ -268,20 +268,17 @@ class Trajectories(NamedTuple):
 
 
 def is_free(position: Tensor) -> Tensor:
-    """True where the dot touches no wall."""
+    """True where the dot does not touch the wall between the rooms."""
     x, y = position.unbind(-1)
-    inside = ((position > RADIUS) & (position < 1 - RADIUS)).all(dim=-1)
-    beside_wall = (x < WALL[0] - RADIUS) | (x > WALL[1] + RADIUS)
     in_door = (y > DOOR[0] + RADIUS) & (y < DOOR[1] - RADIUS)
-    return inside & (beside_wall | in_door)
+    return (x < WALL[0] - RADIUS) | (x > WALL[1] + RADIUS) | in_door
 
 
 def move(position: Tensor, action: Tensor, substeps: int = 8) -> Tensor:
-    """Move dots by actions in [-1, 1]. A wall stops one axis, so that a dot slides along it."""
-    way = STRIDE / substeps * action
+    """Move dots by actions in [-1, 1]; the wall stops a dot, along the frame it slides."""
     for _ in range(substeps):
-        for axis in way * torch.eye(2, device=way.device)[:, None]:
-            position = torch.where(is_free(position + axis)[:, None], position + axis, position)
+        moved = (position + STRIDE / substeps * action).clamp(RADIUS, 1 - RADIUS)
+        position = torch.where(is_free(moved)[:, None], moved, position)
     return position
 
 
@@ -299,7 +296,8 @@ def render(position: Tensor, size: int) -> Tensor:
 
 def free_positions(count: int, generator: torch.Generator) -> Tensor:
     """Positions that are uniform over the free space."""
-    drawn = torch.rand(20 * count + 100, 2, generator=generator)
+    drawn = torch.rand(2 * count + 100, 2, generator=generator)
+    drawn = RADIUS + (1 - 2 * RADIUS) * drawn
     return drawn[is_free(drawn)][:count]
 
 
@@ -309,7 +307,7 @@ def random_trajectories(count: int, frames: int, *, seed: int) -> Trajectories:
     positions, actions = [free_positions(count, generator)], []
     direction = torch.zeros(count, 2)
     for step in range(frames - 1):
-        turns = torch.rand(count, 1, generator=generator) < (0.3 if step else 1)
+        turns = torch.rand(count, 1, generator=generator) < (0.5 if step else 1)
         direction = torch.where(turns, 2 * torch.rand(count, 2, generator=generator) - 1, direction)
         noise = 0.3 * torch.randn(count, 2, generator=generator)
         actions.append((1.3 * direction + noise).clamp(-1, 1))
@@ -348,20 +346,22 @@ def image_encoder(size: int, channels: int, width: int) -> nn.Module:
     )
 
 
-def plan(predictor: nn.Module, features: Tensor, goal: Tensor, args: argparse.Namespace) -> Tensor:
+def plan(
+    predictor: CausalPredictor, features: Tensor, goal: Tensor, args: argparse.Namespace
+) -> Tensor:
     """Plan the next `args.replan` actions by the cross-entropy method.
 
-    Plans are drawn from a normal distribution, rolled out in latent space, and judged by the
-    distance of their last step to the features of the goal. The distribution is fitted to the best
-    plans and drawn from again. Each action of a plan is held for `args.hold` steps.
+    Plans are drawn from a normal distribution, rolled out in latent space, and judged by how close
+    they come to the features of the goal at any step. The distribution is fitted to the best plans
+    and drawn from again. Each action of a plan is held for `args.hold` steps.
     """
     shape = (len(goal), args.candidates, args.plan_steps // args.hold, 2)
     mean, std = goal.new_zeros(shape[0], 1, *shape[2:]), torch.ones((), device=goal.device)
     for _ in range(args.iterations):
         plans = (mean + std * torch.randn(shape, device=goal.device)).clamp(-1, 1)
         held = plans.repeat_interleave(args.hold, dim=2)
-        ends = predictor.rollout(features[:, None, None], held)[:, :, -1, 0]  # type: ignore[operator]
-        cost = (ends - goal[:, None]).square().sum(dim=-1)
+        path = predictor.rollout(features[:, None, None], held)[..., 0, :]  # [b k s d]
+        cost = (path - goal[:, None, None]).square().sum(dim=-1).amin(dim=-1)
         best = cost.topk(args.elites, largest=False).indices
         elites = plans.take_along_dim(best[..., None, None], dim=1)
         mean, std = elites.mean(dim=1, keepdim=True), elites.std(dim=1, keepdim=True) + 0.05
@@ -378,18 +378,24 @@ def straight_line(position: Tensor, goal: Tensor, steps: int) -> Tensor:
 
 
 def follow(policy: Policy, start: Tensor, goal: Tensor, steps: int, size: int) -> Tensor:
-    """The path `[b 1+steps 2]` of a policy, which is asked again after each batch of actions."""
+    """The path `[b 1+steps 2]` of a policy; a dot that has reached its goal stays there.
+
+    The policy gives some actions, and is asked again after them, for the dots on their way.
+    """
     goal_images, path = render(goal, size), [start]
     while len(path) <= steps:
-        for action in policy(path[-1], goal, goal_images).unbind(1):
-            path.append(move(path[-1], action.to(start)))
+        left = (~at_goal(path[-1], goal)).nonzero()[:, 0]
+        if not len(left):
+            path.append(path[-1])
+            continue
+        for action in policy(path[-1][left], goal[left], goal_images[left]).unbind(1):
+            action = torch.zeros_like(start).index_copy(0, left, action)
+            path.append(move(path[-1], action.masked_fill(at_goal(path[-1], goal)[:, None], 0)))
     return torch.stack(path[: 1 + steps], dim=1)
 
 
-def arrival(path: Tensor, goal: Tensor) -> Tensor:
-    """The first step at the goal; the length of the path if there is none."""
-    there = (path - goal[:, None]).norm(dim=-1) < TOLERANCE
-    return torch.where(there.any(dim=1), there.int().argmax(dim=1), path.shape[1])
+def at_goal(position: Tensor, goal: Tensor) -> Tensor:
+    return (position - goal).norm(dim=-1) < TOLERANCE
 
 
 def linear_r2(x: Tensor, y: Tensor, x_test: Tensor, y_test: Tensor, ridge: float = 1e-3) -> float:
@@ -408,7 +414,10 @@ def linear_r2(x: Tensor, y: Tensor, x_test: Tensor, y_test: Tensor, ridge: float
 
 def image_decoder(size: int, width: int) -> nn.Module:
     return nn.Sequential(
-        nn.Linear(width, 256), nn.GELU(), nn.Linear(256, size * size), nn.Unflatten(1, (1, size, size))
+        nn.Linear(width, 256),
+        nn.GELU(),
+        nn.Linear(256, size * size),
+        nn.Unflatten(1, (1, size, size)),
     )
 
 
@@ -448,14 +457,14 @@ def plot_rollout(truth: Tensor, predicted: Tensor) -> plt.Figure:
 
 
 def plot_paths(paths: dict[str, Tensor], goal: Tensor) -> plt.Figure:
-    """A panel for each policy and task: the path, up to its arrival, and the goal."""
+    """A panel for each policy and task: the path and the goal."""
     size = (2.2 * len(goal), 2.3 * len(paths))
-    figure, axes = plt.subplots(len(paths), len(goal), figsize=size, layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(
+        len(paths), len(goal), figsize=size, layout="constrained", squeeze=False
+    )
     walls = render(torch.full((2,), -1.0), 128)[0]  # without the dot
     for row, (name, path) in zip(axes, paths.items(), strict=True):
-        ends = arrival(path, goal).tolist()
-        for ax, way, end, target in zip(row, path.cpu(), ends, goal.cpu(), strict=True):
-            way = way[: end + 1]
+        for ax, way, target in zip(row, path.cpu(), goal.cpu(), strict=True):
             ax.imshow(walls, cmap="gray_r", vmin=0, vmax=1, extent=(0, 1, 1, 0))
             ax.plot(*way.T, color="#0072B2", marker="o", markersize=3, lw=1.2)
             ax.plot(*way[0], color="black", marker="o", markersize=7)

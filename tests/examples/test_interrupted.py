@@ -21,7 +21,12 @@ TINY = {
     "ijepa": ["--eval-images", "100", "--steps", "60", "--batch-size", "8", "--knn-every", "1000"],
     "hjepa": ["--eval-images", "100", "--steps", "60", "--batch-size", "8"],
     "lejepa": ["--eval-images", "100", "--steps", "60", "--batch-size", "8"],
+    "world_model": [
+        *("--trajectories", "600", "--steps", "60", "--batch-size", "8", "--tasks", "8"),
+        *("--max-steps", "12", "--candidates", "12", "--elites", "4", "--decoder-steps", "10"),
+    ],
 }
+DRAWN = {"world_model"}  # examples without --data, which draw their own in code
 
 pytestmark = [pytest.mark.slow, pytest.mark.parametrize("name", TINY)]
 
@@ -39,7 +44,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def start(name: str, data: str, out: Path, *options: str) -> subprocess.Popen[str]:
-    command = [sys.executable, str(EXAMPLES / f"{name}.py"), "--data", data, "--out", str(out)]
+    command = [sys.executable, str(EXAMPLES / f"{name}.py"), "--out", str(out)]
+    if name not in DRAWN:
+        command += ["--data", data]
     # As a user runs it, and on one thread, so that sums have one order.
     settings = {"JEPAKIT_TYPECHECK": "0", "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
     return subprocess.Popen(
