@@ -104,6 +104,13 @@ def test_most_tasks_need_the_door(example: ModuleType) -> None:
     assert ((start[:, 0] < 0.5) != (goal[:, 0] < 0.5)).sum() == 30
     assert ((start - goal).norm(dim=-1) > 0.3).all()
 
+    def policy(position, goal, _):
+        return example.straight_line(position, goal, 4)
+
+    path = example.follow(policy, start, goal, 30, 16)
+    reached = example.at_goal(path[:, -1], goal)
+    assert reached.tolist() == [False] * 30 + [True] * 10, "along the wall is no way"
+
 
 def test_the_planner_finds_the_way_in_a_known_world(example: ModuleType) -> None:
     """Trap: a search that prefers the worst plans, or that returns actions of another task."""
