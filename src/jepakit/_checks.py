@@ -67,6 +67,8 @@ def as_int(
         raise ValueError(f"{name}={number}: must be at least {minimum}")
     if maximum is not None and number > maximum:
         raise ValueError(f"{name}={number}: must be at most {maximum}")
+    if not -(2**63) <= number < 2**63:
+        raise ValueError(f"{name}={number}: must fit into 64 bits")
     return number
 
 

@@ -251,7 +251,7 @@ class MaskedViT(nn.Module):
             hint = "; are they [batch, height, width, channels]?" * (shape[3] == channels)
             raise ValueError(f"images {shape}: must have the backbone's {channels} channels{hint}")
         grid = self._adapter.grid_of((shape[2], shape[3]))
-        check_weight_dtype("images", images, cast(Any, self._adapter.model).patch_embed)
+        check_weight_dtype("images", images, self._adapter.model)
         if context is not None:
             check_context(context, grid, "images", images)
         if value_checks_on(images):
