@@ -4,7 +4,7 @@
         --image-size 224 --model vit_base_patch16_224 --amp --compile --workers 8 --out run-1
     torchrun --standalone --nproc-per-node 8 examples/pretrain.py --data 'shards/{000..255}.tar' \
         --image-size 224 --model vit_huge_patch14_224 --shard --checkpointing --amp --steps 300000
-    python examples/pretrain.py --data cifar10 --patch-size 4 --model vit_tiny_patch16_224 --epochs 100
+    python examples/pretrain.py --data cifar10 --model vit_tiny_patch16_224 --patch-size 4
 
 DDP by default, FSDP2 with `--shard`. Learning rate, weight decay and teacher momentum follow
 I-JEPA's published schedules. `--batch-size` is that of all processes together: with it the same,
@@ -29,8 +29,9 @@ import shutil
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -68,58 +69,55 @@ RECIPES = {
 IMAGENET = PixelStatistics(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 # TFLOP/s of dense bfloat16, by a part of the GPU's name.
 PEAKS = {"B200": 2250, "H200": 989, "H100": 989, "A100": 312, "L40S": 362, "L4": 121}
-NUM_KEPT = 2  # checkpoints: one complete at any moment, while the next one is written
+NUM_KEPT = 2  # checkpoints
+# Options that a resumed run may change: they change the weights by rounding alone, or not at all.
+MAY_DIFFER = {
+    "resume", "out", "device", "workers", "shard", "compile", "checkpointing", "accumulate",
+    "save_minutes", "save_every", "log", "log_every", "peak_tflops",
+}  # fmt: skip
 
 
 def main() -> None:
     args = parse_args()
     ranks = join(args.device)
-    train, eval_sets, image_shape = load_data(args, ranks)
-    steps = args.steps or args.epochs * (len(train) // args.batch_size)
+    train_set, eval_sets, image_shape = load_data(args)
+    args.steps = args.steps or args.epochs * (len(train_set) // args.batch_size)
     if args.batch_size % (ranks.size * args.accumulate):
         ranks.fail(
             f"--batch-size {args.batch_size}: must be a multiple of {ranks.size} processes times "
             f"--accumulate {args.accumulate}"
         )
-    torch.manual_seed(args.seed)
-    encoder = build_encoder(args, image_shape)
-    sampler = build_sampler(args, encoder.grid_size)
-    normalize = PixelStatistics.from_dataset(train) if len(train) else IMAGENET
-    run = Run(args, ranks, encoder, sampler, image_shape, steps)
+    normalize = PixelStatistics.from_dataset(train_set) if len(train_set) else IMAGENET
+    run = Run(args, ranks, image_shape)
     knn = partial(knn_over_ranks, run, eval_sets, normalize) if eval_sets else lambda: None
-    checkpoints = Checkpoints(Path(args.out), ranks)
-    interruption = Interruption()
-
-    first, state = checkpoints.load(run) if args.resume else checkpoints.require_none()
+    checkpoints, interruption = Checkpoints(run), Interruption()
+    first = checkpoints.load() if args.resume else checkpoints.require_none()
+    if first == 0:
+        run.knn.append((0, knn()))  # of the untrained encoder
     ranks.say(
-        f"resuming at step {first} of {steps}"
-        if first
-        else f"{steps} steps of {args.batch_size} "
-        f"images {' x '.join(map(str, image_shape))}, grid {encoder.grid_size}, on {ranks.size} "
-        f"process(es) of {ranks.device}; {run.flops / 1e9:.3g} GFLOP an image"
+        f"step {first} of {args.steps}: {args.batch_size} images of {image_shape}, grid "
+        f"{run.student.encoder.grid_size}, {run.flops / 1e9:.3g} GFLOP an image, on {ranks.size} "
+        f"process(es) of {ranks.device}"
     )
-    state = state or {"knn": [(0, knn())]}  # of the untrained encoder
-    log = Log(args, ranks, first)
-    batches = load_batches(args, ranks, train, sampler, steps, first)
-
-    for step, (images, masks) in zip(range(first, steps), batches, strict=False):
-        # Only what draws from the global generator needs it, such as drop-path.
-        torch.manual_seed((args.seed * 1_000_003 + step) * 1_009 + ranks.rank)
-        images = normalize(images.to(ranks.device, non_blocking=True))
-        loss = run.step(images, masks.to(ranks.device, non_blocking=True), step)
-
-        done = step + 1
-        if done % args.log_every == 0 or done == steps:
-            log.write_training(done, run, loss)
-        if done % args.knn_every == 0 or done == steps:
-            state["knn"].append((done, knn()))
-            log.write_knn(done, state["knn"][-1][1])
-        stopped_by = checkpoints.save_if_due(done, run, state, interruption, is_last=done == steps)
-        if stopped_by and done < steps:
-            ranks.say(f"stopped by {stopped_by.name} after step {done}; continue with --resume")
-            leave(128 + stopped_by)
-
-    save_teacher(run, state["knn"], log)
+    log, step, stopped = Log(run, first), first, None
+    # Closed before the process ends: workers that ignore SIGTERM would keep it from ending.
+    with closing(load_batches(run, train_set, first)) as batches:
+        while step < args.steps and not stopped:
+            images, masks = next(batches)
+            images = normalize(images.to(ranks.device, non_blocking=True))
+            loss = run.train_step(step, images, masks.to(ranks.device, non_blocking=True))
+            step += 1
+            is_last = step == args.steps
+            if is_last or step % args.log_every == 0:
+                log.training(step, loss)
+            if is_last or step % args.knn_every == 0:
+                run.knn.append((step, knn()))
+                log.write(step, {"kNN": run.knn[-1][1]})
+            stopped = checkpoints.save_if_due(step, interruption, is_last)
+    if step < args.steps:
+        ranks.say(f"stopped by {stopped.name} after step {step}; continue with --resume")
+        leave(128 + stopped)
+    save_teacher(run, log.speed)
     leave(0)
 
 
@@ -155,11 +153,6 @@ class Ranks:
         values = [value]
         dist.broadcast_object_list(values, src=0)
         return values[0]
-
-    def gather(self, value: Any) -> list[Any]:
-        values = [None] * self.size
-        dist.all_gather_object(values, value)
-        return values
 
 
 def join(kind: str) -> Ranks:
@@ -197,57 +190,48 @@ class Interruption:
 
 
 def load_data(
-    args: argparse.Namespace, ranks: Ranks
+    args: argparse.Namespace,
 ) -> tuple[Any, tuple[Any, Any] | None, tuple[int, int, int]]:
-    """Training images, empty for shards; labelled sets for kNN, if there are such; their shape."""
-    eval_sets = None
-    if is_stream(args):
-        train, shape = (), (3, args.image_size, args.image_size)
-    else:
-        # One process of each machine first: it may download what the others then find.
-        if int(os.environ.get("LOCAL_RANK", 0)) != 0:
-            dist.barrier()
-        eval_sets = load_images(args.data, image_size=args.image_size)
-        if int(os.environ.get("LOCAL_RANK", 0)) == 0:
-            dist.barrier()
-        train, shape = eval_sets[0], tuple(eval_sets[0][0][0].shape)
-    if args.eval_data:
-        eval_sets = load_images(args.eval_data, image_size=args.image_size)
-    if eval_sets and len(eval_sets[0][0]) < 2:  # images without labels
+    """Training images, none for shards; labelled sets for kNN, if there are; an image's shape."""
+    is_first = int(os.environ.get("LOCAL_RANK", 0)) == 0
+    if not is_first:  # the first process of a machine may have to download
+        dist.barrier()
+    sets = None if is_stream(args) else load_images(args.data, image_size=args.image_size)
+    eval_sets = load_images(args.eval_data, image_size=args.image_size) if args.eval_data else sets
+    if is_first:
+        dist.barrier()
+    if eval_sets and len(eval_sets[0][0]) == 1:  # images without labels
         eval_sets = None
-    return train, eval_sets, shape
+    if sets is None:
+        return (), eval_sets, (3, args.image_size, args.image_size)
+    return sets[0], eval_sets, tuple(sets[0][0][0].shape)
 
 
 def is_stream(args: argparse.Namespace) -> bool:
     return ".tar" in args.data
 
 
-def load_batches(
-    args: argparse.Namespace, ranks: Ranks, train: Any, sampler: Any, steps: int, first: int
-) -> Iterator[tuple[Tensor, Masks]]:
+def load_batches(run: "Run", train_set: Any, first: int) -> Iterator[tuple[Tensor, Masks]]:
     """This rank's part of each batch from step `first` on, with masks drawn in the workers."""
+    args, ranks = run.args, run.ranks
+    batch_size = args.batch_size // ranks.size
     options: dict[str, Any] = dict(
         num_workers=args.workers,
         worker_init_fn=ignore_signals,
         pin_memory=ranks.device.type == "cuda",
     )
     if is_stream(args):
-        yield from stream_batches(args, ranks, sampler, first, options)
-    else:
-        order = ResumableBatches(
-            len(train),
-            args.batch_size // ranks.size,
-            steps=steps,
-            seed=args.seed,
-            rank=ranks.rank,
-            world_size=ranks.size,
-            first_step=first,
-        )
-        dataset = jepakit.IndexedDataset(RandomCrops(train, args))
-        collate = MaskCollator(sampler, seed=args.seed)
-        loader = DataLoader(dataset, batch_sampler=order, collate_fn=collate, **options)
-        for (images, *_), masks in loader:
-            yield images, masks
+        yield from stream_batches(run, batch_size, first, options)
+    order = ResumableBatches(
+        len(train_set), batch_size, steps=args.steps, seed=args.seed, first_step=first,
+        rank=ranks.rank, world_size=ranks.size,
+    )  # fmt: skip
+    dataset = jepakit.IndexedDataset(RandomCrops(train_set, args))
+    collate = MaskCollator(run.sampler, seed=args.seed)
+    for (images, *_), masks in DataLoader(
+        dataset, batch_sampler=order, collate_fn=collate, **options
+    ):
+        yield images, masks
 
 
 class RandomCrops(Dataset[tuple[Any, ...]]):
@@ -273,12 +257,13 @@ def crop(image: Tensor, args: argparse.Namespace, key: str) -> Tensor:
 
 
 def stream_batches(
-    args: argparse.Namespace, ranks: Ranks, sampler: Any, first: int, options: dict[str, Any]
+    run: "Run", batch_size: int, first: int, options: dict[str, Any]
 ) -> Iterator[tuple[Tensor, Masks]]:
-    """Passes over the shards; every process and worker reads shards of its own."""
+    """Passes over the shards without end; every process and worker reads shards of its own."""
     import webdataset
 
-    collate = MaskCollator(sampler, seed=args.seed, key="key", collate_fn=stack_images)
+    args = run.args
+    collate = MaskCollator(run.sampler, seed=args.seed, key="key", collate_fn=stack_images)
     # No two passes of a run have the same number, resumed or not: each takes a step at least.
     for epoch in itertools.count(first):
         collate.set_epoch(epoch)
@@ -289,10 +274,7 @@ def stream_batches(
             seed=args.seed + epoch,
         )
         samples = shards.shuffle(1000).map(partial(decode, args=args, epoch=epoch))
-        loader = DataLoader(
-            samples, args.batch_size // ranks.size, drop_last=True, collate_fn=collate, **options
-        )
-        yield from loader
+        yield from DataLoader(samples, batch_size, drop_last=True, collate_fn=collate, **options)
 
 
 def decode(sample: dict[str, Any], args: argparse.Namespace, epoch: int) -> dict[str, Any]:
@@ -359,15 +341,13 @@ class Run:
     """Student, teacher, optimiser and monitor, and one training step."""
 
     def __init__(
-        self,
-        args: argparse.Namespace,
-        ranks: Ranks,
-        encoder: MaskedViT,
-        sampler: Any,
-        image_shape: tuple[int, int, int],
-        steps: int,
+        self, args: argparse.Namespace, ranks: Ranks, image_shape: tuple[int, int, int]
     ) -> None:
         self.args, self.ranks, self.image_shape = args, ranks, image_shape
+        self.knn: list[tuple[int, float | None]] = []
+        torch.manual_seed(args.seed)
+        encoder, steps = build_encoder(args, image_shape), args.steps
+        self.sampler = build_sampler(args, encoder.grid_size)
         predictor = MaskedPredictor(
             encoder.grid_size,
             encoder.embed_dim,
@@ -376,7 +356,7 @@ class Run:
             num_heads=args.predictor_heads,
         )
         self.student = Student(encoder, predictor).to(ranks.device)
-        self.flops = prepare_and_count(self.student, image_shape, sampler)
+        self.flops = prepare_and_count(self.student, image_shape, self.sampler)
         self.teacher = EMATeacher(encoder, jepakit.linear(*args.momentum, steps=steps))
         if args.checkpointing:
             encoder.set_grad_checkpointing()
@@ -392,9 +372,9 @@ class Run:
             devices = [ranks.device] if ranks.device.type == "cuda" else None
             self.model = DistributedDataParallel(self.student, device_ids=devices)
         self.optimizer = torch.optim.AdamW(param_groups(self.student, args.weight_decay[0]))
-        warmup = steps // 10 if args.warmup_steps is None else args.warmup_steps
         self.lr = jepakit.warmup_cosine(
-            args.lr, args.lr / 1000, warmup_steps=warmup, steps=steps, start=args.lr / 5 * bool(warmup)
+            args.lr, args.lr / 1000, warmup_steps=args.warmup_steps or max(1, steps // 10),
+            steps=steps, start=args.lr / 5,
         )  # fmt: skip
         self.weight_decay = jepakit.cosine(*args.weight_decay, steps=steps)
         self.monitor = CollapseMonitor(
@@ -403,8 +383,10 @@ class Run:
             process_group=dist.group.WORLD,
         )
 
-    def step(self, images: Tensor, masks: Masks, step: int) -> Tensor:
+    def train_step(self, step: int, images: Tensor, masks: Masks) -> Tensor:
         """Train on this rank's part of a batch; return its part of the loss."""
+        # Nothing draws from the global generator here, but drop-path would.
+        torch.manual_seed((self.args.seed * 1_000_003 + step) * 1_009 + self.ranks.rank)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr(step)
         self.optimizer.param_groups[0]["weight_decay"] = self.weight_decay(step)  # of the matrices
@@ -492,6 +474,8 @@ def shard(modules: list[nn.Module], ranks: Ranks) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
+    # Nothing here writes to the outputs of a module.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
     mesh = init_device_mesh(ranks.device.type, (ranks.size,))
     for module in modules:
         for block in blocks_of(module):
@@ -509,14 +493,9 @@ class Checkpoints:
     while it writes leaves a folder that ends in .tmp, which is never read.
     """
 
-    # What a resumed run may change: none of these changes the weights by more than rounding.
-    MAY_DIFFER = {
-        "resume", "out", "device", "workers", "shard", "compile", "checkpointing", "accumulate",
-        "save_minutes", "save_every", "log", "log_every", "peak_tflops",
-    }  # fmt: skip
-
-    def __init__(self, out: Path, ranks: Ranks) -> None:
-        self.folder, self.ranks = out / "checkpoints", ranks
+    def __init__(self, run: Run) -> None:
+        self.run, self.ranks = run, run.ranks
+        self.folder = Path(run.args.out) / "checkpoints"
         self.last_save = time.monotonic()
 
     def complete(self) -> list[Path]:
@@ -526,29 +505,30 @@ class Checkpoints:
                 shutil.rmtree(path)
         return self.ranks.first(sorted(self.folder.glob("step-*")))
 
-    def require_none(self) -> tuple[int, None]:
+    def require_none(self) -> int:
         if self.complete():
             self.ranks.fail(f"{self.folder} has checkpoints; add --resume or change --out")
-        return 0, None
+        return 0
 
     def save_if_due(
-        self, step: int, run: Run, state: dict[str, Any], interruption: Interruption, is_last: bool
+        self, step: int, interruption: Interruption, is_last: bool
     ) -> signal.Signals | None:
-        """Save if any rank was interrupted, or it is time; return the signal."""
-        late = time.monotonic() - self.last_save > 60 * run.args.save_minutes
-        due = late or is_last or (run.args.save_every and step % run.args.save_every == 0)
+        """Save if a rank was interrupted or it is time; return the signal."""
+        args = self.run.args
+        due = is_last or time.monotonic() - self.last_save > 60 * args.save_minutes
+        due = due or (args.save_every > 0 and step % args.save_every == 0)
         # Clocks differ, and signals come at any time: all ranks must save after the same step.
         number, due = self.ranks.largest(interruption.signal, int(due))
         if due or number:
-            self.save(step, run, state)
+            self.save(step)
         return signal.Signals(number) if number else None
 
-    def save(self, step: int, run: Run, state: dict[str, Any]) -> None:
-        final = self.folder / f"step-{step:09d}"
+    def save(self, step: int) -> None:
+        run, final = self.run, self.folder / f"step-{step:09d}"
         unfinished = final.with_suffix(".tmp")
         dcp.save(sharded_state(run), checkpoint_id=unfinished)
         if self.ranks.rank == 0:
-            state = state | {"step": step, "args": vars(run.args)}
+            state = {"step": step, "args": vars(run.args), "knn": run.knn}
             torch.save(state | {"monitor": run.monitor.state_dict()}, unfinished / "run.pt")
             os.replace(unfinished, final)
             for old in sorted(self.folder.glob("step-*"))[:-NUM_KEPT]:
@@ -556,16 +536,16 @@ class Checkpoints:
                 shutil.rmtree(old.with_suffix(".tmp"))
         self.last_save = time.monotonic()
 
-    def load(self, run: Run) -> tuple[int, dict[str, Any] | None]:
-        """Load the newest checkpoint; the first step is 0 if there is none."""
+    def load(self) -> int:
+        """Load the newest checkpoint, if there is one; return the number of steps that are done."""
         complete = self.complete()
         if not complete:
-            return 0, None
-        path = complete[-1]
+            return 0
+        run, path = self.run, complete[-1]
         state = torch.load(path / "run.pt", weights_only=True)
         for name, value in vars(run.args).items():
-            if name not in self.MAY_DIFFER and state["args"].get(name) != value:
-                saved = state["args"].get(name)
+            saved = state["args"].get(name)
+            if name not in MAY_DIFFER and saved != value:
                 self.ranks.fail(f"--resume: {path} has {name}={saved}, now it is {value}")
         tensors = sharded_state(run)
         dcp.load(tensors, checkpoint_id=path)
@@ -577,7 +557,8 @@ class Checkpoints:
         )
         run.teacher.load_state_dict(tensors["teacher"])
         run.monitor.load_state_dict(state["monitor"])
-        return state["step"], {"knn": state["knn"]}
+        run.knn = state["knn"]
+        return state["step"]
 
 
 def sharded_state(run: Run) -> dict[str, Any]:
@@ -586,9 +567,9 @@ def sharded_state(run: Run) -> dict[str, Any]:
     return {"student": student, "teacher": run.teacher.state_dict(), "optimizer": optimizer}
 
 
-def save_teacher(run: Run, knn: list[tuple[int, float | None]], log: "Log") -> None:
+def save_teacher(run: Run, speed: dict[str, float]) -> None:
     """Write the encoder of the teacher as timm's own, and print how to load it."""
-    args, out = run.args, Path(run.args.out)
+    args, out, knn = run.args, Path(run.args.out), run.knn
     whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
     state = get_model_state_dict(run.teacher.module, options=whole)
     if run.ranks.rank == 0:
@@ -599,7 +580,7 @@ def save_teacher(run: Run, knn: list[tuple[int, float | None]], log: "Log") -> N
         save_file(timm_state_dict(encoder), out / "teacher.safetensors")
         versions = {"jepakit": jepakit.__version__, "torch": torch.__version__}
         result = {"settings": vars(args), "versions": versions, "processes": run.ranks.size}
-        result |= {"knn": knn, "image_shape": run.image_shape, "speed": log.speed}
+        result |= {"knn": knn, "image_shape": run.image_shape, "speed": speed}
         (out / "result.json").write_text(json.dumps(result, indent=1))
     if knn[-1][1] is not None:
         run.ranks.say(f"kNN {knn[-1][1]:.1%}, untrained {knn[0][1]:.1%}. The teacher:")
@@ -628,7 +609,8 @@ def knn_over_ranks(run: Run, sets: tuple[Any, Any], normalize: Callable[[Tensor]
             Subset(dataset, range(rank, count, size)), 256, generator=torch.Generator()
         )
         own = extract_features(encode, loader, prepare=normalize, device=run.ranks.device)
-        parts = run.ranks.gather((own.x, own.y))
+        parts: list[Any] = [None] * size
+        dist.all_gather_object(parts, (own.x, own.y))
         features.append(Features(*(torch.cat(part) for part in zip(*parts, strict=True))))
     return knn_accuracy(*features, k=min(20, len(features[0])))
 
@@ -636,47 +618,38 @@ def knn_over_ranks(run: Run, sets: tuple[Any, Any], normalize: Callable[[Tensor]
 class Log:
     """Measurements of the first rank: to the console, and to TensorBoard or Weights & Biases."""
 
-    def __init__(self, args: argparse.Namespace, ranks: Ranks, first: int) -> None:
-        self.ranks, self.speed = ranks, {}
+    def __init__(self, run: Run, first: int) -> None:
+        self.run, self.speed = run, {}
         self.last_step, self.last_time = first, time.perf_counter()
-        self.send: Callable[[int, dict[str, float]], None] = lambda step, values: None
-        if ranks.rank > 0:
-            return
-        if args.log == "tensorboard":
+        self.send: Callable[[dict[str, float], int], None] = lambda values, step: None
+        if run.ranks.rank == 0 and run.args.log == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter
 
-            writer = SummaryWriter(args.out, purge_step=first)
-
-            def send(step: int, values: dict[str, float]) -> None:
-                for name, value in values.items():
-                    writer.add_scalar(name, value, step)
-
-            self.send = send
-        elif args.log == "wandb":
+            writer = SummaryWriter(run.args.out, purge_step=first)
+            self.send = lambda values, step: [
+                writer.add_scalar(name, value, step) for name, value in values.items()
+            ]
+        elif run.ranks.rank == 0 and run.args.log == "wandb":
             import wandb
 
-            name = Path(args.out).name
-            wandb.init(project="jepakit", id=name, resume="allow", dir=args.out, config=vars(args))
-            self.send = lambda step, values: wandb.log(values, step=step)
+            name = Path(run.args.out).name
+            wandb.init(project="jepakit", id=name, resume="allow", config=vars(run.args))
+            self.send = wandb.log
 
-    def write_knn(self, step: int, accuracy: float | None) -> None:
-        if accuracy is not None:
-            self.write(step, {"kNN": accuracy})
+    def write(self, step: int, values: dict[str, float | None]) -> None:
+        values = {name: value for name, value in values.items() if value is not None}
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        if shown and self.run.ranks.rank == 0:
+            self.run.ranks.say(f"step {step}  {shown}")
+            self.send(values, step)
 
-    def write(self, step: int, values: dict[str, float]) -> None:
-        if self.ranks.rank == 0:
-            shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-            self.ranks.say(f"step {step}  {shown}")
-            self.send(step, values)
-
-    def write_training(self, step: int, run: Run, loss: Tensor) -> None:
-        values = run.measurements(loss)
-        now = time.perf_counter()
-        images = run.args.batch_size * (step - self.last_step) / (now - self.last_time)
+    def training(self, step: int, loss: Tensor) -> None:
+        values, now = self.run.measurements(loss), time.perf_counter()
+        speed = self.run.args.batch_size * (step - self.last_step) / (now - self.last_time)
         self.last_step, self.last_time = step, now
-        self.speed = {"images/s": images}
-        if peak := peak_flops(run):
-            self.speed["share of peak"] = images * run.flops / peak
+        peak = peak_flops(self.run)
+        share = {"share of peak": speed * self.run.flops / peak} if peak else {}
+        self.speed = {"images/s": speed} | share
         self.write(step, values | self.speed)
 
 
@@ -727,7 +700,7 @@ def parse_args() -> argparse.Namespace:
     add("--batch-size", 256, "images per step of all processes together")
     add("--accumulate", 1, "micro-batches per step")
     add("--lr", 1e-3, "peak learning rate; starts at a fifth, ends at a thousandth")
-    add("--warmup-steps", None, "steps of rising learning rate (default: a tenth)", type=int)
+    add("--warmup-steps", None, "steps of rising learning rate (default: a tenth of all)", type=int)
     add("--weight-decay", (0.04, 0.4), "weight decay of matrices at the first and the last step")
     add("--momentum", (0.996, 1.0), "teacher momentum at the first and the last step")
     add("--seed", 0, "random seed")
@@ -751,14 +724,12 @@ def parse_args() -> argparse.Namespace:
     for package, is_needed in needed.items():
         if is_needed and importlib.util.find_spec(package) is None:
             parser.error(f"{package} is not installed: pip install {package}")
-    for name in ("steps", "image_size"):
-        if is_stream(args) and getattr(args, name) is None:
-            parser.error(f"--{name.replace('_', '-')}: must be given with shards")
-    for name in ("epochs", "batch_size", "accumulate", "log_every", "knn_every"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
-    if args.steps is not None and args.steps < 1:
-        parser.error(f"--steps {args.steps}: must be at least 1")
+    if is_stream(args) and None in (args.steps, args.image_size):
+        parser.error("--steps, --image-size: must be given with shards")
+    for name in ("epochs", "steps", "warmup_steps", "batch_size", "accumulate", "knn_every"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name.replace('_', '-')} {value}: must be at least 1")
     for name in ("crop_scale", "weight_decay", "momentum", "knn_images"):
         setattr(args, name, tuple(getattr(args, name)))
     return args
