@@ -67,6 +67,8 @@ def run(count: int, log: Path, *options: str) -> str:
 
 def _run(rank: int, count: int, port: int, log: Path, options: tuple[str, ...]) -> None:
     os.setsid()
+    # Children of a fork server start more of them, which import everything anew.
+    multiprocessing.set_start_method("fork", force=True)
     with log.open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
