@@ -73,7 +73,8 @@ NUM_KEPT = 2  # checkpoints
 # Options that a resumed run may change: they change the weights by rounding alone, or not at all.
 MAY_DIFFER = {
     "resume", "out", "device", "workers", "shard", "compile", "checkpointing", "accumulate",
-    "save_minutes", "save_every", "log", "log_every", "peak_tflops",
+    "save_minutes", "save_every", "log", "log_every", "knn_every", "knn_images", "eval_data",
+    "peak_tflops",
 }  # fmt: skip
 
 
@@ -385,8 +386,9 @@ class Run:
 
     def train_step(self, step: int, images: Tensor, masks: Masks) -> Tensor:
         """Train on this rank's part of a batch; return its part of the loss."""
+        args = self.args
         # Nothing draws from the global generator here, but drop-path would.
-        torch.manual_seed((self.args.seed * 1_000_003 + step) * 1_009 + self.ranks.rank)
+        torch.manual_seed((args.seed * 1_000_003 + step) * 1_009 + self.ranks.rank)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr(step)
         self.optimizer.param_groups[0]["weight_decay"] = self.weight_decay(step)  # of the matrices
@@ -399,11 +401,12 @@ class Run:
 
     def backward(self, images: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
         """Gradient of one mean over the valid targets of all micro-batches and ranks."""
-        loss_fn, target_norm = RECIPES[self.args.recipe]
+        args = self.args
+        loss_fn, target_norm = RECIPES[args.recipe]
         num_targets = masks.targets.valid.sum()
         dist.all_reduce(num_targets)
         losses, means = [], []
-        size = len(images) // self.args.accumulate
+        size = len(images) // args.accumulate
         for start in range(0, len(images), size):
             part = slice(start, start + size)
             x, m = images[part], masks[part]
@@ -422,7 +425,8 @@ class Run:
         return torch.stack(losses).sum(), torch.cat(means)
 
     def autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.args.amp)
+        args = self.args
+        return torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=args.amp)
 
     def gradients_sent(self, is_last: bool) -> AbstractContextManager[Any]:
         """Average gradients over the ranks after the last micro-batch alone."""
@@ -434,15 +438,17 @@ class Run:
 
     def measurements(self, loss: Tensor) -> dict[str, float]:
         dist.all_reduce(loss)
-        last = self.monitor.history[-1]
-        return {
-            "loss": loss.item() / self.ranks.size,
-            "lr": self.optimizer.param_groups[0]["lr"],
-            "weight decay": self.optimizer.param_groups[0]["weight_decay"],
-            "momentum": self.teacher.momentum,
-            "rank": last.rank,
-            "std": last.std,
-        }
+        observed = self.monitor.history[-1:]  # none if features were never finite
+        return (
+            {
+                "loss": loss.item() / self.ranks.size,
+                "lr": self.optimizer.param_groups[0]["lr"],
+                "weight decay": self.optimizer.param_groups[0]["weight_decay"],
+                "momentum": self.teacher.momentum,
+            }
+            | {"rank": each.rank for each in observed}
+            | {"std": each.std for each in observed}
+        )
 
 
 def prepare_and_count(student: Student, image_shape: tuple[int, ...], sampler: Any) -> float:
@@ -529,7 +535,10 @@ class Checkpoints:
         dcp.save(sharded_state(run), checkpoint_id=unfinished)
         if self.ranks.rank == 0:
             state = {"step": step, "args": vars(run.args), "knn": run.knn}
-            torch.save(state | {"monitor": run.monitor.state_dict()}, unfinished / "run.pt")
+            with open(unfinished / "run.pt", "wb") as file:
+                torch.save(state | {"monitor": run.monitor.state_dict()}, file)
+                file.flush()
+                os.fsync(file.fileno())
             os.replace(unfinished, final)
             for old in sorted(self.folder.glob("step-*"))[:-NUM_KEPT]:
                 os.replace(old, old.with_suffix(".tmp"))  # never half of a folder that is read
@@ -595,14 +604,14 @@ def save_teacher(run: Run, speed: dict[str, float]) -> None:
 
 def knn_over_ranks(run: Run, sets: tuple[Any, Any], normalize: Callable[[Tensor], Tensor]) -> float:
     """kNN accuracy of the teacher; every rank computes the features of its part of the images."""
-    rank, size = run.ranks.rank, run.ranks.size
+    args, rank, size = run.args, run.ranks.rank, run.ranks.size
 
     def encode(images: Tensor) -> Tensor:
         with run.autocast():
             return run.teacher(images).mean(dim=1)
 
     features = []
-    for dataset, most in zip(sets, run.args.knn_images, strict=True):
+    for dataset, most in zip(sets, args.knn_images, strict=True):
         count = min(most, len(dataset)) // size * size  # FSDP2 needs equally many calls on each
         # With a generator of its own, so that evaluation leaves the training's random numbers.
         loader = DataLoader(
@@ -619,21 +628,20 @@ class Log:
     """Measurements of the first rank: to the console, and to TensorBoard or Weights & Biases."""
 
     def __init__(self, run: Run, first: int) -> None:
-        self.run, self.speed = run, {}
+        self.run, self.speed, args = run, {}, run.args
         self.last_step, self.last_time = first, time.perf_counter()
         self.send: Callable[[dict[str, float], int], None] = lambda values, step: None
-        if run.ranks.rank == 0 and run.args.log == "tensorboard":
+        if run.ranks.rank == 0 and args.log == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter
 
-            writer = SummaryWriter(run.args.out, purge_step=first)
+            writer = SummaryWriter(args.out, purge_step=first)
             self.send = lambda values, step: [
                 writer.add_scalar(name, value, step) for name, value in values.items()
             ]
-        elif run.ranks.rank == 0 and run.args.log == "wandb":
+        elif run.ranks.rank == 0 and args.log == "wandb":
             import wandb
 
-            name = Path(run.args.out).name
-            wandb.init(project="jepakit", id=name, resume="allow", config=vars(run.args))
+            wandb.init(project="jepakit", id=Path(args.out).name, resume="allow", config=vars(args))
             self.send = wandb.log
 
     def write(self, step: int, values: dict[str, float | None]) -> None:
@@ -655,8 +663,9 @@ class Log:
 
 def peak_flops(run: Run) -> float | None:
     """Operations per second of all devices together, if they are known."""
-    peak = run.args.peak_tflops
-    if peak is None and run.ranks.device.type == "cuda" and run.args.amp:
+    args = run.args
+    peak = args.peak_tflops
+    if peak is None and run.ranks.device.type == "cuda" and args.amp:
         name = torch.cuda.get_device_name(run.ranks.device)
         peak = next((peak for part, peak in PEAKS.items() if part in name), None)
     return None if peak is None else peak * 1e12 * run.ranks.size
@@ -726,7 +735,8 @@ def parse_args() -> argparse.Namespace:
             parser.error(f"{package} is not installed: pip install {package}")
     if is_stream(args) and None in (args.steps, args.image_size):
         parser.error("--steps, --image-size: must be given with shards")
-    for name in ("epochs", "steps", "warmup_steps", "batch_size", "accumulate", "knn_every"):
+    counts = "epochs", "steps", "warmup_steps", "batch_size", "accumulate", "log_every", "knn_every"
+    for name in counts:
         value = getattr(args, name)
         if value is not None and value < 1:
             parser.error(f"--{name.replace('_', '-')} {value}: must be at least 1")
