@@ -438,17 +438,16 @@ class Run:
 
     def measurements(self, loss: Tensor) -> dict[str, float]:
         dist.all_reduce(loss)
-        observed = self.monitor.history[-1:]  # none if features were never finite
-        return (
-            {
-                "loss": loss.item() / self.ranks.size,
-                "lr": self.optimizer.param_groups[0]["lr"],
-                "weight decay": self.optimizer.param_groups[0]["weight_decay"],
-                "momentum": self.teacher.momentum,
-            }
-            | {"rank": each.rank for each in observed}
-            | {"std": each.std for each in observed}
-        )
+        values = {
+            "loss": loss.item() / self.ranks.size,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "weight decay": self.optimizer.param_groups[0]["weight_decay"],
+            "momentum": self.teacher.momentum,
+        }
+        if self.monitor.history:  # none if features were never finite
+            last = self.monitor.history[-1]
+            values |= {"rank": last.rank, "std": last.std}
+        return values
 
 
 def prepare_and_count(student: Student, image_shape: tuple[int, ...], sampler: Any) -> float:

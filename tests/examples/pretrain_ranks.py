@@ -34,8 +34,8 @@ class Ranks:
     def ended(self) -> bool:
         return any(process.exitcode is not None for process in self.processes)
 
-    def wait(self) -> str:
-        """What was printed; every rank must end well."""
+    def wait(self, code: int = 0) -> str:
+        """What was printed; every rank must end with this code."""
         try:
             for process in self.processes:
                 process.join(timeout=90)
@@ -43,7 +43,7 @@ class Ranks:
         finally:
             self.kill()
         printed = self.log.read_text()
-        assert codes == [0] * len(codes), f"{codes}\n{printed}"
+        assert codes == [code] * len(codes), f"{codes}\n{printed}"
         return printed
 
 
