@@ -176,7 +176,11 @@ def leave(code: int) -> NoReturn:
 
 
 class Interruption:
-    """Remembers SIGTERM and Ctrl-C, so that the step is finished and a checkpoint written."""
+    """Remembers SIGTERM and Ctrl-C, so that the step is finished and a checkpoint written.
+
+    Unlike `jepakit.checkpoints.StopRequest`, it takes every signal: torchrun passes Ctrl-C on that
+    the terminal has sent to all processes already, so each gets two.
+    """
 
     def __init__(self) -> None:
         self.signal = 0
