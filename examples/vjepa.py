@@ -222,8 +222,8 @@ def main() -> None:
         table.add_row(name, *scores, f"{row['rank']:.1f}", f"{row['std']:.2f}")
     console.print(table)
     console.print(
-        "Features are frozen. Training works if the teacher is above the other rows. Features have\n"
-        "collapsed if their std is below the untrained encoder's.",
+        "Features are frozen. Training works if the teacher is above the other rows. Features\n"
+        "have collapsed if their std is below the untrained encoder's.",
         highlight=False,
         soft_wrap=True,
     )

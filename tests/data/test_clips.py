@@ -96,7 +96,7 @@ def test_a_missing_array_is_named(tmp_path):
 def test_bad_sources_are_named(tmp_path):
     with pytest.raises(TypeError, match="source=3: must be a str or a path"):
         load_clips(3)
-    with pytest.raises(ValueError, match="must be 'motions', an .npz file or a folder"):
+    with pytest.raises(ValueError, match=r"must be 'motions', an \.npz file or a folder"):
         load_clips("nowhere")
     with pytest.raises(ValueError, match="there is no such file"):
         load_clips("nowhere.npz")
