@@ -135,8 +135,6 @@ def test_deep_targets(data: str, tmp_path: Path) -> None:
         assert state["student"]["predictor.proj.weight"].shape[0] == 32 * len(layers)
         assert len([key for key in state["centres"] if key.endswith("sums")]) == len(layers)
     assert len(set(losses.values())) == 3
-    # The mean over features of both; weights of the predictor differ.
-    assert losses["both"] == pytest.approx((losses["first"] + losses["last"]) / 2, rel=0.15)
 
 
 def test_other_options_run(data: str, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
+from einops import rearrange, repeat
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.utils.data import TensorDataset
@@ -17,9 +17,10 @@ __all__ = ["moving_textures"]
 _FRAMES, _SIDE = 8, 32  # of a clip; pixels
 _CANVAS = 80  # side of a texture, pixels; it repeats beyond
 _BLOBS = 16  # random heights along each side of a canvas
-# A texture changes as it moves: it is a sum of two pairs of canvases that change into each other, at
+# A texture changes as it moves: a sum of two pairs of canvases that change into each other, at
 # these rates in radians per frame. After 1 to 5 frames its correlation is 0.93, 0.75, 0.49, 0.2, 0.
 _RATES = (0.15, 0.5)
+_CELLS = 4  # along each side of a frame: parts that show the texture at places far from each other
 _SPEED = (0.8, 2.0)  # pixels per frame
 _TURN = (0.1, 0.2)  # radians per frame
 _PERIOD = (4.0, 6.0)  # of a motion to and fro, or on a circle; frames
@@ -88,9 +89,12 @@ def _draw(labels: Int[Tensor, " b"], generator: torch.Generator) -> UInt8[Tensor
     centre = uniform(_SIDE / 4, 3 * _SIDE / 4, 2, 1, 1, 1)
     x, y = (torch.stack([columns, rows])[:, None] - centre - moved[..., None, None]).unbind(1)
     angle = (uniform(0, 2 * math.pi, 1) + turned)[..., None, None]
-    zoom, place = uniform(0.8, 1.25, 1, 1, 1), uniform(0, _CANVAS, 2, 1, 1, 1)
-    u = zoom * (x * angle.cos() + y * angle.sin()) + place[:, 0]
-    v = zoom * (y * angle.cos() - x * angle.sin()) + place[:, 1]
+    cells = _cells(torch.stack([columns, rows]), uniform)
+    places = uniform(0, _CANVAS, 2, _CELLS**2)
+    offset = places.gather(2, repeat(cells, "b h w -> b xy (h w)", xy=2))
+    offset = rearrange(offset, "b xy (h w) -> b xy 1 h w", h=_SIDE)
+    u = x * angle.cos() + y * angle.sin() + offset[:, 0]
+    v = y * angle.cos() - x * angle.sin() + offset[:, 1]
 
     canvases = _canvas(normal(2 * len(_RATES), _BLOBS, _BLOBS))
     phases = torch.outer(torch.tensor(_RATES), torch.arange(_FRAMES, dtype=torch.float32))
@@ -123,6 +127,16 @@ def _motion(
     x, y = along * angle.cos() - across * angle.sin(), along * angle.sin() + across * angle.cos()
     jumps = of("at random")[..., None] * speed[..., None] * normal(2, _FRAMES)
     return torch.stack([x, y], dim=1) + jumps, (of("clockwise") - of("anticlockwise")) * turn * time
+
+
+def _cells(pixels: Float[Tensor, "2 h w"], uniform: Callable[..., Tensor]) -> Int[Tensor, "b h w"]:
+    """Number of the nearest of some points for every pixel; points are a grid moved at random."""
+    side = _SIDE / _CELLS
+    rows, columns = torch.meshgrid(2 * [torch.arange(_CELLS) + 0.5], indexing="ij")
+    points = side * torch.stack([columns, rows]).flatten(1) + uniform(-side / 3, side / 3, 2, 1)
+    points = points + uniform(-side / 3, side / 3, 2, _CELLS**2)
+    distances = pixels[:, None] - points[..., None, None]  # [b 2 cells h w]
+    return distances.square().sum(dim=1).argmin(dim=1)
 
 
 def _canvas(heights: Float[Tensor, "b c n n"]) -> Float[Tensor, "b c side side"]:
