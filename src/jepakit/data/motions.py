@@ -135,8 +135,9 @@ def _cells(pixels: Float[Tensor, "2 h w"], uniform: Callable[..., Tensor]) -> In
     rows, columns = torch.meshgrid(2 * [torch.arange(_CELLS) + 0.5], indexing="ij")
     points = side * torch.stack([columns, rows]).flatten(1) + uniform(-side / 3, side / 3, 2, 1)
     points = points + uniform(-side / 3, side / 3, 2, _CELLS**2)
-    distances = pixels[:, None] - points[..., None, None]  # [b 2 cells h w]
-    return distances.square().sum(dim=1).argmin(dim=1)
+    # Squares of distances, without that of the pixel, which is the same for all points.
+    squares = points.square().sum(dim=1)[..., None, None]
+    return (squares - 2 * torch.einsum("x h w, b x n -> b n h w", pixels, points)).argmin(dim=1)
 
 
 def _canvas(heights: Float[Tensor, "b c n n"]) -> Float[Tensor, "b c side side"]:
