@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from runs import ROOT, cells_with_std, run_all, save, scores, spread
 
 RECIPES = ROOT / "benchmarks" / "recipes"
@@ -72,7 +73,17 @@ def main() -> None:
     rows = [row(args.recipe, recipe, runs) | {"data": Path(args.data).name}]
     save(args, rows, table, runs[0]["settings"]["device"])
     if args.write is not None:
+        keep_pictures(args.runs / f"{name}-{args.seeds[0]}", args.write)
         OVERVIEW.write_text(overview())
+
+
+def keep_pictures(run: Path, result: Path) -> None:
+    """Keep pictures of the first seed beside the result file, at a size for a page."""
+    for picture in ("pca", "neighbours"):
+        if (path := run / f"{picture}.png").exists():
+            image = Image.open(path).convert("RGB")
+            image.thumbnail((1000, 1000))
+            image.save(result.with_name(f"{result.stem}-{picture}.jpg"), quality=85)
 
 
 def row(name: str, recipe: dict[str, Any], runs: list[dict[str, Any]]) -> dict[str, Any]:

@@ -10,12 +10,14 @@ predictor of its own, or all levels share one. With `--levels 1` it is I-JEPA; w
     python examples/hjepa.py --data path/to/imagefolder --image-size 128 --patch-size 8
 
 At the end it prints the accuracies of every level, before and after training, and saves a picture
-of the levels.
+of the levels. A run that was stopped and is started again with `--resume` ends with the same
+weights as one that was not.
 """
 
 import argparse
 import json
 import time
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ from torch.utils.data import DataLoader
 
 import jepakit
 from jepakit import MultiBlockMask
+from jepakit.checkpoints import StopRequest, check_can_save, load_checkpoint, save_checkpoint
 from jepakit.data import PixelStatistics, ResumableBatches, load_images, random_crops
 from jepakit.evaluation import Scores, evaluate
 from jepakit.losses import (
@@ -202,31 +205,53 @@ def main() -> None:
     }
 
     # Training
-    order = ResumableBatches(len(train), args.batch_size, steps=steps, seed=args.seed)
-    loader = DataLoader(train, batch_sampler=order, num_workers=args.workers)
+    parts = {"learned": learned, "teacher": teacher, "centres": centres, "optimizer": optimizer}
+    parts |= {f"monitor {level}": monitor for level, monitor in enumerate(monitors)}
     curves: dict[str, list[tuple[int, float]]] = {}
+    first, checkpoint = 0, out / "checkpoint.pt"
+    if state := resumed_state(checkpoint, [*parts, "step", "curves"], args):
+        first, curves = state["step"], state["curves"]
+        console.print(f"resuming at step {first} of {steps}")
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+
+    def state_at(step: int) -> dict[str, Any]:
+        state: dict[str, Any] = {name: part.state_dict() for name, part in parts.items()}
+        return state | {"step": step, "curves": curves, "args": vars(args)}
+
+    check_can_save(checkpoint, state_at(first))  # a full disk is found before training
+    order = ResumableBatches(
+        len(train), args.batch_size, steps=steps, seed=args.seed, first_step=first
+    )
+    loader = DataLoader(train, batch_sampler=order, num_workers=args.workers)
     began = time.perf_counter()
-    for step, (images, _) in enumerate(
-        track(loader, "", console=console, disable=not console.is_terminal)
-    ):
-        # Seeded in every step, so that runs with other levels draw the same masks.
-        torch.manual_seed(args.seed + 1_000_003 * step)
-        images = normalize(images.to(device))
-        images = random_crops(images, args.crop_scale, flip=args.flip)
-        with torch.autocast(device.type, torch.bfloat16, enabled=args.amp):
-            loss, parts, means = compute_loss(images, step)
-        for group in optimizer.param_groups:
-            group["lr"] = lr(step)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        teacher.update(student)
-        if step % 20 == 0 or step == steps - 1:
-            rank = jepakit.effective_rank(means)
-            for name, value in {"loss": loss, **parts, "rank": rank}.items():
-                curves.setdefault(name, []).append((step, value.item()))
-        if step % max(1, steps // 10) == 0 and not console.is_terminal:
-            console.print(f"step {step}/{steps}  loss {loss.item():.4f}")
+    shown_loader = track(loader, "", console=console, disable=not console.is_terminal)
+    with StopRequest() as stop:
+        for step, (images, _) in enumerate(shown_loader, start=first):
+            # Seeded in every step, so that runs with other levels draw the same masks.
+            torch.manual_seed(args.seed + 1_000_003 * step)
+            images = normalize(images.to(device))
+            images = random_crops(images, args.crop_scale, flip=args.flip)
+            with torch.autocast(device.type, torch.bfloat16, enabled=args.amp):
+                loss, level_losses, means = compute_loss(images, step)
+            for group in optimizer.param_groups:
+                group["lr"] = lr(step)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            teacher.update(student)
+            if step % 20 == 0 or step == steps - 1:
+                rank = jepakit.effective_rank(means)
+                for name, value in {"loss": loss, **level_losses, "rank": rank}.items():
+                    curves.setdefault(name, []).append((step, value.item()))
+            if step % max(1, steps // 10) == 0 and not console.is_terminal:
+                console.print(f"step {step}/{steps}  loss {loss.item():.4f}")
+            done = step + 1
+            if stop or done % args.save_every == 0 or done == steps:
+                save_checkpoint(checkpoint, state_at(done))
+            if stop:  # Ctrl-C, or SIGTERM of a cluster
+                console.print(f"stopped after step {done} of {steps}; continue with --resume")
+                raise SystemExit(stop.exit_code)
     seconds = time.perf_counter() - began
 
     # Results
@@ -258,6 +283,26 @@ def main() -> None:
         result["level_weights"] = weights.weights.tolist()
     (out / "result.json").write_text(json.dumps(result, indent=1))
     console.print(f"{steps * args.batch_size} images in {seconds:.0f} s; see {out}")
+
+
+def resumed_state(path: Path, keys: Collection[str], args: argparse.Namespace) -> Any:
+    """State of the last checkpoint with `--resume`, or None if there is none."""
+    if not args.resume:
+        return None
+    if not path.exists():
+        print(f"--resume: there is no {path}, so training begins at step 0")
+        return None
+    try:
+        state = load_checkpoint(path, keys=[*keys, "args"], map_location=args.device)
+    except ValueError as error:
+        raise SystemExit(f"--resume: {error}; or train anew without --resume") from error
+    may_differ = {"resume", "out", "device", "workers", "save_every"}
+    for name, value in vars(args).items():
+        if name not in may_differ and state["args"].get(name) != value:
+            raise SystemExit(
+                f"--resume: {path} has {name}={state['args'].get(name)}, now it is {value}"
+            )
+    return state
 
 
 def level_weights(kind: str, num_levels: int) -> Any:
@@ -339,7 +384,11 @@ def parse_args() -> argparse.Namespace:
     add("--device", "cuda" if torch.cuda.is_available() else "cpu", "device to train on")
     add("--amp", False, "bfloat16 autocast")
     add("--seed", 0, "random seed")
-    add("--out", "hjepa-out", "folder for the teacher, the pictures and result.json")
+    add("--save-every", 100, "steps between checkpoints")
+    add("--resume", False, "continue from the checkpoint in --out, if there is one")
+    add(
+        "--out", "hjepa-out", "folder for the checkpoint, the teacher, the pictures and result.json"
+    )
     args = parser.parse_args()
     for name in ("mask_levels", "compare_levels"):
         given = getattr(args, name)

@@ -4,7 +4,8 @@ By default it trains a small vision transformer on generated images of textured 
 minutes on a CPU. The loss makes the features of several views of an image agree, and makes those of
 each view follow a normal distribution. Then it compares the trained encoder with the untrained one
 and with raw pixels, and writes pictures, the numbers (`result.json`) and a plain timm checkpoint to
-`--out`.
+`--out`. All random numbers of a step depend on the seed and the step alone, so a run that was
+stopped and is started again with `--resume` ends with the same weights as one that was not.
 
     python examples/lejepa.py
     python examples/lejepa.py --objective vicreg --seed 1 --out vicreg-1
@@ -15,7 +16,7 @@ and with raw pixels, and writes pictures, the numbers (`result.json`) and a plai
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import jepakit
+from jepakit.checkpoints import StopRequest, check_can_save, load_checkpoint, save_checkpoint
 from jepakit.data import PixelStatistics, ResumableBatches, load_images, random_crops
 from jepakit.evaluation import Scores, evaluate
 from jepakit.interop import timm_state_dict
@@ -84,13 +86,30 @@ def main() -> None:
     # Training
     action = "record" if args.on_collapse == "ignore" else args.on_collapse
     monitor, collapses = jepakit.CollapseMonitor(action=action), []
-    order = ResumableBatches(len(train), args.batch_size, steps=steps, seed=args.seed)
-    loader = DataLoader(train, batch_sampler=order, num_workers=args.workers)
+    parts = {"student": student, "optimizer": optimizer, "monitor": monitor}
     curves: dict[str, list[tuple[int, float]]] = {"loss": [], "rank": [], "std": []}
+    first, checkpoint = 0, out / "checkpoint.pt"
+    if state := resumed_state(checkpoint, [*parts, "step", "curves", "collapses"], args):
+        first, curves, collapses = state["step"], state["curves"], state["collapses"]
+        console.print(f"resuming at step {first} of {steps}")
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+
+    def state_at(step: int) -> dict[str, Any]:
+        state: dict[str, Any] = {name: part.state_dict() for name, part in parts.items()}
+        state |= {"step": step, "curves": curves, "collapses": collapses}
+        return state | {"args": vars(args)}
+
+    check_can_save(checkpoint, state_at(first))  # a full disk is found before training
+    order = ResumableBatches(
+        len(train), args.batch_size, steps=steps, seed=args.seed, first_step=first
+    )
+    loader = DataLoader(train, batch_sampler=order, num_workers=args.workers)
     began = time.perf_counter()
-    with progress_bar(console) as bar:
-        task = bar.add_task("", total=steps, status="")
-        for step, (images, _) in enumerate(loader):
+    with progress_bar(console) as bar, StopRequest() as stop:
+        task = bar.add_task("", total=steps, completed=first, status="")
+        for step, (images, _) in enumerate(loader, start=first):
+            torch.manual_seed(args.seed + 1_000_003 * step)
             views = make_views(normalize(images.to(device)), args)
             with torch.autocast(device.type, torch.bfloat16, enabled=args.amp):
                 # Rows are ordered by view, then by image: global views, then local ones.
@@ -114,12 +133,17 @@ def main() -> None:
                 curves["loss"].append((done, loss.item()))
                 curves["rank"].append((done, jepakit.effective_rank(one_view).item()))
                 curves["std"].append((done, projections[0].detach().std(dim=0).mean().item()))
-                speed = done * args.batch_size / (time.perf_counter() - began)
+                speed = (done - first) * args.batch_size / (time.perf_counter() - began)
                 status = "  ".join(f"{name} {points[-1][1]:.4g}" for name, points in curves.items())
                 status += f"  {speed:.0f} images/s"
                 bar.update(task, completed=done, status=status)
                 if not console.is_terminal and (done % max(1, steps // 200 * 10) == 0):
                     console.print(f"step {done}/{steps}  {status}")
+            if stop or done % args.save_every == 0 or done == steps:
+                save_checkpoint(checkpoint, state_at(done))
+            if stop:  # Ctrl-C, or SIGTERM of a cluster
+                console.print(f"stopped after step {done} of {steps}; continue with --resume")
+                raise SystemExit(stop.exit_code)
     seconds = time.perf_counter() - began
 
     # Results
@@ -151,6 +175,26 @@ def main() -> None:
         soft_wrap=True,
         highlight=False,
     )
+
+
+def resumed_state(path: Path, keys: Collection[str], args: argparse.Namespace) -> Any:
+    """State of the last checkpoint with `--resume`, or None if there is none."""
+    if not args.resume:
+        return None
+    if not path.exists():
+        print(f"--resume: there is no {path}, so training begins at step 0")
+        return None
+    try:
+        state = load_checkpoint(path, keys=[*keys, "args"], map_location=args.device)
+    except ValueError as error:
+        raise SystemExit(f"--resume: {error}; or train anew without --resume") from error
+    may_differ = {"resume", "out", "device", "workers", "save_every"}
+    for name, value in vars(args).items():
+        if name not in may_differ and state["args"].get(name) != value:
+            raise SystemExit(
+                f"--resume: {path} has {name}={state['args'].get(name)}, now it is {value}"
+            )
+    return state
 
 
 def make_views(images: Tensor, args: argparse.Namespace) -> tuple[Tensor, ...]:
@@ -278,7 +322,13 @@ def parse_args() -> argparse.Namespace:
     add("--on-collapse", "warn", "action when projections collapse",
         choices=("warn", "raise", "ignore"))  # fmt: skip
     add("--seed", 0, "random seed")
-    add("--out", "lejepa-out", "folder for result.json, the encoder and the pictures")
+    add("--save-every", 100, "steps between checkpoints")
+    add("--resume", False, "continue from the checkpoint in --out, if there is one")
+    add(
+        "--out",
+        "lejepa-out",
+        "folder for the checkpoint, result.json, the encoder and the pictures",
+    )
     args = parser.parse_args()
     used_by = {"weight": ("lejepa", "koleo"), "slices": ("lejepa",), "temperature": ("info_nce",)}
     for name, objectives in used_by.items():

@@ -74,7 +74,7 @@ __all__ = [
 ]
 
 # Reachable as `jepakit.plots` and so on, and imported only then: some of them cost time to import.
-_LAZY = frozenset({"data", "evaluation", "interop", "optim", "plots", "testing"})
+_LAZY = frozenset({"checkpoints", "data", "evaluation", "interop", "optim", "plots", "testing"})
 
 
 def __getattr__(name: str) -> _ModuleType:

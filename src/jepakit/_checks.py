@@ -13,10 +13,14 @@ from numbers import Integral, Real
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 T = TypeVar("T")
+
+
+# Refused at once, where otherwise memory would run out after minutes.
+MAX_POSITIONS, MAX_DEPTH = 2**24, 10_000
 
 
 def read_switch(variable: str) -> bool:
@@ -63,6 +67,8 @@ def as_int(
         raise ValueError(f"{name}={number}: must be at least {minimum}")
     if maximum is not None and number > maximum:
         raise ValueError(f"{name}={number}: must be at most {maximum}")
+    if not -(2**63) <= number < 2**63:
+        raise ValueError(f"{name}={number}: must fit into 64 bits")
     return number
 
 
@@ -166,6 +172,9 @@ def as_grid_size(
         raise ValueError(f"{name}={grid_size}: must have {allowed} axes, got {len(grid_size)}")
     if any(side < 1 for side in grid_size):
         raise ValueError(f"{name}={grid_size}: every side must be at least 1")
+    if (positions := math.prod(grid_size)) > MAX_POSITIONS:
+        rule = f"must have at most {MAX_POSITIONS:,} positions, got {positions:,}"
+        raise ValueError(f"{name}={grid_size}: {rule}; sides are counted in patches, not in pixels")
     return grid_size
 
 
@@ -236,6 +245,19 @@ def check_floating(name: str, value: object) -> None:
         bytes_hint = "; jepakit.data.PixelStatistics makes floats of stored bytes"
         hint = bytes_hint if value.dtype == torch.uint8 else ""
         raise TypeError(f"{name}: must be floating point, got {value.dtype}{hint}")
+
+
+def check_weight_dtype(name: str, inputs: Tensor, layer: nn.Module) -> None:
+    """Raise if the first product would fail, with "mat1 and mat2 must have the same dtype"."""
+    if inputs.device.type == "meta" or torch.is_autocast_enabled(inputs.device.type):
+        return
+    weight = next(layer.parameters(), None)
+    # Sharded and quantized weights have types of their own, which convert their inputs.
+    if type(weight) is nn.Parameter and weight.is_floating_point() and weight.dtype != inputs.dtype:
+        raise TypeError(
+            f"{name}: are {inputs.dtype}, but the weights {weight.dtype}; convert one of them, or "
+            "use torch.autocast"
+        )
 
 
 def check_device(name: str, value: object) -> None:

@@ -33,15 +33,21 @@ class Pairs:
         self._averaged: tuple[list[Tensor], list[Tensor]] = ([], [])
         self._converted: list[tuple[Tensor, Tensor]] = []
         self._copied: list[tuple[Tensor, Tensor]] = []
+        averaged_names, converted_names = [], []
         for name, mine in ours.items():
             source = theirs[name]
             if name not in parameters or not (mine.is_floating_point() or mine.is_complex()):
                 self._copied.append((mine, source))
             elif name in sharded or mine.is_complex() or _kind(mine) != _kind(source):
                 self._converted.append((mine, source))
+                converted_names.append(name)
             else:
+                averaged_names.append(name)
                 self._averaged[0].append(mine)
                 self._averaged[1].append(source)
+        self._names = averaged_names + converted_names
+        self._one_device = len({ours[name].device for name in self._names}) < 2
+        self._finite: tuple[Tensor, torch.cuda.Event] | None = None  # a result on its way from CUDA
         # Tensors made in inference mode count no changes; they cannot be trained either.
         self._trained = [theirs[name] for name in parameters if not theirs[name].is_inference()]
         tensors = (*ours.values(), *theirs.values())
@@ -69,7 +75,12 @@ class Pairs:
 
     @torch.no_grad()
     def average(self, weight: float) -> None:
-        """Move the teacher's parameters towards the student's, and copy the rest."""
+        """Move the teacher's parameters towards the student's, and copy the rest.
+
+        Raises:
+            FloatingPointError: If a parameter of the student is not finite; nothing is moved then.
+                On CUDA the check would wait for the GPU, so it is read by a later call.
+        """
         averages, sources = self._averaged
         if self._converted:
             averages, sources = list(averages), list(sources)
@@ -81,9 +92,40 @@ class Pairs:
             averages.append(mine)
             sources.append(source)
         if averages:
+            self._check_finite(sources)
             torch._foreach_lerp_(averages, sources, weight)
         for mine, source in self._copied:
             _local(mine).copy_(_local(source))
+
+    def _check_finite(self, sources: list[Tensor]) -> None:
+        """One reduction over all parameters, whose result is read at once on the CPU."""
+        norms = torch._foreach_norm(sources)
+        if not self._one_device:
+            norms = [norm.cpu() for norm in norms]
+        finite = torch.stack(norms).isfinite().all()
+        if not finite.is_cuda:
+            if not finite:
+                self._raise_not_finite(sources)
+            return
+        # On CUDA, to read it would wait for all that is queued. It is read once it has arrived.
+        if self._finite is None:
+            arriving = torch.empty_like(finite, device="cpu", pin_memory=True)
+            arriving.copy_(finite, non_blocking=True)
+            self._finite = arriving, torch.cuda.Event()
+            self._finite[1].record()
+        elif self._finite[1].query():
+            earlier, self._finite = self._finite[0], None
+            if not earlier:
+                self._raise_not_finite(sources)
+
+    def _raise_not_finite(self, sources: list[Tensor]) -> None:
+        # None are found where the square of a large number was infinite, not the number.
+        bad = [n for n, x in zip(self._names, sources, strict=True) if not x.isfinite().all()]
+        if bad:
+            raise FloatingPointError(
+                f"student: {bad[0]} and {len(bad) - 1} other parameters are not finite; continue "
+                "from an earlier checkpoint, with a lower learning rate or clipped gradients"
+            )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(None), ()  # a copy of the teacher pairs its own tensors

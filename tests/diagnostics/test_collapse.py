@@ -283,17 +283,19 @@ def test_it_warns_once_and_at_the_line_that_called() -> None:
 
 
 def test_not_finite() -> None:
-    """Trap: comparisons with NaN are all False. A single step is skipped, five are reported."""
+    """Traps: comparisons with NaN are all False; five more steps of a run that has diverged."""
     monitor = CollapseMonitor(action="record")
     x = torch.randn(64, DIM)
-    for step in range(20):
-        assert monitor.update(x.where(torch.tensor(step % 4 > 0), torch.nan)) is None
-    assert all(seen.std > 0 for seen in monitor.history) and len(monitor.history) == 15
-    found = [monitor.update(x * torch.inf) for _ in range(9)]
+    found = [monitor.update(x.where(torch.tensor(step % 4 != 3), torch.nan)) for step in range(20)]
     (report,) = filter(None, found)
-    assert (report.kind, report.first_step, report.step) == ("not finite", 20, 24)
+    assert (report.kind, report.first_step, report.step) == ("not finite", 3, 3)
+    assert all(seen.std > 0 for seen in monitor.history) and len(monitor.history) == 15
+    assert not any(monitor.update(x) for _ in range(monitor.patience))
+    report = monitor.update(x * torch.inf)
+    assert report is not None, "it returned"
+    assert (report.kind, report.first_step, report.step) == ("not finite", 25, 25)
     assert str(report).startswith(
-        "Non-finite features at step 24 (first sign at step 20): features contain NaN or "
+        "Non-finite features at step 25 (first sign at step 25): features contain NaN or "
         "infinity.\nPossible remedies: "
     )
 

@@ -2,10 +2,8 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -62,39 +60,6 @@ def test_the_teacher_is_a_plain_timm_checkpoint(finished: tuple[Path, str]) -> N
     loaded = model.state_dict()
     assert saved.keys() == loaded.keys()
     assert all(torch.equal(saved[name], loaded[name]) for name in saved)
-
-
-def test_killed_and_resumed_is_as_never_stopped(finished: tuple[Path, str], tmp_path: Path) -> None:
-    """Traps: a schedule reset on resume; data and masks drawn anew after it."""
-    process = subprocess.Popen(command(tmp_path), env=environment(), stdout=subprocess.DEVNULL)
-    while not (tmp_path / "checkpoint.pt").exists() and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    stopped_at = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"]
-    assert stopped_at < 40, "the run ended before it could be killed"
-    printed = run(tmp_path, "--resume")
-    assert f"resuming at step {stopped_at}" in printed
-    resumed = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-    straight = torch.load(finished[0] / "checkpoint.pt", weights_only=True)
-    assert resumed["curves"] == straight["curves"]
-    for part in ("student", "teacher"):
-        for name, tensor in straight[part].items():
-            if isinstance(tensor, torch.Tensor):
-                assert torch.equal(resumed[part][name], tensor), name
-    assert resumed["teacher"]["_extra_state"] == {"step": 40}
-
-
-def test_resume_with_other_settings_is_refused(finished: tuple[Path, str]) -> None:
-    done = subprocess.run(
-        command(finished[0], "--resume", "--lr", "0.5"),
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode != 0
-    assert "lr=0.002, now it is 0.5" in done.stderr
 
 
 def test_runs_on_arrays_and_on_an_image_folder(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ SRC = Path(__file__).resolve().parents[2] / "src" / "jepakit"
 
 # A part may import parts of lower layers only, and nothing of its own layer but itself.
 LAYERS = [
-    {"_checks", "_distributed", "_precision", "_typecheck", "_wrapped"},
+    {"_checks", "_distributed", "_precision", "_saved_file", "_typecheck", "_wrapped"},
     {"_rows", "_pairs"},
-    {"tokens"},
+    {"checkpoints", "tokens"},
     {"masking", "losses", "schedules", "diagnostics", "data", "optim"},
     {"nn"},
     {"teacher"},

@@ -126,8 +126,8 @@ def test_momentum_1_ignores_the_student() -> None:
     teacher.update(module)
     assert_same(tensors(teacher.module), before)
     assert teacher.step == 2
-    teacher.update(module)
-    assert teacher.module.first.weight.isnan().all()
+    with pytest.raises(FloatingPointError):
+        teacher.update(module)
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda t: pickle.loads(pickle.dumps(t))])

@@ -1,7 +1,11 @@
 """Arguments that `EMATeacher` rejects, without a change of its state."""
 
+import copy
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.teacher.students import assert_same, perturb, student, tensors
 from torch import nn
 
@@ -142,3 +146,44 @@ def test_a_student_that_is_no_module_raises() -> None:
     with pytest.raises(TypeError, match=text):
         teacher.update(student().state_dict())
     assert teacher.step == 0
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@given(data=st.data())
+def test_a_student_that_diverged_leaves_the_teacher_alone(bad: float, data: st.DataObject) -> None:
+    """Trap: one NaN in a run of days, and the teacher, the result of the run, is NaN for good."""
+    dtype = data.draw(
+        st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16])
+    )
+    student = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).to(dtype)
+    teacher = EMATeacher(student, 0.5)
+    teacher.update(student)
+    before = copy.deepcopy(teacher.state_dict())
+    name, parameter = data.draw(st.sampled_from(list(student.named_parameters())))
+    with torch.no_grad():
+        parameter.view(-1)[data.draw(st.integers(0, parameter.numel() - 1))] = bad
+    with pytest.raises(FloatingPointError, match=rf"student: {name} and 0 other parameters"):
+        teacher.update(student)
+    after = teacher.state_dict()
+    assert after.pop("_extra_state") == before.pop("_extra_state") == {"step": 1}
+    assert all(torch.equal(after[key], before[key]) for key in before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_large_numbers_are_no_divergence(dtype: torch.dtype) -> None:
+    """Trap: a check by the sum of squares, which overflows at 1e20 in float32."""
+    student = nn.Linear(8, 8).to(dtype)
+    with torch.no_grad():
+        student.weight.fill_(torch.finfo(dtype).max)
+    teacher = EMATeacher(student, 0.5)
+    teacher.update(student)
+    assert teacher.step == 1
+
+
+def test_running_statistics_may_be_infinite() -> None:
+    """Buffers are copied, not averaged: they hold masks of infinities, and recover from NaN."""
+    student = nn.BatchNorm1d(4)
+    teacher = EMATeacher(student, 0.5)
+    student.running_mean[0] = float("nan")
+    teacher.update(student)
+    assert teacher.module.running_mean[0].isnan()

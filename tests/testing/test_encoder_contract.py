@@ -121,6 +121,43 @@ class OfSequences(nn.Module):
         return self.mlp(take_tokens(x, context)).masked_fill(~context.valid.unsqueeze(-1), 0)
 
 
+class TorchEncoder(nn.Module):
+    """An encoder of torch's own layers, which have a fused path for even numbers of heads."""
+
+    grid_size, embed_dim = (4, 4), 24
+
+    def __init__(self, num_heads: int, hides: bool = True) -> None:
+        super().__init__()
+        self.hides = hides
+        self.embed = nn.Conv2d(3, 24, 4, 4)
+        self.positions = nn.Parameter(torch.randn(16, 24))
+        layer = nn.TransformerEncoderLayer(24, num_heads, 48, dropout=0.0, batch_first=True)
+        self.layers = nn.TransformerEncoder(layer, 2)
+
+    def forward(self, images, context=None):
+        x = self.embed(images).flatten(2).mT + self.positions
+        if context is None:
+            return self.layers(x)
+        if not self.hides:
+            hidden = self.layers(x, src_key_padding_mask=~context.to_mask().flatten(1))
+            return take_tokens(hidden, context)
+        x = take_tokens(x, context)
+        x = self.layers(x, src_key_padding_mask=~context.valid)
+        return x.masked_fill(~context.valid.unsqueeze(-1), 0)
+
+
+@pytest.mark.filterwarnings("ignore:.*nested.tensor")
+@pytest.mark.parametrize("num_heads", [1, 2, 4, 6])
+def test_torchs_own_layers_pass(num_heads: int) -> None:
+    """Trap: a leak is reported that is not there, since fused layers count no operations."""
+    encoder = TorchEncoder(num_heads)
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    assert_encoder_contract(encoder, torch.randn(3, 3, 16, 16))
+    assert torch.backends.mha.get_fastpath_enabled() == enabled
+    with pytest.raises(AssertionError, match="law 4, no leak"):
+        assert_encoder_contract(TorchEncoder(num_heads, hides=False), torch.randn(3, 3, 16, 16))
+
+
 def test_sequences_pass():
     assert_encoder_contract(OfSequences(), torch.randn(3, 2, 18), positions=False)
 

@@ -55,6 +55,20 @@ def test_what_is_hard_is_among_them():
         assert condition(tokens)
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_failing_examples_shrink(count: int) -> None:
+    """Trap: masks from a drawn seed, of which the smallest failing one is as large as any."""
+    long = settings(database=None, max_examples=1000)
+    mask, grid = hypothesis.find(flat_masks(), lambda case: case[0].sum() >= count, settings=long)
+    assert mask.sum() == count and mask.shape == grid and grid <= (2 * count,)
+    tokens = hypothesis.find(
+        token_sets(grid_size=(4, 4), num_batch_axes=1),
+        lambda tokens: tokens.padded and len(tokens.idx) > 1 and tokens.counts().max() >= count,
+        settings=long,
+    )
+    assert sorted(tokens.counts().tolist()) == [0, count], "nothing but what the condition asks"
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=10)
 @given(data=st.data())

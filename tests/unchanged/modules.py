@@ -250,7 +250,8 @@ def quantizer(kind: str) -> Outputs:
     for step in range(3):
         features = noise(2, 20, 5, key=2 + step).requires_grad_()
         valid = noise(2, 20, key=12 + step) < 1
-        out = module(features, valid, step=step, generator=generator)
+        given = step if "schedule" in kind else None
+        out = module(features, valid, step=given, generator=generator)
         (out.loss + (out.quantized * noise(2, 20, 5, key=7)).sum()).backward()
         numbers = torch.stack([out.loss, out.perplexity, out.usage_ratio])
         found |= {

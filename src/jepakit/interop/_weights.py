@@ -5,7 +5,6 @@ written.
 """
 
 import os
-import zipfile
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from jepakit._checks import as_int, check_floating, type_name
+from jepakit._saved_file import read_saved
 from jepakit._wrapped import clean_names, fsdp_parts, loaded_type, name_difference, unwrap
 from jepakit.nn import MaskedViT
 
@@ -29,32 +29,12 @@ def read_checkpoint(checkpoint: Mapping[str, Any] | str | os.PathLike[str]) -> M
     if not isinstance(checkpoint, str | os.PathLike):
         raise TypeError(f"checkpoint: must be a mapping or a path, got {type_name(checkpoint)}")
     path = os.fspath(checkpoint)
-    with open(path, "rb"):  # a file that is missing or must not be read has a clear error already
-        pass
-    try:
-        # Most of a published file is the state of the optimiser, which `mmap` leaves unread; it
-        # does not work with the older format of torch.save, which is no zip file.
-        mmap = zipfile.is_zipfile(path)
-        damaged = _damaged_record(path) if mmap else None
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except Exception as error:  # of a broken file: OSError, KeyError, EOFError, UnicodeDecodeError
-        raise ValueError(
-            f"checkpoint={path!r}: must be a whole file of torch.save with nothing but tensors and "
-            "plain containers in it, since anything else could run code; copy or download it again"
-        ) from error
-    if damaged is not None:
-        rule = f"is damaged, the checksum of {damaged!r} differs; copy or download it again"
-        raise ValueError(f"checkpoint={path!r}: {rule}")
+    # Most of a published file is the state of the optimiser, which `mmap` leaves unread.
+    loaded = read_saved("checkpoint", path, map_location="cpu", mmap=True)
     if not isinstance(loaded, Mapping):
         kind = type_name(loaded)
         raise TypeError(f"checkpoint={path!r}: must hold a dict of names, got {kind}")
     return loaded
-
-
-def _damaged_record(path: str) -> str | None:
-    """Name of the first record whose checksum differs, which `torch.load` does not look at."""
-    with zipfile.ZipFile(path) as archive:
-        return archive.testzip()
 
 
 def state_of(checkpoint: Mapping[str, Any], key: str) -> Any:

@@ -86,6 +86,8 @@ def hierarchical_loss(
         _check_result("loss", value, f" on level {level}")
         losses.append(value)
     if callable(weights):
+        if isinstance(weights, type):
+            raise TypeError(f"weights={weights.__name__}: must be an object, such as an instance")
         total = weights(torch.stack(losses))
         _check_result("weights", total)
     else:

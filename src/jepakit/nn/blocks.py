@@ -77,6 +77,7 @@ class Block(nn.Module):
             raise ValueError(f"num_heads={num_heads}: must divide dim={dim}")
         if hidden < 1:
             raise ValueError(f"mlp_ratio={mlp_ratio}: must leave the MLP at least one hidden unit")
+        as_int(f"mlp_ratio={mlp_ratio}, the hidden width", hidden, maximum=2**31)
         rotary_pairs = as_choice("rotary_pairs", rotary_pairs, ("halves", "adjacent"))
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = Attention(dim, num_heads, rotary_pairs)

@@ -13,6 +13,7 @@ from jepakit._checks import (
     as_layers,
     check_floating,
     check_images_finite,
+    check_weight_dtype,
     value_checks_on,
 )
 from jepakit._wrapped import unwrap
@@ -250,6 +251,7 @@ class MaskedViT(nn.Module):
             hint = "; are they [batch, height, width, channels]?" * (shape[3] == channels)
             raise ValueError(f"images {shape}: must have the backbone's {channels} channels{hint}")
         grid = self._adapter.grid_of((shape[2], shape[3]))
+        check_weight_dtype("images", images, self._adapter.model)
         if context is not None:
             check_context(context, grid, "images", images)
         if value_checks_on(images):

@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jepakit._checks import (
+    MAX_DEPTH,
     as_bool,
     as_grid_size,
     as_int,
     check_features,
     check_floating,
+    check_weight_dtype,
 )
 from jepakit.nn._padding import additive_key_mask, zero_padding
 from jepakit.nn._positioned import Positioned
@@ -119,7 +121,7 @@ class MaskedPredictor(Positioned):
         encoder_dim = as_int("encoder_dim", encoder_dim, minimum=1)
         out_dim = encoder_dim if out_dim is None else as_int("out_dim", out_dim, minimum=1)
         dim = as_int("predictor_embed_dim", predictor_embed_dim, minimum=1)
-        depth = as_int("depth", depth, minimum=1)
+        depth = as_int("depth", depth, minimum=1, maximum=MAX_DEPTH)
         num_heads = as_int("num_heads", num_heads, minimum=1)
         self.num_mask_tokens = as_int("num_mask_tokens", num_mask_tokens, minimum=1)
         rates = drop_path_rates(drop_path, depth)
@@ -297,6 +299,7 @@ class MaskedPredictor(Positioned):
         check_token_set("targets", targets, like="masks.targets")
         rule = "the encoder_dim that the predictor was built with"
         check_features(features, self.embed.in_features, rule)
+        check_weight_dtype("features", features, self.embed)
         check_positions("context", context, features)
         if targets.idx.dim() != 3 or len(targets.idx) != len(features):
             raise ValueError(

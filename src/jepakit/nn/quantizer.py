@@ -19,6 +19,7 @@ from jepakit._checks import (
     check_generator,
     check_rows,
     check_tensor,
+    values_readable,
 )
 from jepakit._distributed import broadcast_from_first, gather_scalars, sum_over_ranks
 from jepakit._precision import full_precision
@@ -162,6 +163,8 @@ class VectorQuantizer(nn.Module):
         if codes.shape != self.sums.shape:
             shape = tuple(self.sums.shape)
             raise ValueError(f"codes {tuple(codes.shape)}: must have the shape {shape}")
+        if not codes.isfinite().all():
+            raise ValueError("codes: must be finite, since an average never forgets NaN")
         self.counts.fill_(1)
         self.sums.copy_(unit_length(codes) if self.cosine else codes)
         self.started.fill_(True)
@@ -169,6 +172,9 @@ class VectorQuantizer(nn.Module):
     def lookup(self, indices: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch d"]:
         """The codes with these `indices`; zeros for -1."""
         check_tensor("indices", indices, torch.int64)
+        if values_readable(indices) and indices.numel() and indices.min() < -1:
+            lowest = int(indices.min())
+            raise ValueError(f"indices: must be -1 for padding or a code, but hold {lowest}")
         codes = F.embedding(indices.clamp(min=0), self.codebook)
         return codes.masked_fill((indices < 0).unsqueeze(-1), 0)
 
@@ -186,7 +192,7 @@ class VectorQuantizer(nn.Module):
         Args:
             features: Vectors, such as `[b n d]`.
             valid: False at padding. None if all are valid.
-            step: Training step, needed in training by a `temperature` that is a schedule.
+            step: Training step, for a `temperature` that is a schedule, and in training only then.
             generator: Randomness of the refresh and of `temperature`; the global one if None. Over
                 ranks the first rank's draws refresh the codes of all, and each draws its own noise.
             process_group: Quantize the joined batch of all ranks of this group: the codebook stays
@@ -272,6 +278,9 @@ class VectorQuantizer(nn.Module):
 
     def _temperature(self, step: int | None) -> float | None:
         if self.temperature is None or not callable(self.temperature):
+            if step is not None:
+                rule = f"must be left out, as temperature={self.temperature} is no schedule"
+                raise ValueError(f"step={step}: {rule}")
             return self.temperature
         if step is None:
             raise ValueError("step=None: must be given in training, as temperature is a schedule")

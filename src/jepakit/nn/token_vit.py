@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jepakit._checks import (
+    MAX_DEPTH,
     as_bool,
     as_choice,
     as_grid_size,
@@ -18,6 +19,7 @@ from jepakit._checks import (
     as_layers,
     check_floating,
     check_images_finite,
+    check_weight_dtype,
     type_name,
     value_checks_on,
 )
@@ -109,7 +111,7 @@ class TokenViT(Positioned):
         super().__init__()
         grid = as_grid_size("grid_size", grid_size)
         self.embed_dim = as_int("embed_dim", embed_dim, minimum=1)
-        depth = as_int("depth", depth, minimum=1)
+        depth = as_int("depth", depth, minimum=1, maximum=MAX_DEPTH)
         num_heads = as_int("num_heads", num_heads, minimum=1)
         self.num_registers = as_int("num_registers", num_registers, minimum=0)
         self.repeat_registers = as_bool("repeat_registers", repeat_registers)
@@ -480,6 +482,7 @@ class TokenViT(Positioned):
         if isinstance(embed, PatchEmbedding):
             check_channels(embed, shape)
         grid = self._grid_of(shape[2:])
+        check_weight_dtype("inputs", inputs, embed)
         if context is not None:
             check_context(context, grid, "inputs", inputs)
         if value_checks_on(inputs):

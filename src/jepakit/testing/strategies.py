@@ -5,6 +5,7 @@ Needs hypothesis: `pip install "jepakit[testing]"`. `jepakit.testing` itself doe
 
 import functools
 import math
+import operator
 import random
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
@@ -136,8 +137,11 @@ def _flat_masks(draw: Any, grid_size: Any, num_batch_axes: Any) -> Any:
     grid = draw(grid_sizes()) if grid_size is None else grid_size
     axes = draw(st.integers(0, 2)) if num_batch_axes is None else num_batch_axes
     batch = tuple(draw(st.integers(0 if axis else 1, 4)) for axis in range(axes))
-    density = draw(st.sampled_from([0.0, 0.2, 0.5, 0.9, 1.0]))
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    # With a density for every set, a batch can hold an empty set and a full one.
-    level = torch.rand(*batch, 1, generator=generator) if draw(st.booleans()) else density
-    return torch.rand(*batch, math.prod(grid), generator=generator) < level, grid
+    # Bits and not a seed, so that a failing example shrinks to few positions and small sets.
+    everything = 2 ** math.prod(grid) - 1
+    half = st.integers(0, everything)
+    sparse, dense = st.builds(operator.and_, half, half), st.builds(operator.or_, half, half)
+    bits = half | sparse | dense | st.sampled_from([0, everything])
+    sets = draw(st.lists(bits, min_size=math.prod(batch), max_size=math.prod(batch)))
+    members = [[bool(number >> k & 1) for k in range(math.prod(grid))] for number in sets]
+    return torch.tensor(members, dtype=torch.bool).view(*batch, math.prod(grid)), grid

@@ -157,6 +157,32 @@ def test_a_schedule_compiles_as_one_graph() -> None:
         assert compiled(torch.randn(3, 4), step=step).indices.shape == (3,)
 
 
+@pytest.mark.parametrize("temperature", [None, 0.5])
+def test_a_step_without_a_schedule_is_refused(temperature: float | None) -> None:
+    """Trap: a decreasing temperature that was forgotten, and a step that nothing reads."""
+    quantizer = VectorQuantizer(8, 4, temperature=temperature)
+    with pytest.raises(ValueError, match=r"step=3: must be left out, as temperature"):
+        quantizer(torch.randn(3, 4), step=3)
+    quantizer.eval()(torch.randn(3, 4), step=3)  # no temperature is used in eval mode
+
+
+def test_lookup_takes_padding_and_codes_alone() -> None:
+    quantizer = VectorQuantizer(8, 4)
+    assert not quantizer.lookup(torch.tensor([-1])).any()
+    with pytest.raises(ValueError, match="indices: must be -1 for padding or a code, but hold -2"):
+        quantizer.lookup(torch.tensor([0, -2]))
+
+
+def test_codes_that_are_not_finite_are_refused() -> None:
+    quantizer = VectorQuantizer(8, 4)
+    before = quantizer.codebook.clone()
+    codes = torch.randn(8, 4)
+    codes[3, 1] = torch.nan
+    with pytest.raises(ValueError, match="codes: must be finite"):
+        quantizer.start_from(codes)
+    assert torch.equal(quantizer.codebook, before)
+
+
 def test_a_schedule_needs_a_step() -> None:
     quantizer = VectorQuantizer(8, 4, temperature=constant(1.0))
     with pytest.raises(ValueError, match=r"step=None: must be given in training"):

@@ -17,8 +17,8 @@ SignName = Literal["not finite", "full", "line", "rank", "dead", "slow"]
 class Sign(NamedTuple):
     """One rule of `CollapseMonitor`: how severe it is, and what a report says.
 
-    With `needs_patience`, `patience` observations in a row must show it; the others span many
-    observations by themselves.
+    With `needs_patience`, `patience` observations in a row must show it; of the others one is
+    enough, or they span many observations by themselves.
     """
 
     name: SignName
@@ -38,7 +38,7 @@ _DECORRELATE = (
 # Most severe first.
 SIGNS: tuple[Sign, ...] = (
     Sign(
-        "not finite", 4, "not finite", True, "features contain NaN or infinity",
+        "not finite", 4, "not finite", False, "features contain NaN or infinity",
         "a lower learning rate, gradient clipping, and loss and softmax in float32 under autocast. "
         "Resume from a checkpoint before step {first_step}.",
     ),

@@ -57,7 +57,7 @@ class CollapseMonitor:
     - Line, rank and dead dimensions are judged in batches of at least 8 rows; ten batches in a row
       of fewer cause a warning. Where a batch has fewer rows than the reference, $1 / r_0$ is raised
       by $1 / n - 1 / n_0$, since few rows span few directions.
-    - NaN or infinity in `patience` observations in a row is reported as well.
+    - NaN or infinity is reported at once.
 
     A collapse is reported once, and again if it becomes more severe (slow, then dimensional, then
     full) or returns after `patience` observations without a sign.

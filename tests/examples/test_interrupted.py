@@ -1,0 +1,173 @@
+"""Every example can be stopped at any moment, and goes on as if it had not been."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from jepakit.checkpoints import load_checkpoint
+from jepakit.data import textured_shapes
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+TINY = {
+    "ijepa": ["--eval-images", "100", "--steps", "60", "--batch-size", "8", "--knn-every", "1000"],
+    "hjepa": ["--eval-images", "100", "--steps", "60", "--batch-size", "8"],
+    "lejepa": ["--eval-images", "100", "--steps", "60", "--batch-size", "8"],
+}
+
+pytestmark = [pytest.mark.slow, pytest.mark.parametrize("name", TINY)]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A few images, since most of a short run would be spent on making the default ones."""
+    arrays = {}
+    for part, images in zip(("train", "test"), textured_shapes(600, 150), strict=True):
+        arrays[f"x_{part}"], arrays[f"y_{part}"] = (x.numpy() for x in images.tensors)
+        arrays[f"x_{part}"] = arrays[f"x_{part}"].transpose(0, 2, 3, 1)
+    path = tmp_path_factory.mktemp("textures") / "textures.npz"
+    np.savez(path, **arrays)
+    return str(path)
+
+
+def start(name: str, data: str, out: Path, *options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, str(EXAMPLES / f"{name}.py"), "--data", data, "--out", str(out)]
+    # As a user runs it, and on one thread, so that sums have one order.
+    settings = {"JEPAKIT_TYPECHECK": "0", "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
+    return subprocess.Popen(
+        [*command, *TINY[name], "--device", "cpu", "--save-every", "2", *options],
+        env={**os.environ, **settings},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def checkpoint_appears(process: subprocess.Popen[str], out: Path, *, after: float = 0.0) -> None:
+    """Wait for a checkpoint later than a time, or for the end of the run."""
+    path = out / "checkpoint.pt"
+    while process.poll() is None and not (path.exists() and path.stat().st_mtime > after):
+        time.sleep(0.005)
+
+
+@pytest.fixture(scope="module")
+def straight(data: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of runs that nothing stopped."""
+    folders = {}
+    for name in TINY:
+        folders[name] = tmp_path_factory.mktemp(name)
+        printed, errors = start(name, data, folders[name], "--resume").communicate()
+        assert "--resume: there is no" in printed and "begins at step 0" in printed, errors
+        assert "Traceback" not in errors, printed + errors
+    return folders
+
+
+def assert_same(one: Any, other: Any, name: str = "state") -> None:
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), name
+        for key in one.keys() - {"args"}:
+            assert_same(one[key], other[key], f"{name}.{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), name
+        for index, pair in enumerate(zip(one, other, strict=True)):
+            assert_same(*pair, f"{name}[{index}]")
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), name
+    else:
+        assert one == other, name
+
+
+def test_ten_kills_change_nothing(
+    name: str, data: str, tmp_path: Path, straight: dict[str, Path]
+) -> None:
+    """Traps: masks, batches, crops or schedules drawn anew; statistics that are not saved."""
+    moments = random.Random(name)
+    last = 0.0
+    for _ in range(10):
+        process = start(name, data, tmp_path, "--resume")
+        checkpoint_appears(process, tmp_path, after=last)
+        time.sleep(0.05 * moments.random())
+        process.kill()
+        process.communicate()
+        last = (tmp_path / "checkpoint.pt").stat().st_mtime
+    killed_at = load_checkpoint(tmp_path / "checkpoint.pt")["step"]
+    assert 10 <= killed_at < 60, "each run went on, and none came to its end"
+    printed, errors = start(name, data, tmp_path, "--resume").communicate()
+    assert f"resuming at step {killed_at}" in printed, printed + errors
+    expected = load_checkpoint(straight[name] / "checkpoint.pt")
+    assert_same(load_checkpoint(tmp_path / "checkpoint.pt"), expected)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_says_so_in_one_line(
+    number: signal.Signals, name: str, data: str, tmp_path: Path
+) -> None:
+    """Trap: a traceback of forty lines, and the steps since the last checkpoint lost."""
+    process = start(name, data, tmp_path, "--steps", "100000")
+    checkpoint_appears(process, tmp_path)
+    process.send_signal(number)
+    printed, errors = process.communicate()
+    assert process.returncode == 128 + number
+    assert "Traceback" not in printed + errors
+    step = load_checkpoint(tmp_path / "checkpoint.pt")["step"]
+    assert f"stopped after step {step} of 100000; continue with --resume" in printed
+
+
+def test_damaged_checkpoints_are_refused_by_name(name: str, data: str, tmp_path: Path) -> None:
+    """Traps: an error without the file's name; a damaged state that is trained on."""
+    path = tmp_path / "checkpoint.pt"
+    process = start(name, data, tmp_path, "--steps", "100000")
+    checkpoint_appears(process, tmp_path)
+    process.kill()
+    process.communicate()
+    state, whole = load_checkpoint(path), path.read_bytes()
+    part = next(key for key in state if isinstance(state[key], dict) and key != "args")
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+
+    def saved(changed: dict[str, Any]) -> bytes:
+        torch.save(changed, path)
+        return path.read_bytes()
+
+    contents = {
+        "empty": b"",
+        "truncated": whole[: len(whole) // 2],
+        "flipped": bytes(flipped),
+        "foreign": saved({"state_dict": {}}),
+        "older": saved({key: value for key, value in state.items() if key != part}),
+        "NaN": saved({**state, part: {"weight": torch.tensor([float("nan")])}}),
+    }
+    runs = {}
+    for kind, content in contents.items():
+        path.write_bytes(content)
+        process = start(name, data, tmp_path, "--resume", "--steps", "100000")
+        runs[kind] = process.communicate()[1]
+        assert process.returncode != 0, kind
+        assert path.read_bytes() == content, f"{kind}: nothing is changed"
+    for kind, errors in runs.items():
+        assert "Traceback" not in errors, kind
+        assert "--resume: path=" in errors and "checkpoint.pt" in errors, (kind, errors)
+        assert "or train anew without --resume" in errors, kind
+
+
+def test_other_settings_are_refused(name: str, data: str, straight: dict[str, Path]) -> None:
+    printed, errors = start(name, data, straight[name], "--resume", "--lr", "0.5").communicate()
+    assert "lr=0.002, now it is 0.5" in errors, printed
+
+
+def test_a_folder_that_takes_no_files_is_found_before_training(
+    name: str, data: str, tmp_path: Path
+) -> None:
+    """Trap: an hour of training, then an error at the first checkpoint."""
+    (tmp_path / "checkpoint.pt.partial").mkdir()
+    printed, errors = start(name, data, tmp_path).communicate()
+    assert "checkpoint.pt.partial" in errors
+    assert "step 2/" not in printed and "loss" not in printed
