@@ -17,9 +17,6 @@ __all__ = ["moving_textures"]
 _FRAMES, _SIDE = 8, 32  # of a clip; pixels
 _CANVAS = 80  # side of a texture, pixels; it repeats beyond
 _BLOBS = 16  # random heights along each side of a canvas
-# A texture changes as it moves: a sum of two pairs of canvases that change into each other, at
-# these rates in radians per frame. After 1 to 5 frames its correlation is 0.93, 0.75, 0.49, 0.2, 0.
-_RATES = (0.15, 0.5)
 _CELLS = 4  # along each side of a frame: parts that show the texture at places far from each other
 _SPEED = (0.8, 2.0)  # pixels per frame
 _TURN = (0.1, 0.2)  # radians per frame
@@ -42,9 +39,10 @@ def moving_textures(
     Clips are uint8 `[1, 8, 32, 32]`, labels are 0 to 9: steadily right, down, left and up; turning
     clockwise and anticlockwise; to and fro; up and down; on a circle; at random.
     Speeds, periods, centres and phases vary, and so does the angle of a direction by up to 17
-    degrees. A texture has no edges, its place and orientation are random, and so every frame on its
-    own has the same distribution in all classes: only a sequence of frames shows the label. It also
-    changes while it moves, so that few clips resemble each other pixel by pixel.
+    degrees. A clip is divided into 16 cells of random form, which show the texture at places far
+    from each other: what one cell shows does not continue in the next, but moves as it does. A
+    texture has no edges, its place and orientation are random, and so every frame on its own has
+    the same distribution in all classes: only a sequence of frames shows the label.
 
     The same arguments give the same clips.
 
@@ -96,13 +94,10 @@ def _draw(labels: Int[Tensor, " b"], generator: torch.Generator) -> UInt8[Tensor
     u = x * angle.cos() + y * angle.sin() + offset[:, 0]
     v = y * angle.cos() - x * angle.sin() + offset[:, 1]
 
-    canvases = _canvas(normal(2 * len(_RATES), _BLOBS, _BLOBS))
-    phases = torch.outer(torch.tensor(_RATES), torch.arange(_FRAMES, dtype=torch.float32))
-    weights = torch.cat([phases.cos(), phases.sin()]) / len(_RATES) ** 0.5
-    heights = _sampled(canvases, u % _CANVAS, v % _CANVAS) * weights[..., None, None]
-    clips = torch.sigmoid(4 * heights.sum(dim=1))
+    clips = _sampled(_canvas(normal(1, _BLOBS, _BLOBS)), u % _CANVAS, v % _CANVAS)
+    clips = torch.sigmoid(4 * clips)
     clips = clips + _NOISE * normal(*clips.shape[1:])
-    return (clips.clamp(0, 1) * 255).round().byte().unsqueeze(1)
+    return (clips.clamp(0, 1) * 255).round().byte()
 
 
 def _motion(
