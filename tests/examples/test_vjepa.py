@@ -139,8 +139,10 @@ def test_deep_targets(data: str, tmp_path: Path) -> None:
 
 def test_other_options_run(data: str, tmp_path: Path) -> None:
     few = ("--data", data, "--steps", "2")
-    printed = run(tmp_path / "a", *few, "--target-ratio", "0.5", "--positions", "learned",
-                  "--target-norm", "layer", "--loss", "l1", "--amp", "--num-frames", "4")  # fmt: skip
+    printed = run(
+        tmp_path / "a", *few, "--target-ratio", "0.5", "--positions", "learned",
+        "--target-norm", "layer", "--loss", "l1", "--amp", "--num-frames", "4",
+    )  # fmt: skip
     assert "grid (2, 4, 4)" in printed
     assert not (tmp_path / "a" / "masks1.png").exists(), "one set of masks"
     run(tmp_path / "b", *few, "--sampler", "vjepa", "--context-length", "trim",
