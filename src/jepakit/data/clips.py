@@ -1,6 +1,7 @@
 """`load_clips`: training and test clips of the generated set, an `.npz` file or a folder."""
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 

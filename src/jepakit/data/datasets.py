@@ -78,7 +78,7 @@ def load_images(
         raise ValueError(f"source={str(path)!r}: {rule}")
     if image_size is None:
         raise ValueError("image_size=None: images of a folder differ in size, must be a number")
-    return load_folder(path, IMAGES, lambda *files: ImageFiles(*files, image_size))
+    return load_folder(path, IMAGES, lambda paths, labels: ImageFiles(paths, labels, image_size))
 
 
 def _download(name: str, image_size: int | None) -> Split:

@@ -105,7 +105,8 @@ def attentive_probe(
         features, labels = encode_batches(
             encode, loader, prepare=prepare, device=device, axes=("b", "n", "d"), views=views
         )
-        return features.unflatten(0, (len(labels), -1)), labels  # [items views n d]
+        num_views = len(features) // len(labels)
+        return features.view(len(labels), num_views, *features.shape[1:]), labels
 
     features, labels = encode_set(train)
     classes, class_indices = torch.unique(labels, return_inverse=True)
@@ -196,7 +197,7 @@ def _accuracy(head: "_Head", features: Tensor, class_indices: Tensor, rows: Tens
         logits = head(features[batch].flatten(0, 1).to(head.query.device)).cpu()
         if not logits.isfinite().all():
             return _DIVERGED
-        by_view = logits.unflatten(0, (len(batch), -1))
+        by_view = logits.view(len(batch), -1, logits.shape[-1])
         scores = by_view[:, 0] if by_view.shape[1] == 1 else by_view.softmax(dim=-1).mean(dim=1)
         correct.append((scores.argmax(dim=1) == class_indices[batch]).double())
     return torch.cat(correct).mean().item()

@@ -401,13 +401,13 @@ class TokenViT(Positioned):
         last = cast(Block, unwrap(self.blocks[-1]))
         vit = build_plain_vit(
             PlainViT(
-                patch_size=embed.patch_size[1:],
-                grid_size=tuple(sides),
+                patch_size=cast(tuple[int, int], embed.patch_size[1:]),
+                grid_size=cast(tuple[int, int], tuple(sides)),
                 in_channels=embed.in_channels,
                 embed_dim=self.embed_dim,
                 depth=len(self.blocks),
                 num_heads=block.attn.num_heads,
-                mlp_dim=block.mlp.fc1.out_features,
+                mlp_dim=cast(nn.Linear, block.mlp.fc1).out_features,
                 drop_path=last.drop_path.prob,
                 has_layer_scale=not isinstance(block.ls1, nn.Identity),
                 kernel=kernel.sum(dim=2),
