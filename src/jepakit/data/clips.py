@@ -80,7 +80,7 @@ def load_clips(
         name = "num_frames" if num_frames is None else "image_size"
         raise ValueError(f"{name}=None: videos of a folder differ, must be a number")
     check_reader()
-    step = frame_step or 1
-    return load_folder(
-        path, VIDEOS, lambda *files: VideoFiles(*files, num_frames, step, image_size)
+    read = partial(
+        VideoFiles, num_frames=num_frames, frame_step=frame_step or 1, image_size=image_size
     )
+    return load_folder(path, VIDEOS, read)

@@ -91,7 +91,7 @@ class TimeSteps(nn.Module):
             got = f"{tuple(features.shape)} for the grid {grid}"
             raise ValueError(f"encoder: must return all features of a grid of 3 axes, got {got}")
         steps = reduce(features, "b (t n) d -> b t d", "mean", t=grid[0])
-        return steps.repeat_interleave(self.repeats, dim=1)
+        return cast(Tensor, steps.repeat_interleave(self.repeats, dim=1))
 
     def extra_repr(self) -> str:
         """Arguments that the submodules do not show."""
