@@ -8,9 +8,7 @@ are `published.clip_masks`, whose contexts and targets are cut to the shortest o
 jepakit's are `vjepa_masks` with each length of contexts, whose targets are padded to the longest.
 Both sides have the same modules, so multiply-adds depend on the numbers of tokens alone: they are
 those of ViT-L/16 with a predictor of 12 blocks 384 wide. Times are of a smaller encoder on one
-thread of the CPU, in interleaved rounds; masks are drawn before. The second table has the bytes
-that are kept for the backward pass of one clip, counted on fake tensors, for ViT-B/16 and the same
-predictor in float32.
+thread of the CPU, in interleaved rounds; masks are drawn before.
 """
 
 import argparse
@@ -19,14 +17,11 @@ import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
-from unittest import mock
 
 import torch
 from published import clip_masks
 from runs import save
-from step_costs import count, fake_mode
 from timing import in_turns
-from torch import nn
 
 import jepakit
 from jepakit import Masks, TokenSet
@@ -49,8 +44,7 @@ class Size(NamedTuple):
     heads: int
 
 
-LARGE, BASE = Size(1024, 24, 384, 12, 16), Size(768, 12, 384, 12, 12)
-SMALL = Size(192, 4, 96, 4, 3)
+LARGE, SMALL = Size(1024, 24, 384, 12, 16), Size(192, 4, 96, 4, 3)
 
 
 def draw(way: str, batch_size: int, seed: int) -> list[Masks]:
@@ -163,39 +157,8 @@ def time_ratios(batch_size: int, rounds: int, draws: int) -> dict[str, float]:
     }
 
 
-def memory_rows(lengths: tuple[int, ...] = (1, 4, 8, 16, 32)) -> Iterator[Row]:
-    """Bytes that are kept for the backward pass of one clip, by its length in steps of time."""
-    # The real function looks at values, which fake tensors do not have.
-    no_values = mock.patch.object(nn.init, "trunc_normal_", lambda tensor, **_: tensor)
-    with fake_mode(), no_values:
-        step = Step(BASE)
-        modules = [step.encoder, step.teacher, step.predictor]
-        for steps in lengths:
-            grid = (steps, *GRID[1:])
-            generator = torch.Generator().manual_seed(0)
-            sets = vjepa_masks(grid, context_length="fixed")(1, generator=generator)
-            clips = torch.randn(1, 3, *(g * p for g, p in zip(grid, TUBELET, strict=True)))
-            whole = count(lambda clips=clips: step.encoder(clips).sum(), modules, 1)
-            masked = count(lambda clips=clips, sets=sets: step.loss(clips, sets), modules, 1)
-            yield {
-                "frames": steps * TUBELET[0],
-                "whole_gib": whole.saved_bytes / 2**30,
-                "masked_gib": masked.saved_bytes / 2**30,
-            }
-
-
 def table(rows: list[Row]) -> str:
-    """One line for each way, then one for each length."""
-    memory = [
-        "| frames of 224 x 224 pixels | encoder on the whole clip / GiB | a step / GiB |",
-        "|---|---|---|",
-    ]
-    memory += [
-        f"| {row['frames']} | {row['whole_gib']:.2f} | {row['masked_gib']:.2f} |"
-        for row in rows
-        if "frames" in row
-    ]
-    rows = [row for row in rows if "frames" not in row]
+    """One line for each way."""
     lines = [
         "| | short: context, target | long: context, target | multiply-adds / 10⁹ | ratio | time |",
         "|---|---|---|---|---|---|",
@@ -210,7 +173,7 @@ def table(rows: list[Row]) -> str:
             f"| {name} | {' | '.join(tokens)} | {row['multiply_adds'] / 1e9:.0f} "
             f"| {row['ratio']:.2f} | {row['time_ratio']:.2f} |"
         )
-    return "\n".join([*lines, "", *memory])
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -227,7 +190,6 @@ def main() -> None:
     rows = [
         row | {"time_ratio": ratios[row["name"]]} for row in cost_rows(args.batch_size, args.draws)
     ]
-    rows += memory_rows()
     save(args, rows, table, values="means over the batches; time is the median ratio of rounds")
 
 
