@@ -19,9 +19,8 @@ weights as one that was never interrupted.
 import argparse
 import copy
 import json
-import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 import jepakit
+from jepakit.checkpoints import StopRequest, check_can_save, load_checkpoint, save_checkpoint
 from jepakit.data import ResumableBatches, load_clips
 from jepakit.diagnostics import feature_std
 from jepakit.evaluation import Features, attentive_probe, extract_features, knn_accuracy
@@ -120,8 +120,8 @@ def main() -> None:
     parts = {"student": student, "teacher": teacher, "centres": centres}
     parts |= {"optimizer": optimizer, "monitor": monitor}
     curves: dict[str, list[tuple[int, float]]] = {"loss": [], "rank": [], "std": [], "kNN": []}
-    first = 0
-    if state := load_checkpoint(out / "checkpoint.pt", args):
+    first, checkpoint = 0, out / "checkpoint.pt"
+    if state := resumed_state(checkpoint, [*parts, "step", "curves"], args):
         first, curves = state["step"], state["curves"]
         console.print(f"resuming at step {first} of {steps}")
         for name, part in parts.items():
@@ -130,12 +130,11 @@ def main() -> None:
         shape = " x ".join(map(str, (channels, *size)))
         console.print(f"{len(train)} clips {shape}, grid {grid}, {steps} steps")
 
-    def save(step: int) -> None:
-        state = {name: part.state_dict() for name, part in parts.items()}
-        state |= {"step": step, "curves": curves, "args": vars(args)}
-        torch.save(state, out / "checkpoint.tmp")
-        # Replaced in one operation, so that an interruption never leaves half a file.
-        os.replace(out / "checkpoint.tmp", out / "checkpoint.pt")
+    def state_at(step: int) -> dict[str, Any]:
+        state: dict[str, Any] = {name: part.state_dict() for name, part in parts.items()}
+        return state | {"step": step, "curves": curves, "args": vars(args)}
+
+    check_can_save(checkpoint, state_at(first))  # a full disk is found before training
 
     def extracted(encode: Encode, dataset: Any, num_clips: int) -> Features:
         """Features of the first clips, which are in random order."""
@@ -149,7 +148,7 @@ def main() -> None:
     )
     loader = DataLoader(train, batch_sampler=order, num_workers=args.workers)
     began = time.perf_counter()
-    with progress_bar(console) as bar:
+    with progress_bar(console) as bar, StopRequest() as stop:
         task = bar.add_task("", total=steps, completed=first, status="")
         for step, (clips, *_) in enumerate(loader, start=first):
             torch.manual_seed(args.seed + 1_000_003 * step)
@@ -182,8 +181,11 @@ def main() -> None:
                 bar.update(task, completed=done, status=status)
                 if not console.is_terminal and (done % max(1, steps // 200 * 10) == 0):
                     console.print(f"step {done}/{steps}  {status}")
-            if done % args.save_every == 0 or done == steps:
-                save(done)
+            if stop or done % args.save_every == 0 or done == steps:
+                save_checkpoint(checkpoint, state_at(done))
+            if stop:  # Ctrl-C, or SIGTERM of a cluster
+                console.print(f"stopped after step {done} of {steps}; continue with --resume")
+                raise SystemExit(stop.exit_code)
     seconds = time.perf_counter() - began
 
     # Results: neighbours by the mean of a clip's features, the attentive probe on all of them
@@ -315,12 +317,18 @@ def masks_by_time(masks: jepakit.Masks) -> jepakit.Masks:
     )
 
 
-def load_checkpoint(path: Path, args: argparse.Namespace) -> dict[str, Any] | None:
+def resumed_state(path: Path, keys: Collection[str], args: argparse.Namespace) -> Any:
     """State of the last checkpoint with `--resume`, or None if there is none."""
-    if not (args.resume and path.exists()):
+    if not args.resume:
         return None
-    state = torch.load(path, map_location=args.device, weights_only=True)
-    may_differ = {"resume", "out", "device", "workers", "save_every"}
+    if not path.exists():
+        print(f"--resume: there is no {path}, so training begins at step 0")
+        return None
+    try:
+        state = load_checkpoint(path, keys=[*keys, "args"], map_location=args.device)
+    except ValueError as error:
+        raise SystemExit(f"--resume: {error}; or train anew without --resume") from error
+    may_differ = {"resume", "out", "device", "workers", "save_every", "compile"}
     for name, value in vars(args).items():
         if name not in may_differ and state["args"].get(name) != value:
             raise SystemExit(
