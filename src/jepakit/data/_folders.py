@@ -20,7 +20,7 @@ class Split(NamedTuple):
 
 
 class FileKind(NamedTuple):
-    """What the files of a folder are, such as `"images"`, and how their names end."""
+    """Kind of the files in a folder, such as `"images"`, and the endings of their names."""
 
     noun: str
     extensions: tuple[str, ...]

@@ -44,7 +44,7 @@ class JoinedClips(nn.Module):
         self.encoder = encoder
 
     def forward(self, clips: Float[Tensor, "b s c t h w"]) -> Float[Tensor, "b n d"]:
-        """Features of all clips of each video, clip after clip."""
+        """Features of all `clips` of each video, clip after clip."""
         check_floating("clips", clips)
         if clips.dim() != 6:
             raise ValueError(f"clips {tuple(clips.shape)}: must be several a video [b s c t h w]")
@@ -80,7 +80,7 @@ class TimeSteps(nn.Module):
         self.repeats = as_int("repeats", repeats, minimum=1)
 
     def forward(self, clips: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b steps d"]:
-        """Mean features of each step, in the order of time."""
+        """Mean features of each step of the `clips`, in the order of time."""
         check_floating("clips", clips)
         if clips.dim() != 5:
             raise ValueError(f"clips {tuple(clips.shape)}: must be [b c t h w]")
