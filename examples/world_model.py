@@ -225,8 +225,8 @@ def main() -> None:
         table.add_row(name, *(f"{share:.1%}" for share in shares.values()))
     console.print(table)
     console.print(
-        "The model works if its rollout errors are below those of 'nothing changes', and most goals\n"
-        "are reached. Features have collapsed if the position cannot be read off them (R2 near 0).",
+        "The model works if its rollout errors are below those of 'nothing changes', and most\n"
+        "goals are reached. Features have collapsed if the position cannot be read off them (R2 near 0).",
         highlight=False,
         soft_wrap=True,
     )
