@@ -226,7 +226,7 @@ def main() -> None:
     console.print(table)
     console.print(
         "The model works if its rollout errors are below those of 'nothing changes', and most\n"
-        "goals are reached. Features have collapsed if the position cannot be read off them (R2 near 0).",
+        "goals are reached. Features have collapsed if the position's R2 is near 0.",
         highlight=False,
         soft_wrap=True,
     )
