@@ -35,7 +35,7 @@ from torch import Tensor, nn
 import jepakit
 from jepakit.checkpoints import StopRequest, check_can_save, load_checkpoint, save_checkpoint
 from jepakit.data import ResumableBatches
-from jepakit.diagnostics import effective_rank, inverse_dynamics_r2, straightness
+from jepakit.diagnostics import effective_rank, feature_std, inverse_dynamics_r2, straightness
 from jepakit.losses import masked_mse, next_step_loss, sigreg
 from jepakit.nn import CausalPredictor
 from jepakit.optim import param_groups
@@ -84,7 +84,9 @@ def main() -> None:
 
     # State: a new run, or the last checkpoint of an interrupted one
     parts: dict[str, Any] = {"model": model, "optimizer": optimizer}
-    curves: dict[str, list[tuple[int, float]]] = {"loss": [], "prediction": [], "rank": []}
+    curves: dict[str, list[tuple[int, float]]] = {
+        name: [] for name in ("loss", "prediction", "rank", "std")
+    }
     first, checkpoint = 0, out / "checkpoint.pt"
     if state := resumed_state(checkpoint, [*parts, "step", "curves"], args):
         first, curves = state["step"], state["curves"]
@@ -136,7 +138,9 @@ def main() -> None:
             if done % 10 == 0 or done == args.steps:
                 curves["loss"].append((done, loss.item()))
                 curves["prediction"].append((done, prediction.item()))
-                curves["rank"].append((done, effective_rank(features[:, 0].detach()).item()))
+                one_step = features[:, 0].detach()
+                curves["rank"].append((done, effective_rank(one_step).item()))
+                curves["std"].append((done, feature_std(one_step).mean().item()))
                 speed = (done - first) / (time.perf_counter() - began)
                 status = "  ".join(f"{name} {points[-1][1]:.3g}" for name, points in curves.items())
                 status += f"  {speed:.1f} steps/s"
