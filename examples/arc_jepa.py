@@ -52,8 +52,10 @@ COLOURS, LARGEST, CROP = 10, 30, 5  # colours, side of the largest grid, side of
 # An object: colour, top, left, height, width, area, height and width of its grid, crop of its shape
 OBJECT = 8 + CROP * CROP
 FEATURES = COLOURS + 12 + CROP * CROP
-PALETTE = ListedColormap(
-    "#000000 #0074D9 #FF4136 #2ECC40 #FFDC00 #AAAAAA #F012BE #FF851B #7FDBFF #870C25 #FFFFFF".split()
+# Those that ARC is shown in; the last one is around a grid.
+PALETTE = (
+    *("#000000", "#0074D9", "#FF4136", "#2ECC40", "#FFDC00", "#AAAAAA"),
+    *("#F012BE", "#FF851B", "#7FDBFF", "#870C25", "#FFFFFF"),
 )
 COLUMNS = {
     "loss": "validation loss",
@@ -107,20 +109,13 @@ class Batch(NamedTuple):
     present: Tensor
 
 
-class Answers(NamedTuple):
-    """Predicted vectors of the next grids `[q d]`, pooled contexts and result of the codebook."""
-
-    pred: Tensor
-    context: Tensor
-    quantized: Quantized | None
-
-
 class GridSequences(nn.Module):
     """Set encoder of the grids and pool over the steps: all that the teacher averages."""
 
     def __init__(self, dim: int, depth: int, max_steps: int, pool: str) -> None:
         super().__init__()
         self.encoder = SetEncoder(FEATURES, dim, depth)
+        self.norm = nn.LayerNorm(dim)
         self.pool = TemporalPool(dim, max_steps) if pool == "attention" else MeanPool()
 
     def forward(self, objects: Tensor, valid: Tensor) -> Tensor:
@@ -128,7 +123,7 @@ class GridSequences(nn.Module):
         return self.pool(self.encode(objects, valid).unsqueeze(1))
 
     def encode(self, objects: Tensor, valid: Tensor) -> Tensor:
-        return self.encoder(object_features(objects), valid)
+        return self.norm(self.encoder(object_features(objects), valid))
 
 
 class MeanPool(nn.Module):
@@ -167,6 +162,7 @@ def main() -> None:
         )
         weights["codebook"] = 1.0  # the commitment has its own weight in the quantizer
     student = nn.ModuleDict(parts_of_student).to(device)
+    nn.init.zeros_(student["predictor"][-1].weight)  # at first, the next grid is like the input
     teacher = jepakit.EMATeacher(student["model"], jepakit.linear(*args.momentum, steps=steps))
     untrained = copy.deepcopy(student), copy.deepcopy(teacher)
     loss_sum = LossSum(weights)
@@ -179,19 +175,21 @@ def main() -> None:
         task, last = batch.task[is_output], batch.step[is_output]  # one question per output
         pair = torch.arange(batch.present.shape[1], device=device) // 2
         shown = batch.present[task] & (pair != last.unsqueeze(1) // 2)
-        answers = answer(student, batch, task, last - 1, shown)
+        inputs, steps, quantized = encode_steps(student, batch)
+        context = student["model"].pool(steps[task], shown)
+        pred = predict(student, context, inputs[task, last - 1])
         target = teacher(batch.objects[is_output], batch.valid[is_output])
         # An output that a puzzle asks for twice is no negative of itself.
         number = batch.same[is_output]
         equal = (task[:, None] == task) & (number[:, None] == number)
         terms = {
             "contrastive": info_nce(
-                answers.pred, target, temperature=student["temperature"](), false_negatives=equal
+                pred, target, temperature=student["temperature"](), false_negatives=equal
             ),
-            "relational": relational_loss(answers.pred, target),
+            "relational": relational_loss(pred, target),
         }
-        if answers.quantized is not None:
-            terms["codebook"] = answers.quantized.loss
+        if quantized is not None:
+            terms["codebook"] = quantized.loss
         return loss_sum(terms)
 
     # State: a new run, or the last checkpoint of an interrupted one
@@ -247,7 +245,9 @@ def main() -> None:
                     for name in COLUMNS
                     if name in measured
                 )
-                console.print(f"epoch {done / per_epoch:.4g}: {status}", highlight=False)
+                console.print(
+                    f"epoch {done / per_epoch:.4g}: {status}", highlight=False, soft_wrap=True
+                )
             if stop or done % args.save_every == 0 or done == steps:
                 save_checkpoint(checkpoint, state_at(done))
             if stop:  # Ctrl-C, or SIGTERM of a cluster
@@ -260,12 +260,10 @@ def main() -> None:
     for name, pair in {"untrained": untrained, "trained": (student, teacher)}.items():
         rows[name] = evaluate(*pair, test, args.candidates)
     rows["copy of the input"] = copied(teacher, test, args.candidates)
-    table = Table("", *(title for name, title in COLUMNS.items() if name in rows["trained"]))
-    for name, row in rows.items():
-        cells = [
-            shown_as(column, row.get(column)) for column in COLUMNS if column in rows["trained"]
-        ]
-        table.add_row(name, *cells)
+    table = Table("", *rows)
+    for name, title in COLUMNS.items():
+        if any(name in row for row in rows.values()):
+            table.add_row(title, *(shown_as(name, row.get(name)) for row in rows.values()))
     console.print(table)
     versions = {"jepakit": jepakit.__version__, "torch": torch.__version__}
     result = {"settings": vars(args), "versions": versions, "rows": rows, "curves": curves}
@@ -301,33 +299,31 @@ def batch_of(puzzles: Puzzles, tasks: Tensor) -> Batch:
     )
 
 
-def answer(
-    student: nn.ModuleDict,
-    batch: Batch,
-    task: Tensor,
-    last: Tensor,
-    shown: Tensor,
-    *,
-    backwards: bool = False,
-) -> Answers:
-    """Predict the grid after step `last` of puzzle `task` of the batch, one question a row.
+def encode_steps(student: nn.ModuleDict, batch: Batch) -> tuple[Tensor, Tensor, Quantized | None]:
+    """Vectors of the steps `[b t d]` as inputs, those that are pooled, and the codebook's result.
 
-    `shown`, `[q t]`, is True at the steps that are pooled to the context.
+    Without a codebook the first two are the same.
     """
-    model, quantized = student["model"], None
-    vectors = shown_vectors = model.encode(batch.objects, batch.valid)
+    vectors, quantized = student["model"].encode(batch.objects, batch.valid), None
+    empty = vectors.new_zeros(*batch.present.shape, vectors.shape[1])
+    place = batch.task, batch.step
+    inputs = pooled = empty.index_put(place, vectors)
     if "quantizer" in student:
         quantized = student["quantizer"](vectors)
-        shown_vectors = quantized.quantized
-    steps = vectors.new_zeros(*batch.present.shape, vectors.shape[1])
-    inputs = steps.index_put((batch.task, batch.step), vectors)
-    steps = steps.index_put((batch.task, batch.step), shown_vectors)[task]
-    if backwards:  # the first `n` steps are shown
-        place = shown.sum(dim=1, keepdim=True) - 1 - torch.arange(shown.shape[1])
-        steps = steps.gather(1, place.clamp(min=0).unsqueeze(-1).expand_as(steps))
-    context = model.pool(steps, shown)
-    pred = student["predictor"](torch.cat([context, inputs[task, last]], dim=1))
-    return Answers(pred, context, quantized)
+        pooled = empty.index_put(place, quantized.quantized)
+    return inputs, pooled, quantized
+
+
+def predict(student: nn.ModuleDict, context: Tensor, inputs: Tensor) -> Tensor:
+    """Vectors of the next grids: those of the inputs, changed as the contexts say."""
+    inputs = student["model"].pool(inputs.unsqueeze(1))  # single grids, as the teacher encodes them
+    return inputs + student["predictor"](torch.cat([context, inputs], dim=1))
+
+
+def backwards(steps: Tensor, shown: Tensor) -> Tensor:
+    """The steps that are shown in reverse; these are the first of each sequence."""
+    place = shown.sum(dim=1, keepdim=True) - 1 - torch.arange(shown.shape[1], device=shown.device)
+    return steps.gather(1, place.clamp(min=0).unsqueeze(-1).expand_as(steps))
 
 
 @torch.no_grad()
@@ -346,17 +342,18 @@ def evaluate(
         batch, task, asked, shown = asked_pairs(puzzles, tasks)
         place = at_steps(batch, asked + 1)
         target = teacher(batch.objects[place], batch.valid[place])
-        for backwards, name in ((False, ""), (True, ", reversed")):
-            answers = answer(student, batch, task, asked, shown, backwards=backwards)
-            loss = info_nce(answers.pred, target, temperature=student["temperature"]())
+        inputs, steps, quantized = encode_steps(student, batch)
+        for name, shown_steps in (("", steps), (", reversed", backwards(steps, shown))):
+            context = student["model"].pool(shown_steps, shown)
+            pred = predict(student, context, inputs[task, asked])
+            loss = info_nce(pred, target, temperature=student["temperature"]())
             sums.setdefault(f"loss{name}", []).append(loss.item())
-            hits = retrieved(answers.pred, target).accuracy.item()
-            sums.setdefault(f"retrieval{name}", []).append(hits)
-            if not backwards:
-                contexts.append(answers.context)
-                targets.append(target)
-                if answers.quantized is not None:
-                    codes.append(answers.quantized.indices)
+            sums.setdefault(f"retrieval{name}", []).append(retrieved(pred, target).accuracy.item())
+            if not name:
+                contexts.append(context)
+        targets.append(target)
+        if quantized is not None:
+            codes.append(quantized.indices)
     measured = {name: sum(values) / len(values) for name, values in sums.items()}
     measured["context rank"] = effective_rank(torch.cat(contexts)).item()
     measured["target rank"] = effective_rank(torch.cat(targets)).item()
@@ -517,24 +514,22 @@ def as_objects(arrays: Mapping[str, np.ndarray], max_objects: int, device: torch
 
 
 def generated_puzzles(num_puzzles: int, seed: int, num_pairs: int = 4) -> dict[str, np.ndarray]:
-    """Puzzles whose rule moves, recolours and may enlarge all objects; the last pair is asked."""
+    """Puzzles whose rule moves all objects, gives them one colour and may enlarge them."""
     rng = np.random.default_rng(seed)
     arrays: dict[str, list[Any]] = {name: [] for name in ("x", "hw", "y", "role", "pair", "io")}
     for puzzle in range(num_puzzles):
-        side, move = rng.integers(8, 13), rng.integers(-3, 4, 2)
-        recolour, enlarge = rng.integers(0, COLOURS - 1), rng.random() < 0.3
-        for pair in range(num_pairs):
+        side, move = rng.integers(11, 16), rng.integers(-3, 4, 2)
+        new_colour, enlarge = rng.integers(1, COLOURS), rng.random() < 0.5
+        for pair in range(num_pairs):  # the last one is asked
             before, after = np.zeros((2, side, side), dtype=np.uint8)
             for _ in range(rng.integers(1, 4)):
-                colour, place = rng.integers(1, COLOURS), rng.integers(0, side, 2)
                 shape = np.zeros((side, side), dtype=bool)
-                shape[:2, :2] = rng.random((2, 2)) < 0.8
-                before[np.roll(shape, place, (0, 1))] = colour
+                top, left = rng.integers(4, side - 5, 2)  # stays inside
+                shape[top : top + 2, left : left + 2] = rng.random((2, 2)) < 0.8
+                before[shape] = rng.integers(1, COLOURS)
                 if enlarge:
-                    shape = ndimage.binary_dilation(np.roll(shape, (1, 1), (0, 1)))
-                    place = place - 1
-                # The other side of the grid is next to the border.
-                after[np.roll(shape, place + move, (0, 1))] = 1 + (colour - 1 + recolour) % 9
+                    shape = ndimage.binary_dilation(shape)
+                after[np.roll(shape, move, (0, 1))] = new_colour
             for io, grid in enumerate((before, after)):
                 padded = np.full((LARGEST, LARGEST), COLOURS, dtype=np.uint8)
                 padded[:side, :side] = grid
@@ -557,10 +552,11 @@ def plot_answers(
     batch, task, asked, shown = asked_pairs(puzzles, tasks)
     place = at_steps(batch, asked + 1)
     target = teacher(batch.objects[place], batch.valid[place])
-    pred = answer(student.eval(), batch, task, asked, shown).pred
+    inputs, steps, _ = encode_steps(student.eval(), batch)
+    pred = predict(student, student["model"].pool(steps, shown), inputs[task, asked])
     nearest = retrieved(pred, target, k=3).nearest[:, 0].cpu()
-    steps, asked = puzzles.steps[tasks].cpu(), asked.cpu()
-    right = steps.gather(1, asked.unsqueeze(1) + 1)
+    numbers, asked = puzzles.steps[tasks].cpu(), asked.cpu()
+    right = numbers.gather(1, asked.unsqueeze(1) + 1)
     titles = ["input shown", "output shown", "input asked", "right", "1st", "2nd", "3rd"]
     chosen = range(0, len(tasks), max(1, len(tasks) // 6))
     figure, axes = plt.subplots(
@@ -568,12 +564,12 @@ def plot_answers(
     )
     for row, number in zip(axes, chosen, strict=True):
         ask = int(asked[number])
-        numbers = [*steps[number, ask - 2 : ask + 2], *right[nearest[number], 0]]
-        for column, (ax, grid) in enumerate(zip(row, numbers, strict=True)):
+        shown_grids = [*numbers[number, ask - 2 : ask + 2], *right[nearest[number], 0]]
+        for column, (ax, grid) in enumerate(zip(row, shown_grids, strict=True)):
             pixels = puzzles.grids[grid].cpu()
             inside = pixels < COLOURS
             pixels = pixels[inside.any(dim=1)][:, inside.any(dim=0)]
-            ax.imshow(pixels, cmap=PALETTE, vmin=0, vmax=COLOURS)
+            ax.imshow(pixels, cmap=ListedColormap(PALETTE), vmin=0, vmax=COLOURS)
             ax.set(xticks=[], yticks=[])
             if column > 3 and grid == right[number, 0]:
                 ax.spines[:].set(color="#0072B2", linewidth=3)
@@ -635,12 +631,12 @@ def parse_args() -> argparse.Namespace:
 
     add("--data", "puzzles", "generated puzzles, or an .npz file of ARC's")
     add("--puzzles", 400, "number of generated puzzles to train on, and to test on")
-    add("--max-objects", 16, "objects of a grid, the canvas included; smaller ones are left out")
+    add("--max-objects", 12, "objects of a grid, the canvas included; smaller ones are left out")
     add("--width", 64, "width of all vectors")
-    add("--depth", 2, "blocks of the set encoder")
+    add("--depth", 1, "blocks of the set encoder")
     add("--pool", "attention", "pool over the grids shown; the mean knows no order",
         choices=("attention", "mean"))  # fmt: skip
-    add("--codes", 512, "size of the codebook for the grids shown; 0 for none")
+    add("--codes", 128, "size of the codebook for the grids shown; 0 for none")
     add("--codebook-momentum", 0.95, "fraction of the old codes that is kept")
     add("--commitment-weight", 0.15, "weight of the commitment to the codes")
     add("--relational-weight", 0.02, "weight of the relational loss beside the contrastive one")
