@@ -170,14 +170,11 @@ def main() -> None:
     lr = jepakit.warmup_cosine(args.lr, args.lr / 100, warmup_steps=steps // 10, steps=steps)
 
     def compute_loss(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Every pair of a puzzle is asked once, and all its other pairs are shown."""
-        is_output = batch.step % 2 == 1
-        task, last = batch.task[is_output], batch.step[is_output]  # one question per output
-        pair = torch.arange(batch.present.shape[1], device=device) // 2
-        shown = batch.present[task] & (pair != last.unsqueeze(1) // 2)
+        task, asked, shown = every_pair(batch)
         inputs, steps, quantized = encode_steps(student, batch)
         context = student["model"].pool(steps[task], shown)
-        pred = predict(student, context, inputs[task, last - 1])
+        pred = predict(student, context, inputs[task, asked])
+        is_output = batch.step % 2 == 1  # in the order of the questions
         target = teacher(batch.objects[is_output], batch.valid[is_output])
         # An output that a puzzle asks for twice is no negative of itself.
         number = batch.same[is_output]
@@ -321,7 +318,7 @@ def predict(student: nn.ModuleDict, context: Tensor, inputs: Tensor) -> Tensor:
 
 
 def backwards(steps: Tensor, shown: Tensor) -> Tensor:
-    """The steps that are shown in reverse; these are the first of each sequence."""
+    """The steps that are shown, in reverse; they must be the first of their sequence."""
     place = shown.sum(dim=1, keepdim=True) - 1 - torch.arange(shown.shape[1], device=shown.device)
     return steps.gather(1, place.clamp(min=0).unsqueeze(-1).expand_as(steps))
 
@@ -361,6 +358,17 @@ def evaluate(
     if codes:
         measured["usage"] = len(torch.cat(codes).unique()) / student["quantizer"].num_codes
     return measured
+
+
+def every_pair(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """One question for each pair of each puzzle: row, step of the input, steps shown.
+
+    All other pairs of the puzzle are shown, those before it and those after it.
+    """
+    is_output = batch.step % 2 == 1
+    task, asked = batch.task[is_output], batch.step[is_output] - 1
+    pair = torch.arange(batch.present.shape[1], device=task.device) // 2
+    return task, asked, batch.present[task] & (pair != asked.unsqueeze(1) // 2)
 
 
 def asked_pairs(puzzles: Puzzles, tasks: Tensor) -> tuple[Batch, Tensor, Tensor, Tensor]:
