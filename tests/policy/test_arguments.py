@@ -90,6 +90,19 @@ SETS = [evaluation.Features(ROWS, torch.arange(24) % 3) for _ in range(2)]
 IMAGES = TensorDataset(torch.linspace(0, 1, 24 * 3 * 16).view(24, 3, 4, 4), torch.arange(24) % 3)
 
 
+class ClipEncoder(nn.Identity):
+    """Features of clips: their pixels, which are the tokens."""
+
+    def grid_size_of(self, input_size: Sequence[int]) -> tuple[int, ...]:
+        return tuple(input_size)
+
+    def forward(self, clips: torch.Tensor) -> torch.Tensor:
+        return clips.flatten(2).transpose(1, 2)
+
+
+CLIP_ENCODER = ClipEncoder()
+
+
 def seeded() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
@@ -477,6 +490,10 @@ CASES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         ),
         {"k": 3, "num_images": 20, "batch_size": 8, "num_workers": 0},
     ),
+    "TimeSteps": (
+        lambda repeats: evaluation.TimeSteps(CLIP_ENCODER, repeats)(torch.ones(1, 1, 2, 4, 4)),
+        {"repeats": 2},
+    ),
     # data
     "PixelStatistics": (data.PixelStatistics, {"mean": (0.5,), "std": (0.25,)}),
     "ResumableBatches": (
@@ -497,6 +514,10 @@ CASES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     ),
     "textured_shapes": (
         lambda **arguments: data.textured_shapes(**arguments)[0].tensors[0],
+        {"num_train": 3, "num_test": 2},
+    ),
+    "moving_textures": (
+        lambda **arguments: data.moving_textures(**arguments)[0].tensors[0],
         {"num_train": 3, "num_test": 2},
     ),
     "random_crops": (
@@ -536,6 +557,7 @@ EXCEPT = {
     "FeatureReport": "a record, built by FeatureStatistics",
     "PixelStatistics.from_dataset": "takes a data set",
     "extract_features": "of its arguments only the device may be a number",
+    "load_clips": "reads files; its numbers are checked as others are",
     "load_images": "reads files or downloads; image_size is checked as others are",
     "ijepa_checkpoint": "epoch is written to a file as it is",
     "load_ijepa": "reads a file; steps_per_epoch is checked as others are",
