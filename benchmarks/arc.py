@@ -67,7 +67,8 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def _cells(runs: list[dict[str, float]]) -> str:
-    rise = [run["loss, reversed"] - run["loss"] for run in runs]
+    # No minus before a zero.
+    rise = [round(run["loss, reversed"] - run["loss"], 3) + 0.0 for run in runs]
     cells = [
         spread([run["loss"] for run in runs], digits=3),
         spread(rise, digits=3),

@@ -60,7 +60,7 @@ PALETTE = (
 COLUMNS = {
     "loss": "validation loss",
     "loss, reversed": "reversed",
-    "retrieval": "right of 100",
+    "retrieval": "right answers",
     "retrieval, reversed": "reversed",
     "context rank": "context rank",
     "target rank": "target rank",
@@ -141,6 +141,8 @@ def main() -> None:
     console, out, device = Console(), Path(args.out), torch.device(args.device)
     out.mkdir(parents=True, exist_ok=True)
     train, test = load_puzzles(args.data, args.puzzles, args.max_objects, device)
+    if len(train.steps) < args.batch_size:
+        raise SystemExit(f"--batch-size {args.batch_size}: there are {len(train.steps)} puzzles")
     torch.manual_seed(args.seed)
     per_epoch = len(train.steps) // args.batch_size
     steps = args.epochs * per_epoch if args.steps is None else args.steps
@@ -273,8 +275,8 @@ def main() -> None:
     plot_answers(student, teacher, test, args.candidates).savefig(out / "answers.png", dpi=120)
     console.print(
         f"{steps - first} steps in {seconds:.0f} s; pictures are in {out}.\n"
-        "The prediction of the next grid is compared with 100 grids, one of them right, by the\n"
-        "teacher's vectors. Order matters if the loss is higher with the steps shown in reverse.",
+        f"An answer is right if, of {args.candidates} grids, the right one is closest to the\n"
+        "prediction. Order matters if the loss is higher with the steps shown in reverse.",
         highlight=False,
         soft_wrap=True,
     )
