@@ -11,6 +11,7 @@ The result is a plain timm checkpoint of the teacher, `teacher.pth` in `--out`.
 """
 
 import argparse
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,7 @@ from typing import Any
 import timm
 import torch
 import torch.distributed as dist
-from lightning import LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning import Callback, LightningModule, Trainer, seed_everything
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -128,25 +128,44 @@ class ResumableLoader(DataLoader):
         self.batch_sampler.load_state_dict(state)
 
 
+class SaveLast(Callback):
+    """Saves between steps of the optimiser, under another name until the file is whole.
+
+    `ModelCheckpoint` would also save after the first micro-batch of a restarted run, whose gradient
+    the next restart would lack.
+    """
+
+    def __init__(self, path: Path, every: int) -> None:
+        self.path, self.every = path, every
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: Any, outputs: Any, batch: Any, index: int
+    ) -> None:
+        in_window = (index + 1) % trainer.accumulate_grad_batches
+        step = trainer.global_step
+        if not in_window and (step % self.every == 0 or step == module.args.steps):
+            unfinished = self.path.with_suffix(".unfinished")
+            trainer.save_checkpoint(unfinished)
+            if trainer.is_global_zero:
+                os.replace(unfinished, self.path)
+
+
 def main() -> None:
     args = parse_args()
     seed_everything(0)
     train, _ = load_images(args.data)
     module, last = IJEPA(train, args), Path(args.out, "last.ckpt")
-    saving = ModelCheckpoint(
-        args.out, "last", every_n_train_steps=args.save_every, enable_version_counter=False
-    )
     trainer = Trainer(
         devices=args.devices,
         max_epochs=1,  # the loader has the batches of the whole run
         accumulate_grad_batches=args.accumulate,
         precision="bf16-mixed" if args.bf16 else "32-true",
         use_distributed_sampler=False,  # the batches are each rank's already
-        callbacks=[saving],
+        callbacks=[SaveLast(last, args.save_every)],
+        enable_checkpointing=False,
         logger=False,
     )
     trainer.fit(module, ckpt_path=last if last.exists() else None)
-    trainer.save_checkpoint(last)
     if trainer.is_global_zero:
         torch.save(timm_state_dict(module.teacher), Path(args.out, "teacher.pth"))
 

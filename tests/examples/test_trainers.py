@@ -15,7 +15,7 @@ import pytest
 import torch
 from tests.examples.trainer_ranks import TRAINERS, run, start
 from torch import nn
-from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
+from torch.utils.data import DataLoader
 
 import jepakit
 from jepakit import IndexedDataset, MaskCollator, MultiBlockMask
@@ -31,7 +31,7 @@ SCRIPTS = {
     "lightning": TRAINERS / "lightning_module.py",
     "accelerate": TRAINERS / "accelerate_loop.py",
 }
-SIZE, BATCH_SIZE, STEPS, SAVE_EVERY = 200, 8, 40, 4  # no checkpoint is at the end of a pass
+SIZE, BATCH_SIZE, STEPS, SAVE_EVERY = 100, 8, 30, 5  # no checkpoint is at the end of a pass
 TINY = ["--batch-size", str(BATCH_SIZE), "--steps", str(STEPS), "--save-every", str(SAVE_EVERY)]
 every_trainer = pytest.mark.parametrize("trainer", SCRIPTS)
 
@@ -300,12 +300,7 @@ def test_what_accelerate_would_do_with_a_prepared_loader() -> None:
     assert seen(1) == list(range(64)), "the way of the page"
 
 
-def test_what_lightning_would_do_with_its_own_sampler() -> None:
-    """It cannot put one into `ResumableBatches`, and says so; into a `BatchSampler` it would."""
-    from lightning.fabric.utilities.data import _update_dataloader
-
-    sampler = DistributedSampler(range(64), num_replicas=2, rank=0)
-    plain = DataLoader(range(64), batch_sampler=BatchSampler(range(64), 4, drop_last=True))
-    assert len(_update_dataloader(plain, sampler)) == len(plain) / 2
-    with pytest.raises(TypeError, match="ResumableBatches"):
-        _update_dataloader(DataLoader(range(64), batch_sampler=ranks_of(2)[0]), sampler)
+@pytest.mark.parametrize("case", ["replaced", "dispatched"])
+def test_loaders_that_a_trainer_divides(case: str, tmp_path: Path) -> None:
+    """Traps: half of the data are never seen; `dispatch_batches` stops at `Masks`."""
+    run(Path(__file__).with_name("sharding_worker.py"), 2, tmp_path / "log", case)

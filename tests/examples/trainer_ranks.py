@@ -50,6 +50,8 @@ def _run(
     standardise = PixelStatistics.__call__
     PixelStatistics.__call__ = lambda self, images: standardise(self, images).double()
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    # Where there is no GPU, Accelerate joins no group without this: each process would train alone.
+    os.environ["ACCELERATE_USE_CPU"] = "1"
     if count > 1:
         numbers = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "TORCHELASTIC_RUN_ID": 0}
         numbers |= {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
