@@ -48,6 +48,10 @@ def dispatched(accelerator: Accelerator) -> None:
 
 
 class Module(LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)  # DDP needs parameters
+
     def training_step(self, batch: Any, index: int) -> None:
         raise AssertionError("Lightning has divided the batches")
 

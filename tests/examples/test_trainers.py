@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -94,22 +94,25 @@ def assert_equal(ours: State, theirs: State, tolerance: float) -> None:
 
 
 @pytest.fixture(scope="module")
-def references(textures: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, State]:
-    """Uninterrupted runs of one process, with two micro-batches in a step."""
-    states = {}
-    for trainer, script in SCRIPTS.items():
+def reference(textures: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], State]:
+    """The end of an uninterrupted run of one process, with two micro-batches in a step."""
+
+    @functools.cache
+    def run_once(trainer: str) -> State:
         out = tmp_path_factory.mktemp(trainer)
-        run(script, 1, out / "log", "--data", textures, "--out", str(out), *TINY, "--accumulate=2")
-        states[trainer] = State(out)
-    return states
+        options = ["--data", textures, "--out", str(out), *TINY, "--accumulate=2"]
+        run(SCRIPTS[trainer], 1, out / "log", *options)
+        return State(out)
+
+    return run_once
 
 
 @every_trainer
 def test_one_update_for_each_step_of_the_optimiser(
-    trainer: str, references: dict[str, State]
+    trainer: str, reference: Callable[[str], State]
 ) -> None:
     """Trap: an update for each micro-batch."""
-    state = references[trainer]
+    state = reference(trainer)
     assert state.step == STEPS
     assert state.teacher["_extra_state"]["step"] == STEPS
 
@@ -128,7 +131,7 @@ def wait_for_checkpoint(out: Path, after: float, ranks: Any) -> None:
 
 @every_trainer
 def test_killed_within_an_epoch_and_resumed(
-    trainer: str, textures: str, references: dict[str, State], tmp_path: Path
+    trainer: str, textures: str, reference: Callable[[str], State], tmp_path: Path
 ) -> None:
     """Traps: the trainer fetches before its hooks run; workers that are ahead; batches from the
     start of the epoch; a loader with the length of the rest, which ends the run early."""
@@ -144,12 +147,12 @@ def test_killed_within_an_epoch_and_resumed(
         step = State(tmp_path).step
         assert 0 < step < STEPS and step % (SIZE // BATCH_SIZE), "within an epoch"
     run(script, 1, tmp_path / "log", *options)
-    assert_equal(State(tmp_path), references[trainer], 0)
+    assert_equal(State(tmp_path), reference(trainer), 0)
 
 
 @every_trainer
 def test_two_processes_are_one(
-    trainer: str, textures: str, references: dict[str, State], tmp_path: Path
+    trainer: str, textures: str, reference: Callable[[str], State], tmp_path: Path
 ) -> None:
     """Traps: ranks with the same batches; batches that are divided twice; sizes of targets that
     differ between ranks."""
@@ -158,7 +161,7 @@ def test_two_processes_are_one(
     options = ["--data", textures, "--out", str(tmp_path), *TINY]
     options += devices.get(trainer, ["--accumulate=2"])
     run(SCRIPTS[trainer], 2, tmp_path / "log", *options)
-    assert_equal(State(tmp_path), references[trainer], 1e-5)
+    assert_equal(State(tmp_path), reference(trainer), 1e-5)
 
 
 @every_trainer
