@@ -1,5 +1,6 @@
 """examples/trainers: Fabric, Lightning and Accelerate, killed, resumed and on two processes."""
 
+import functools
 import random
 import runpy
 import subprocess
