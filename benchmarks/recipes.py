@@ -44,9 +44,10 @@ def words(options: dict[str, Any]) -> list[str]:
     return line
 
 
-def tiny(options: dict[str, Any]) -> dict[str, Any]:
+def tiny(script: str, options: dict[str, Any]) -> dict[str, Any]:
     """The same options for a small model and few steps, on the CPU if there is no GPU."""
-    small = {"steps": 4, "batch-size": 8, "eval-images": 60, "width": 32, "depth": 1, "heads": 2}
+    small = {"steps": 4, "batch-size": 8, "width": 32, "depth": 1, "heads": 2}
+    small["eval-clips" if script == "examples/vjepa.py" else "eval-images"] = 60
     if "image-size" in options:
         small["image-size"] = 8 * options["patch-size"]
     if options.get("device") == "cuda" and not torch.cuda.is_available():
@@ -64,7 +65,7 @@ def main() -> None:
     name = args.recipe
     if args.smoke:
         name += "-smoke"  # a folder of its own, which a real run does not reuse
-        recipe["options"] = tiny(recipe["options"])
+        recipe["options"] = tiny(recipe["script"], recipe["options"])
     options = ["--data", args.data, *words(recipe["options"])]
     jobs = {(name, seed): (recipe["script"], options) for seed in args.seeds}
     results = run_all(jobs, args.runs, args.parallel)
@@ -107,9 +108,10 @@ def row(name: str, recipe: dict[str, Any], runs: list[dict[str, Any]]) -> dict[s
 
 def architecture(settings: dict[str, Any], image_shape: list[int]) -> str:
     """Width, patch size, depth and heads of the encoder, and the size of the images."""
+    frames = f"{image_shape[1]} frames of " if len(image_shape) == 4 else ""
     return (
         f"ViT {settings['width']}/{settings['patch_size']}, {settings['depth']} blocks, "
-        f"{settings['heads']} heads, {image_shape[-1]} px"
+        f"{settings['heads']} heads, {frames}{image_shape[-1]} px"
     )
 
 
@@ -128,12 +130,15 @@ def thinned(curves: dict[str, list[Any]]) -> dict[str, list[Any]]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Rows of raw pixels and untrained encoders, and one for each recipe."""
+    clips = "frame" in rows[0]  # their probe is an attentive one
     lines = [
-        "| | encoder | epochs | seeds | kNN-20 | linear probe | effective rank | feature std "
-        "| minutes |",
+        f"| | encoder | epochs | seeds | kNN-20 | {'attentive' if clips else 'linear'} probe "
+        "| effective rank | feature std | minutes |",
         "|---|---|---|---|---|---|---|---|---|",
-        f"| raw pixels | | | | {cells_with_std(rows[0]['raw'][:1])} | |",
     ]
+    if clips:
+        lines.append(f"| pixels of one frame | | | | {cells_with_std(rows[0]['frame'][:1])} | |")
+    lines.append(f"| raw pixels | | | | {cells_with_std(rows[0]['raw'][:1])} | |")
     starts = {}
     for each in rows:
         sincos = ", positions as sines and cosines" if "sincos" in each["options"] else ""

@@ -129,10 +129,17 @@ def commit_at_start() -> str:
 
 
 def scores(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[list[float]]]:
-    """Scores of raw pixels, untrained and trained encoder for every seed, of the finest level."""
+    """Scores of raw pixels, untrained and trained encoder for every seed, of the finest level.
+
+    Of clips the first row is one frame.
+    """
+    keys, names = ["raw", "untrained", "trained"], list(runs[0]["rows"])
+    if names[0] == "one frame":
+        keys = ["frame", *keys]
     scores_of = {}
-    for key, name in zip(("raw", "untrained", "trained"), runs[0]["rows"], strict=True):
+    for key, name in zip(keys, names, strict=True):
         rows = [run["rows"][name] for run in runs]
+        rows = [list(row.values()) if isinstance(row, dict) else row for row in rows]
         scores_of[key] = [row[0] if isinstance(row[0], list) else row for row in rows]
     return scores_of
 

@@ -69,7 +69,7 @@ def line(ax: Axes, points: Sequence[tuple[float, float]], colour: str, label: st
 
 
 def accuracies(theme: Theme) -> Figure:
-    """kNN and linear probe of every recipe before and after training, a dot for each seed."""
+    """kNN and probe of every recipe before and after training, a dot for each seed."""
     datasets = rows_by_dataset()
     heights = [len(rows) for rows in datasets.values()]
     figure, axes = plt.subplots(
@@ -77,7 +77,8 @@ def accuracies(theme: Theme) -> Figure:
         squeeze=False, sharey="row", sharex=True, height_ratios=[2 + rows for rows in heights],
     )  # fmt: skip
     for panels, (dataset, rows) in zip(axes, datasets.items(), strict=True):
-        for number, (ax, what) in enumerate(zip(panels, ("kNN-20", "linear probe"), strict=True)):
+        probe = "attentive probe" if "frame" in rows[0] else "linear probe"
+        for number, (ax, what) in enumerate(zip(panels, ("kNN-20", probe), strict=True)):
             ax.axvline(100 * rows[0]["raw"][0][number], color=theme.third, lw=1.6)
             for y, row in enumerate(rows):
                 for key, fill in (("untrained", theme.page), ("trained", theme.context)):

@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from collections.abc import Sequence
 from functools import partial
 from operator import attrgetter, call, is_
 from typing import Any, cast
@@ -47,7 +48,7 @@ class Pairs:
                 self._averaged[1].append(source)
         self._names = averaged_names + converted_names
         self._one_device = len({ours[name].device for name in self._names}) < 2
-        self._finite: tuple[Tensor, torch.cuda.Event] | None = None  # a result on its way from CUDA
+        self._finite: tuple[Tensor, Any] | None = None  # a result on its way from CUDA
         # Tensors made in inference mode count no changes; they cannot be trained either.
         self._trained = [theirs[name] for name in parameters if not theirs[name].is_inference()]
         tensors = (*ours.values(), *theirs.values())
@@ -99,10 +100,10 @@ class Pairs:
 
     def _check_finite(self, sources: list[Tensor]) -> None:
         """One reduction over all parameters, whose result is read at once on the CPU."""
-        norms = torch._foreach_norm(sources)
+        norms: Sequence[Tensor] = torch._foreach_norm(sources)
         if not self._one_device:
             norms = [norm.cpu() for norm in norms]
-        finite = torch.stack(norms).isfinite().all()
+        finite = torch.stack(list(norms)).isfinite().all()
         if not finite.is_cuda:
             if not finite:
                 self._raise_not_finite(sources)
@@ -111,8 +112,9 @@ class Pairs:
         if self._finite is None:
             arriving = torch.empty_like(finite, device="cpu", pin_memory=True)
             arriving.copy_(finite, non_blocking=True)
-            self._finite = arriving, torch.cuda.Event()
-            self._finite[1].record()
+            event: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            event.record()
+            self._finite = arriving, event
         elif self._finite[1].query():
             earlier, self._finite = self._finite[0], None
             if not earlier:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from jepakit import MaskedPredictor, MaskedViT, TokenSet
-from jepakit.nn import Patches, TokenViT
+from jepakit.nn import CausalPredictor, Patches, SetEncoder, TemporalPool, TokenViT
 
 FULL = TokenSet.full((2, 2), (2,))
 
@@ -34,7 +34,24 @@ def predictor() -> tuple[torch.nn.Module, Callable[..., Tensor]]:
     return module, lambda x: module.predict_grid(x.flatten(2)[:, 0, :64].view(2, 4, 16), FULL)
 
 
-@pytest.mark.parametrize("build", [vit, token_vit, predictor])
+def causal_predictor() -> tuple[torch.nn.Module, Callable[..., Tensor]]:
+    module = CausalPredictor((2, 2), 16, predictor_embed_dim=16, depth=1, num_heads=2)
+    return module, lambda x: module(x.flatten(1)[:, :128].view(2, 2, 4, 16))
+
+
+def set_encoder() -> tuple[torch.nn.Module, Callable[..., Tensor]]:
+    module = SetEncoder(32, 16, 1)
+    return module, lambda x: module(x[:, 0])
+
+
+def temporal_pool() -> tuple[torch.nn.Module, Callable[..., Tensor]]:
+    module = TemporalPool(32, 32)
+    return module, lambda x: module(x[:, 0])
+
+
+@pytest.mark.parametrize(
+    "build", [vit, token_vit, predictor, causal_predictor, set_encoder, temporal_pool]
+)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_named_unless_autocast_converts(build: Callable[..., object], dtype: torch.dtype) -> None:
     module, call = build()

@@ -90,6 +90,19 @@ SETS = [evaluation.Features(ROWS, torch.arange(24) % 3) for _ in range(2)]
 IMAGES = TensorDataset(torch.linspace(0, 1, 24 * 3 * 16).view(24, 3, 4, 4), torch.arange(24) % 3)
 
 
+class ClipEncoder(nn.Identity):
+    """Features of clips: their pixels, which are the tokens."""
+
+    def grid_size_of(self, input_size: Sequence[int]) -> tuple[int, ...]:
+        return tuple(input_size)
+
+    def forward(self, clips: torch.Tensor) -> torch.Tensor:
+        return clips.flatten(2).transpose(1, 2)
+
+
+CLIP_ENCODER = ClipEncoder()
+
+
 def seeded() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
@@ -285,6 +298,26 @@ CASES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         parts.HierarchicalPyramid,
         {"grid_size": (8, 8), "dim": 16, "num_levels": 2},
     ),
+    "AttentionPool": (parts.AttentionPool, {"dim": 8, "num_queries": 2, "num_heads": 2}),
+    "SetEncoder": (
+        parts.SetEncoder,
+        {"in_dim": 3, "dim": 8, "depth": 2, "num_heads": 2, "mlp_ratio": 2.0},
+    ),
+    "TemporalPool": (parts.TemporalPool, {"dim": 8, "max_len": 5, "num_heads": 2}),
+    "CausalPredictor": (
+        parts.CausalPredictor,
+        {
+            "grid_size": (2, 2),
+            "encoder_dim": 8,
+            "action_dim": 2,
+            "state_dim": 3,
+            "predictor_embed_dim": 16,
+            "depth": 2,
+            "num_heads": 2,
+            "mlp_ratio": 2.0,
+            "drop_path": 0.5,
+        },
+    ),
     "VectorQuantizer": (
         parts.VectorQuantizer,
         {
@@ -356,6 +389,14 @@ CASES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         lambda **arguments: losses.barlow(FEATURES, FEATURES.flip(0), **arguments),
         {"off_diagonal_weight": 1.0, "eps": 1e-5},
     ),
+    "next_step_loss": (
+        lambda rollout_steps: losses.next_step_loss(
+            parts.CausalPredictor((1,), 4, predictor_embed_dim=8, depth=1, num_heads=2),
+            torch.ones(2, 4, 1, 4),
+            rollout_steps=rollout_steps,
+        )[0],
+        {"rollout_steps": 2},
+    ),
     "koleo": (lambda **arguments: losses.koleo(FEATURES, **arguments), {"eps": 1e-8}),
     "sigreg": (
         lambda **arguments: losses.sigreg(FEATURES, generator=seeded(), **arguments),
@@ -410,6 +451,14 @@ CASES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         lambda **arguments: diagnostics.alpha_req(FEATURES, **arguments),
         {"first": 1, "last": 5},
     ),
+    "inverse_dynamics_r2": (
+        lambda **arguments: diagnostics.inverse_dynamics_r2(
+            FEATURES.view(4, -1, FEATURES.shape[-1]),
+            FEATURES.view(4, -1, FEATURES.shape[-1])[:, 1:, :2],
+            **arguments,
+        ),
+        {"held_out": 0.5, "ridge": 0.5},
+    ),
     "lidar": (lambda ridge: diagnostics.lidar(FEATURES, ridge=ridge), {"ridge": 0.5}),
     "uniformity": (lambda t: diagnostics.uniformity(FEATURES, t=t), {"t": 2.0}),
     "target_retrieval": (
@@ -441,6 +490,10 @@ CASES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         ),
         {"k": 3, "num_images": 20, "batch_size": 8, "num_workers": 0},
     ),
+    "TimeSteps": (
+        lambda repeats: evaluation.TimeSteps(CLIP_ENCODER, repeats)(torch.ones(1, 1, 2, 4, 4)),
+        {"repeats": 2},
+    ),
     # data
     "PixelStatistics": (data.PixelStatistics, {"mean": (0.5,), "std": (0.25,)}),
     "ResumableBatches": (
@@ -461,6 +514,10 @@ CASES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     ),
     "textured_shapes": (
         lambda **arguments: data.textured_shapes(**arguments)[0].tensors[0],
+        {"num_train": 3, "num_test": 2},
+    ),
+    "moving_textures": (
+        lambda **arguments: data.moving_textures(**arguments)[0].tensors[0],
         {"num_train": 3, "num_test": 2},
     ),
     "random_crops": (
@@ -500,6 +557,7 @@ EXCEPT = {
     "FeatureReport": "a record, built by FeatureStatistics",
     "PixelStatistics.from_dataset": "takes a data set",
     "extract_features": "of its arguments only the device may be a number",
+    "load_clips": "reads files; its numbers are checked as others are",
     "load_images": "reads files or downloads; image_size is checked as others are",
     "ijepa_checkpoint": "epoch is written to a file as it is",
     "load_ijepa": "reads a file; steps_per_epoch is checked as others are",
@@ -512,6 +570,9 @@ EXCEPT = {
     "plot_neighbours": "draws; num_queries is checked as others are",
     "plot_retrieval": "draws; num_images is checked as others are",
     "plot_patch_pca": "draws; num_images is checked as others are",
+    "assert_causal_contract": "takes numbers, as assert_predictor_contract does",
+    "assert_order_contract": "takes numbers, as assert_predictor_contract does",
+    "assert_set_contract": "takes numbers, as assert_predictor_contract does",
     "assert_encoder_contract": "takes a tolerance and a seed, as assert_predictor_contract does",
     "assert_loss_contract": "takes a tolerance and a seed, as assert_predictor_contract does",
     "assert_teacher_contract": "takes a seed, as assert_predictor_contract does",

@@ -10,8 +10,12 @@ from torch import Tensor, nn
 
 from jepakit import EMATeacher, HierarchicalPyramid, MaskedPredictor, MaskedViT, linear
 from jepakit.nn import (
+    AttentionPool,
+    CausalPredictor,
     Frames,
     Patches,
+    SetEncoder,
+    TemporalPool,
     TokenViT,
     Tubelets,
     VectorQuantizer,
@@ -231,6 +235,56 @@ def pyramid(kind: str) -> Outputs:
     return found | {"last level, trimmed": levels[-1].trimmed().features}
 
 
+# Name of the case: the pool.
+POOLS: dict[str, Callable[[], nn.Module]] = {
+    "attention over a set": lambda: AttentionPool(8, 2, num_heads=2),
+    "attention over time": lambda: TemporalPool(8, 7),
+    "softmax over time": lambda: TemporalPool(8, 7, mode="softmax"),
+    "last step": lambda: TemporalPool(8, 7, mode="last"),
+    "set encoder": lambda: SetEncoder(8, 12, 2, num_heads=2),
+}
+
+
+def pool(kind: str) -> Outputs:
+    new = POOLS[kind]()
+    found = {}
+    if hasattr(new, "scores"):
+        found["scores at first"] = new.scores.double()
+    module, features = filled(new), noise(3, 5, 8, key=1).requires_grad_()
+    out = module(features, noise(3, 5, key=2) < 0.5)
+    (out * noise(*out.shape, key=3)).sum().backward()
+    return found | {"ragged": out, "gradient": features.grad, "all": module(features)}
+
+
+# Name of the case: grid, arguments.
+CAUSAL_PREDICTORS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
+    "vectors": ((1,), {}),
+    "actions": ((2, 3), {"action_dim": 2}),
+    "actions and states": ((5,), {"action_dim": 2, "state_dim": 3, "normalize": True}),
+}
+
+
+def causal_predictor(kind: str) -> Outputs:
+    grid, arguments = CAUSAL_PREDICTORS[kind]
+    shape = {"predictor_embed_dim": 24, "depth": 2, "num_heads": 2}
+    module = filled(CausalPredictor(grid, 6, **shape, **arguments))
+    features = noise(2, 4, torch.Size(grid).numel(), 6, key=1).requires_grad_()
+    actions = noise(2, 4, 2, key=2) if module.action_dim else None
+    states = noise(2, 4, 3, key=3) if module.state_dim else None
+    valid = torch.tensor([[True, True, True, True], [True, False, True, False]])
+    out = module(features, actions, states, valid)
+    (out * noise(*out.shape, key=4)).sum().backward()
+    plans = noise(2, 3, 2, module.action_dim, key=5)
+    past = None if actions is None else actions[:, :-1]
+    rollout = module.rollout(features, plans, states, valid, past_actions=past)
+    return {
+        "ragged": out,
+        "gradient": features.grad,
+        "all": module(features, actions, states),
+        "rollout": rollout,
+    }
+
+
 # Arguments of the quantizer.
 QUANTIZERS: dict[str, dict[str, Any]] = {
     "straight-through": {},
@@ -315,6 +369,8 @@ MODULES: dict[str, Callable[[], Outputs]] = {
     **{f"predictor, {k}": lambda k=k: predictor(k) for k in PREDICTORS},
     "position tables of a predictor": position_tables,
     **{f"pyramid, {k}": lambda k=k: pyramid(k) for k in PYRAMIDS},
+    **{f"pool, {k}": lambda k=k: pool(k) for k in POOLS},
+    **{f"causal predictor, {k}": lambda k=k: causal_predictor(k) for k in CAUSAL_PREDICTORS},
     **{f"quantizer, {k}": lambda k=k: quantizer(k) for k in QUANTIZERS},
     "teacher": teacher,
 }

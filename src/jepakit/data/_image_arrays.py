@@ -1,32 +1,43 @@
 """Labelled images from the arrays of an `.npz` file."""
 
 import zipfile
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import UInt8
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
+from jepakit.data._folders import Split
 from jepakit.data._image_files import read_image
 
 
-def load_arrays(path: str, image_size: int | None) -> list[TensorDataset]:
-    """Return the training and the test part of an `.npz` file."""
+def load_arrays(path: str, image_size: int | None) -> Split:
+    """Return the training and the test images of an `.npz` file."""
+    return load_parts(path, lambda arrays, part: _load_part(path, arrays, part, image_size))
+
+
+def load_parts(path: str, load_part: Callable[[Any, str], TensorDataset]) -> Split:
+    """Return the part "train" and the part "test" of an `.npz` file; of one size, or raise."""
     # `np.load` would take text for a pickle, and return an `.npy` file as an array.
     if not zipfile.is_zipfile(path):
         rule = "must be a file of numpy.savez; it is truncated or of another kind"
         raise ValueError(f"source={path!r}: {rule}")
     with np.load(path) as arrays:
-        parts = [_load_part(path, arrays, part, image_size) for part in ("train", "test")]
+        parts = [load_part(arrays, part) for part in ("train", "test")]
     train, test = (tuple(part.tensors[0].shape[1:]) for part in parts)
     if train != test:
-        hint = "; pass image_size" if train[0] == test[0] else ""
-        rule = f"train and test images must have one size [c, h, w], got {train} and {test}{hint}"
+        what = "images must have one size [c, h, w]"
+        if len(train) == 4:
+            what = "clips must have one size [c, t, h, w]"
+        hint = "; pass image_size" if train[:-2] == test[:-2] else ""
+        rule = f"train and test {what}, got {train} and {test}{hint}"
         raise ValueError(f"source={path!r}: {rule}")
-    return parts
+    return Split(*parts)
 
 
 def to_dataset(images: Any, labels: Any, image_size: int | None) -> TensorDataset:
@@ -36,12 +47,18 @@ def to_dataset(images: Any, labels: Any, image_size: int | None) -> TensorDatase
         tensor = tensor[:, None]
     elif _channel_axis(tuple(tensor.shape)) == 3:
         tensor = tensor.permute(0, 3, 1, 2)
-    if image_size is not None and tensor.shape[-2:] != (image_size, image_size):
-        size = (image_size, image_size)
-        # In chunks: as floats all images at once would take four times the memory of the set.
-        chunks = [F.interpolate(c.float(), size, mode="area") for c in torch.split(tensor, 512)]
-        tensor = torch.cat(chunks).round().to(torch.uint8)
+    if image_size is not None:
+        tensor = resized(tensor, image_size)
     return TensorDataset(tensor, torch.from_numpy(np.asarray(labels).astype(np.int64)))
+
+
+def resized(images: UInt8[Tensor, "n c h w"], side: int) -> UInt8[Tensor, "n c side side"]:
+    """Images of `side` x `side` pixels."""
+    if images.shape[-2:] == (side, side):
+        return images
+    # In chunks: as floats all images at once would take four times the memory of the set.
+    chunks = [F.interpolate(c.float(), (side, side), mode="area") for c in torch.split(images, 512)]
+    return torch.cat(chunks).round().to(torch.uint8)
 
 
 def _channel_axis(shape: tuple[int, ...]) -> int | None:
@@ -56,21 +73,19 @@ def _load_part(path: str, arrays: Any, part: str, image_size: int | None) -> Ten
     encoded = f"bytes_{part}" in arrays
     needed = [f"bytes_{part}", f"off_{part}"] if encoded else [f"x_{part}"]
     x, y = needed[0], f"y_{part}"
-    for name in (*needed, y):
-        if name not in arrays:
-            held = sorted(arrays.files)
-            raise ValueError(f"source={path!r}: must hold the array {name!r}, it holds {held}")
-    given = [_read_array(path, arrays, name) for name in needed]
+    *given, labels = (read_array(path, arrays, name) for name in (*needed, y))
     images = _decode(path, part, *given) if encoded else given[0]
-    labels = _read_array(path, arrays, y)
     if problem := _images_problem(images):
         raise ValueError(f"source={path!r}: {x} {problem}, got {images.dtype} {images.shape}")
-    if problem := _labels_problem(labels, len(images)):
-        raise ValueError(f"source={path!r}: {y} {problem}, got {labels.dtype} {labels.shape}")
+    check_labels(path, y, labels, len(images))
     return to_dataset(images, labels, image_size)
 
 
-def _read_array(path: str, arrays: Any, name: str) -> Any:
+def read_array(path: str, arrays: Any, name: str) -> Any:
+    """An array of an open `.npz` file."""
+    if name not in arrays:
+        held = sorted(arrays.files)
+        raise ValueError(f"source={path!r}: must hold the array {name!r}, it holds {held}")
     try:
         return arrays[name]
     except Exception as error:  # of a broken file: BadZipFile, zlib.error, MemoryError, SyntaxError
@@ -93,6 +108,12 @@ def _images_problem(images: Any) -> str | None:
             "rows and columns"
         )
     return None
+
+
+def check_labels(path: str, name: str, labels: Any, count: int) -> None:
+    """Raise unless there is one integer for each of `count` images or clips."""
+    if problem := _labels_problem(labels, count):
+        raise ValueError(f"source={path!r}: {name} {problem}, got {labels.dtype} {labels.shape}")
 
 
 def _labels_problem(labels: Any, count: int) -> str | None:

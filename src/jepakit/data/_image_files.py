@@ -1,9 +1,6 @@
-"""Image files as uint8 tensors, and a folder of them as a dataset."""
+"""Image files as uint8 tensors, and as a dataset."""
 
 import io
-import os
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +9,11 @@ from jaxtyping import UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
-_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+from jepakit.data._folders import FileKind
+
+IMAGES = FileKind(
+    "images", (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+)
 _BACKGROUND = "white"  # behind transparent pixels
 
 
@@ -31,51 +32,6 @@ class ImageFiles(Dataset[tuple[Any, ...]]):
         path = self.paths[index]
         image = read_image(path, f"image file {path!r}", self.image_size)
         return (image,) if self.labels is None else (image, self.labels[index])
-
-
-def list_images(root: Path, classes: Sequence[str]) -> tuple[list[str], list[int] | None]:
-    """Return the image files of a folder, class after class, and their labels if it has classes."""
-    if not classes:
-        return _images_below(root), None
-    paths = [_images_below(root / name) for name in classes]
-    labels = [label for label, members in enumerate(paths) for _ in members]
-    return [path for members in paths for path in members], labels
-
-
-def find_classes(root: Path) -> list[str]:
-    """Return the subfolders of a folder; raise if it holds no images, or such beside subfolders."""
-    classes = sorted(
-        entry.name for entry in root.iterdir() if entry.is_dir() and not _is_hidden(entry.name)
-    )
-    images = sorted(entry.name for entry in root.iterdir() if _is_image(entry.name))
-    if classes and images:
-        held = f"holds {images[0]!r} beside {classes[0]!r}"
-        rule = f"must hold images or a subfolder for each class, {held}"
-        raise ValueError(f"source={str(root)!r}: {rule}")
-    if not any(_images_below(root / name) for name in classes or ["."]):
-        raise ValueError(
-            f"source={str(root)!r}: must hold images ({', '.join(_EXTENSIONS)}), holds none"
-        )
-    return classes
-
-
-def _images_below(root: Path) -> list[str]:
-    return [
-        os.path.join(folder, name)
-        for folder, _, names in sorted(os.walk(root, followlinks=True))
-        if not any(map(_is_hidden, Path(folder).relative_to(root).parts))
-        for name in sorted(names)
-        if _is_image(name)
-    ]
-
-
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(_EXTENSIONS) and not _is_hidden(name)
-
-
-def _is_hidden(name: str) -> bool:
-    # macOS writes ._1.jpg beside 1.jpg, which is no image, and Jupyter copies into a hidden folder.
-    return name.startswith(".")
 
 
 def read_image(

@@ -2,26 +2,19 @@
 
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Dataset
 
 from jepakit._checks import as_int, type_name
+from jepakit.data._folders import Split, load_folder
 from jepakit.data._image_arrays import load_arrays, to_dataset
-from jepakit.data._image_files import ImageFiles, find_classes, list_images
+from jepakit.data._image_files import IMAGES, ImageFiles
 from jepakit.data.textures import textured_shapes
 
 __all__ = ["load_images"]
 
 _TORCHVISION = {"cifar10": "CIFAR10", "fashion_mnist": "FashionMNIST"}
-_TEST_FOLDERS = ("val", "validation", "test")
-_TEST_FRACTION = 5  # of a folder without a test part, one image in so many is a test image
-
-
-class _Split(NamedTuple):
-    train: Dataset[Any]
-    test: Dataset[Any]
 
 
 def load_images(
@@ -78,58 +71,19 @@ def load_images(
     if path.suffix.lower() == ".npz" and not path.is_dir():
         if not path.is_file():
             raise ValueError(f"source={str(path)!r}: there is no such file")
-        return _Split(*load_arrays(str(path), image_size))
-    return _load_folder(path, image_size)
+        return load_arrays(str(path), image_size)
+    if not path.is_dir():
+        named = ", ".join(map(repr, _TORCHVISION))
+        rule = f"must be 'textures', {named}, an .npz file or a folder that exists"
+        raise ValueError(f"source={str(path)!r}: {rule}")
+    if image_size is None:
+        raise ValueError("image_size=None: images of a folder differ in size, must be a number")
+    return load_folder(path, IMAGES, lambda paths, labels: ImageFiles(paths, labels, image_size))
 
 
-def _download(name: str, image_size: int | None) -> _Split:
+def _download(name: str, image_size: int | None) -> Split:
     import torchvision.datasets  # type: ignore[import-untyped]
 
     load = getattr(torchvision.datasets, _TORCHVISION[name])
     parts = [load("data", train=train, download=True) for train in (True, False)]
-    return _Split(*(to_dataset(part.data, part.targets, image_size) for part in parts))
-
-
-def _load_folder(root: Path, image_size: int | None) -> _Split:
-    if not root.is_dir():
-        named = ", ".join(map(repr, _TORCHVISION))
-        rule = f"must be 'textures', {named}, an .npz file or a folder that exists"
-        raise ValueError(f"source={str(root)!r}: {rule}")
-    if image_size is None:
-        raise ValueError("image_size=None: images of a folder differ in size, must be a number")
-    if not (root / "train").is_dir():
-        images = _shuffled(root, find_classes(root), image_size)
-        if len(images) < 2:
-            rule = "must hold at least 2 images, of which one is held out for test, holds 1"
-            raise ValueError(f"source={str(root)!r}: {rule}")
-        num_test = max(1, len(images) // _TEST_FRACTION)
-        return _Split(Subset(images, range(num_test, len(images))), Subset(images, range(num_test)))
-    test_root = next((root / name for name in _TEST_FOLDERS if (root / name).is_dir()), None)
-    if test_root is None:
-        rule = f"has a folder train, must have one of {_TEST_FOLDERS} too"
-        raise ValueError(f"source={str(root)!r}: {rule}")
-    classes, test_classes = find_classes(root / "train"), find_classes(test_root)
-    if classes != test_classes:
-        raise ValueError(
-            f"source={str(root)!r}: train and {test_root.name} must have folders for the same "
-            f"classes, {sorted(set(classes) ^ set(test_classes))} are in one of them only"
-        )
-    return _Split(
-        _shuffled(root / "train", classes, image_size),
-        _shuffled(test_root, classes, image_size, empty_classes=True),
-    )
-
-
-def _shuffled(
-    root: Path, classes: list[str], image_size: int, *, empty_classes: bool = False
-) -> Subset[Any]:
-    """The images of a folder in a fixed random order: their files are sorted by class."""
-    paths, labels = list_images(root, classes)
-    present = set(labels or ())
-    empty = [name for label, name in enumerate(classes) if label not in present]
-    if empty and not empty_classes:
-        rule = f"must hold images of every class, {empty} hold none; remove these folders"
-        raise ValueError(f"source={str(root)!r}: {rule}")
-    generator = torch.Generator().manual_seed(0)
-    order = torch.randperm(len(paths), generator=generator, device="cpu")
-    return Subset(ImageFiles(paths, labels, image_size), order.tolist())
+    return Split(*(to_dataset(part.data, part.targets, image_size) for part in parts))

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from jepakit._checks import as_int, as_number
+from jepakit._checks import as_bool, as_int, as_number
 from jepakit.evaluation._selection import as_candidates, held_out
 from jepakit.evaluation.features import check_shared_classes, encode_batches, subset_loader
 from jepakit.optim import param_groups
@@ -38,6 +38,7 @@ def attentive_probe(
     num_workers: int = 0,
     device: torch.device | str | int | None = None,
     seed: int = 0,
+    views: bool = False,
 ) -> float:
     r"""Accuracy of a small attention head on the patch features of a frozen encoder, a fraction.
 
@@ -65,6 +66,10 @@ def attentive_probe(
         device: Device to encode and train on. None is the CPU.
         seed: Seed of the head's initial weights and of the order of images; torch's own random
             states are left as they were.
+        views: Items hold several views of an image or clips of a video, `[v, ...]` instead of
+            `[...]`, each of which is encoded on its own. The head is trained on every view; in
+            test, its probabilities are averaged over the views of an item. `JoinedClips` lets it
+            attend to several clips at once.
 
     Raises:
         ValueError: If `encode` does not return `[b, n, d]`, the train set holds a single class or
@@ -84,25 +89,30 @@ def attentive_probe(
         True
 
     Source:
-        The attentive probe of CAE (arXiv:2202.03026) as in V-JEPA (arXiv:2404.08471). Difference:
-        there it is trained on augmented images at one learning rate; here features are computed
-        once, from whole images.
+        The attentive probe of CAE (arXiv:2202.03026) as in V-JEPA (arXiv:2404.08471), which
+        averages over views in the same way. Difference: there it is trained on augmented images at
+        one learning rate; here features are computed once, from whole images.
     """
     num_heads = as_int("num_heads", num_heads, minimum=1)
     epochs = as_int("epochs", epochs, minimum=1)
+    views = as_bool("views", views)
     candidates = as_candidates("lr", lr)
     weight_decay = as_number("weight_decay", weight_decay, minimum=0)
     seed = as_int("seed", seed, minimum=0)
 
     def encode_set(dataset: Dataset[Any]) -> tuple[Tensor, Tensor]:
         loader = subset_loader(dataset, num_images, batch_size, num_workers)
-        return encode_batches(encode, loader, prepare=prepare, device=device, axes=("b", "n", "d"))
+        features, labels = encode_batches(
+            encode, loader, prepare=prepare, device=device, axes=("b", "n", "d"), views=views
+        )
+        num_views = len(features) // len(labels)
+        return features.view(len(labels), num_views, *features.shape[1:]), labels
 
     features, labels = encode_set(train)
     classes, class_indices = torch.unique(labels, return_inverse=True)
     if len(classes) < 2:
         raise ValueError(f"train: must hold at least 2 classes, got only {int(classes[0])}")
-    shape, width = tuple(features.shape), features.shape[-1]
+    shape, width = tuple(features.flatten(0, 1).shape), features.shape[-1]
     if not features.numel():
         raise ValueError(f"encode: must return at least one feature per image, got {shape}")
     if width % num_heads:
@@ -156,6 +166,10 @@ def _fit_head(
         torch.default_generator.manual_seed(seed)
         head = _Head(features.shape[-1], num_heads, int(class_indices.max()) + 1)
     head.to(device, torch.float32)
+    # Every view of the items is a row.
+    num_views = features.shape[1]
+    rows = (num_views * rows[:, None] + torch.arange(num_views)).flatten()
+    features, class_indices = features.flatten(0, 1), class_indices.repeat_interleave(num_views)
     steps = epochs * math.ceil(len(rows) / _BATCH_SIZE)
     schedule = warmup_cosine(lr, 0.0, warmup_steps=steps // 10, steps=steps)
     optimizer = torch.optim.AdamW(param_groups(head, weight_decay))
@@ -180,10 +194,12 @@ def _fit_head(
 def _accuracy(head: "_Head", features: Tensor, class_indices: Tensor, rows: Tensor) -> float:
     correct = []
     for batch in torch.split(rows, 4 * _BATCH_SIZE):
-        logits = head(features[batch].to(head.query.device)).cpu()
+        logits = head(features[batch].flatten(0, 1).to(head.query.device)).cpu()
         if not logits.isfinite().all():
             return _DIVERGED
-        correct.append((logits.argmax(dim=1) == class_indices[batch]).double())
+        by_view = logits.view(len(batch), -1, logits.shape[-1])
+        scores = by_view[:, 0] if by_view.shape[1] == 1 else by_view.softmax(dim=-1).mean(dim=1)
+        correct.append((scores.argmax(dim=1) == class_indices[batch]).double())
     return torch.cat(correct).mean().item()
 
 

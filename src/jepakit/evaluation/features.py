@@ -118,8 +118,13 @@ def encode_batches(
     device: torch.device | str | int | None,
     axes: tuple[str, ...],
     grid_size: Sequence[int] | None = None,
+    views: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Return the outputs of `encode`, which must have these axes, and the labels, on the CPU."""
+    """Return the outputs of `encode`, which must have these axes, and the labels, on the CPU.
+
+    With `views` images are `[b v ...]`. Every view is prepared and encoded as an image of its own
+    and has a row of its own in the outputs, not in the labels.
+    """
     grid = None if grid_size is None else as_grid_size("grid_size", grid_size)
     outputs: list[Tensor] = []
     all_labels: list[Tensor] = []
@@ -129,8 +134,13 @@ def encode_batches(
             moved = images if device is None else images.to(device, non_blocking=True)
             # Trimmed to the batch's longest: what is not seen costs nothing.
             context = [TokenSet.from_mask(mask, grid).to(moved.device) for mask in valid if grid]
+            if views:
+                if moved.dim() < 3:
+                    shape = tuple(moved.shape)
+                    raise ValueError(f"loader: must yield several views [b v ...], got {shape}")
+                moved = moved.flatten(0, 1)
             output = encode(moved if prepare is None else prepare(moved), *context)
-            _check_output(output, images, number, axes, first=outputs[0] if outputs else None)
+            _check_output(output, moved, number, axes, first=outputs[0] if outputs else None)
             outputs.append(output.to("cpu", torch.float32))
             all_labels.append(labels.to("cpu", torch.int64))
     if not outputs:

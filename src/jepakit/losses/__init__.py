@@ -16,6 +16,7 @@ from jepakit.losses.masked import (
     masked_mse,
     masked_smooth_l1,
 )
+from jepakit.losses.next_step import next_step_loss
 from jepakit.losses.regularizers import (
     barlow,
     covariance_loss,
@@ -47,6 +48,7 @@ __all__ = [
     "masked_l1",
     "masked_mse",
     "masked_smooth_l1",
+    "next_step_loss",
     "normalize_targets",
     "relational_loss",
     "sigreg",

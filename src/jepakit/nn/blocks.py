@@ -1,7 +1,9 @@
 """`Block`: a pre-norm transformer block with key masks and rotary positions."""
 
+import math
 from collections import OrderedDict
-from typing import Any, Literal, cast
+from collections.abc import Iterable
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from einops import rearrange
@@ -16,7 +18,8 @@ from jepakit.nn.positions import rotate_adjacent, rotate_halves
 __all__ = ["Block"]
 
 Features = Float[Tensor, "b n d"]
-KeyMask = Float[Tensor, "#b 1 1 n"]
+KeyMask = Float[Tensor, "#b 1 #m n"]
+KeyMaskWithCache = Float[Tensor, "#b 1 #m keys"]
 Rotary = Float[Tensor, "#b n width"]
 RotaryPairs = Literal["halves", "adjacent"]
 
@@ -104,7 +107,8 @@ class Block(nn.Module):
         Args:
             x: Features of all entries.
             key_mask: Added to the attention scores of each key: 0 for a key that takes part, -inf
-                for padding. At least one key of a sample must take part.
+                for padding; one row for all entries from `first` on, or one for each. At least one
+                key of a row must take part.
             rotary: Cosines of the angles by which the pairs of a head turn at each entry, then
                 their sines: one for each pair with `rotary_pairs="halves"`, one for each feature
                 with `"adjacent"`. None for no rotary positions.
@@ -123,8 +127,10 @@ class Block(nn.Module):
         self, x: Features, key_mask: KeyMask | None, rotary: Rotary | None, first: int
     ) -> Float[Tensor, "b m d"]:
         attended = self.attn(self.norm1(x), key_mask, rotary, first)
-        if first > 0:
-            x = x[:, first:]
+        return self._add_branches(x[:, first:] if first > 0 else x, attended)
+
+    def _add_branches(self, x: Features, attended: Features) -> Features:
+        """Add the output of the attention, then that of the MLP."""
         x = x + self.drop_path(self.ls1(attended))
         return cast(Tensor, x + self.drop_path(self.ls2(self.mlp(self.norm2(x)))))
 
@@ -143,13 +149,24 @@ class Attention(nn.Module):
         self, x: Features, key_mask: KeyMask | None, rotary: Rotary | None, first: int = 0
     ) -> Float[Tensor, "b m d"]:
         """Features of the entries from `first` on, which attend to all entries."""
+        q, k, v = self.project(x, rotary)
+        if first > 0:
+            q = q[:, :, first:]
+        return self.attend(q, k, v, key_mask)
+
+    def project(self, x: Features, rotary: Rotary | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values `[b h n head_dim]`, the first two rotated."""
         qkv = rearrange(self.qkv(x), "b n (qkv h d) -> qkv b h n d", qkv=3, h=self.num_heads)
         q, k, v = qkv.unbind(0)
         if rotary is not None:
             rotate = rotate_halves if self.rotary_pairs == "halves" else rotate_adjacent
             q, k = rotate(q, rotary), rotate(k, rotary)
-        if first > 0:
-            q = q[:, :, first:]
+        return q, k, v
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, key_mask: KeyMaskWithCache | None
+    ) -> Float[Tensor, "b m d"]:
+        """Features of the queries, which attend to all keys."""
         heads = F.scaled_dot_product_attention(q, k, v, attn_mask=key_mask)
         return cast(Tensor, self.proj(rearrange(heads, "b h n d -> b n (h d)")))
 
@@ -191,3 +208,47 @@ def drop_path_rates(drop_path: float, depth: int) -> list[float]:
     if drop_path > 0 and depth == 1:
         raise ValueError(f"drop_path={drop_path}: must be 0 with depth=1")
     return [drop_path * i / max(1, depth - 1) for i in range(depth)]
+
+
+class KeysValues(NamedTuple):
+    """Keys, rotated already, and values of entries that later ones attend to."""
+
+    k: Float[Tensor, "b h n head_dim"]
+    v: Float[Tensor, "b h n head_dim"]
+
+
+def run_after(
+    block: Block,
+    x: Features,
+    cache: list[KeysValues],
+    key_mask: KeyMaskWithCache | None,
+    rotary: Rotary | None,
+) -> tuple[Features, KeysValues]:
+    """A block's output for entries that attend to cached ones and to themselves.
+
+    A cache of fewer samples is shared: with 2 samples of 3 candidates each in `x`, its first sample
+    serves the first 3. The copies last for this call. Also returns the keys and values of `x`.
+    """
+    q, k, v = block.attn.project(block.norm1(x), rotary)
+    new = KeysValues(k, v)
+    parts = [
+        KeysValues(*(each.repeat_interleave(len(x) // len(each), dim=0) for each in part))
+        if len(part.k) != len(x)
+        else part
+        for part in [*cache, new]
+    ]
+    keys, values = (torch.cat(each, dim=2) for each in zip(*parts, strict=True))
+    return block._add_branches(x, block.attn.attend(q, keys, values, key_mask)), new
+
+
+def init_predictor(module: nn.Module, blocks: Iterable[nn.Module]) -> None:
+    """I-JEPA's initialisation of linear layers: a std of 0.02, less in residual projections."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.trunc_normal_(part.weight, std=0.02)
+            nn.init.zeros_(part.bias)
+    with torch.no_grad():
+        for layer, part in enumerate(blocks, start=1):
+            block = cast(Block, part)
+            block.attn.proj.weight.div_(math.sqrt(2 * layer))
+            cast(nn.Linear, block.mlp[-1]).weight.div_(math.sqrt(2 * layer))

@@ -1,6 +1,5 @@
 """Predictor: a narrow vision transformer from context features to predictions at the targets."""
 
-import math
 from collections.abc import Sequence
 from typing import Literal, cast
 
@@ -21,7 +20,7 @@ from jepakit._checks import (
 )
 from jepakit.nn._padding import additive_key_mask, zero_padding
 from jepakit.nn._positioned import Positioned
-from jepakit.nn.blocks import Block, drop_path_rates
+from jepakit.nn.blocks import Block, drop_path_rates, init_predictor
 from jepakit.tokens import TokenSet
 from jepakit.tokens._arguments import check_positions, check_same_device, check_token_set
 from jepakit.tokens._grid import level_grids
@@ -162,20 +161,12 @@ class MaskedPredictor(Positioned):
             cast(Block, block).set_grad_checkpointing(enable)
 
     def _initialise(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+        init_predictor(self, self.blocks)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
         if self.position == "learned":
             nn.init.trunc_normal_(self.position_table, std=0.02)
         if len(self.grid_sizes) > 1:
             nn.init.trunc_normal_(self.level_embedding, std=0.02)
-        with torch.no_grad():
-            for layer, module in enumerate(self.blocks, start=1):
-                block = cast(Block, module)
-                block.attn.proj.weight.div_(math.sqrt(2 * layer))
-                cast(nn.Linear, block.mlp[-1]).weight.div_(math.sqrt(2 * layer))
 
     def forward(
         self,

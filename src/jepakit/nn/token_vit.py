@@ -23,7 +23,7 @@ from jepakit._checks import (
     type_name,
     value_checks_on,
 )
-from jepakit._wrapped import unwrap
+from jepakit._wrapped import clean_names, unwrap
 from jepakit.nn._padding import additive_key_mask, zero_padding
 from jepakit.nn._positioned import Positioned
 from jepakit.nn.blocks import Block, drop_path_rates
@@ -348,6 +348,76 @@ class TokenViT(Positioned):
             state["registers"] = vit.prefix
         encoder.to(vit.kernel).load_state_dict(state)
         return encoder.train(timm_vit.training)
+
+    def deflate(self, step: int = 0) -> nn.Module:
+        r"""Image model with a copy of the weights of this encoder of clips; `inflate` undone.
+
+        The kernel of a tubelet is summed over its frames, and positions are those of one step of
+        time. So an image has the features that a tubelet of equal frames has at this step, as a
+        context without other steps. Registers become register tokens of timm's, in front of
+        patches.
+
+        With `repeat_registers` only a clip of one step counts registers as an image does.
+
+        Args:
+            step: Step of time whose positions are taken, of learned or added ones.
+
+        Returns:
+            A `VisionTransformer` of timm's, as `MaskedViT` takes it, without class token and head.
+
+        Raises:
+            ValueError: If the encoder has rotary positions or another embedding than `Tubelets`, or
+                there is no such step.
+
+        Example:
+            >>> from jepakit.nn import TokenViT, Tubelets
+            >>> embed = Tubelets((2, 16, 16), 96)
+            >>> encoder = TokenViT(
+            ...     (4, 4, 4), 96, depth=2, num_heads=3, embed=embed, position="sincos")
+            >>> vit = encoder.deflate()
+            >>> vit.patch_embed.grid_size, vit.num_prefix_tokens
+            ((4, 4), 0)
+        """
+        from jepakit.nn._backbones.plain import PlainViT, build_plain_vit
+
+        step = as_int("step", step, minimum=0)
+        embed = unwrap(self.embed)
+        if not isinstance(embed, Tubelets):
+            raise ValueError(f"embed={type(embed).__name__}: must be Tubelets to be deflated")
+        if self._is_rotary:
+            raise ValueError(
+                f"position={self.position!r}: rotary positions cannot be carried over; must be "
+                "'sincos' or 'learned'"
+            )
+        steps, *sides = self.grid_size
+        if step >= steps:
+            raise ValueError(f"step={step}: must be below the {steps} steps of the grid")
+        tensors = clean_names(self.state_dict().items())
+        positions = self._position_rows(self.grid_size).detach()
+        block = cast(Block, unwrap(self.blocks[0]))
+        kernel, bias = tensors.pop("embed.proj.weight"), tensors.pop("embed.proj.bias")
+        prefix = tensors.pop("registers", kernel.new_zeros(0, self.embed_dim))
+        tensors.pop("position_table", None)
+        last = cast(Block, unwrap(self.blocks[-1]))
+        vit = build_plain_vit(
+            PlainViT(
+                patch_size=cast(tuple[int, int], embed.patch_size[1:]),
+                grid_size=cast(tuple[int, int], tuple(sides)),
+                in_channels=embed.in_channels,
+                embed_dim=self.embed_dim,
+                depth=len(self.blocks),
+                num_heads=block.attn.num_heads,
+                mlp_dim=cast(nn.Linear, block.mlp.fc1).out_features,
+                drop_path=last.drop_path.prob,
+                has_layer_scale=not isinstance(block.ls1, nn.Identity),
+                kernel=kernel.sum(dim=2),
+                bias=bias,
+                prefix=prefix,
+                positions=positions.view(*self.grid_size, -1)[step].flatten(0, 1).to(kernel),
+                tensors=tensors,
+            )
+        )
+        return cast(nn.Module, vit.train(self.training))
 
     def _sequence(
         self, inputs: Tensor, context: TokenSet | None

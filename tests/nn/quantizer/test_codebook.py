@@ -53,6 +53,20 @@ def test_comes_back_when_the_data_move_away(refresh_ratio: float) -> None:
     assert found >= 0.9 if refresh_ratio else found < 0.1
 
 
+def test_stays_in_use_while_the_features_move() -> None:
+    """Above 10 % at every step. Trap: commitment 0.3, momentum 0.99 and a refresh every 500 steps
+    left 1.7 % of a codebook in use, and only a count of codes would have shown it."""
+    quantizer = VectorQuantizer(64, 16, commitment_weight=0.15, momentum=0.95)
+    stale = VectorQuantizer(64, 16, commitment_weight=0.15, momentum=0.99, refresh_ratio=0.0)
+    lowest = {quantizer: 1.0, stale: 1.0}
+    for step in range(200):
+        features = clustered(512, shift=0.1 * step) * (1 + 0.02 * step)  # as an encoder that learns
+        for each in lowest:
+            lowest[each] = min(lowest[each], each(features).usage_ratio.item())
+    assert lowest[quantizer] > 0.1, "used throughout"
+    assert lowest[stale] < 0.1, "the features move far enough to show it"
+
+
 @settings(max_examples=8)
 @given(seed=st.integers(0, 2**31), cosine=st.booleans(), front=st.booleans())
 def test_padding_never_votes(seed: int, cosine: bool, front: bool) -> None:

@@ -1,4 +1,4 @@
-"""Weights and shape of a plain timm `VisionTransformer`, for a module that computes the same."""
+"""Weights and shape of a plain timm `VisionTransformer`: read from one, or built into one."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -116,6 +116,37 @@ def read_plain_vit(model: Any) -> PlainViT:
         positions=positions,
         tensors=tensors,
     )
+
+
+def build_plain_vit(vit: PlainViT) -> Any:
+    """Return a model with these weights, its prefix as register tokens: `read_plain_vit` undone."""
+    height, width = vit.patch_size
+    rows, columns = vit.grid_size
+    model = _vit.VisionTransformer(
+        img_size=(rows * height, columns * width),
+        patch_size=vit.patch_size,
+        in_chans=vit.in_channels,
+        num_classes=0,
+        global_pool="",
+        embed_dim=vit.embed_dim,
+        depth=vit.depth,
+        num_heads=vit.num_heads,
+        mlp_ratio=(vit.mlp_dim + 0.5) / vit.embed_dim,  # rounded down to `mlp_dim`
+        init_values=1.0 if vit.has_layer_scale else None,
+        class_token=False,
+        reg_tokens=len(vit.prefix),
+        no_embed_class=True,
+        drop_path_rate=vit.drop_path,
+    )
+    state = vit.tensors | {
+        "patch_embed.proj.weight": vit.kernel,
+        "patch_embed.proj.bias": vit.bias,
+        "pos_embed": vit.positions[None],
+    }
+    if len(vit.prefix):
+        state["reg_token"] = vit.prefix[None]
+    model.to(vit.kernel).load_state_dict(state)
+    return model
 
 
 _SCALES = ("ls1", "ls2")
