@@ -17,10 +17,12 @@ from jepakit.checkpoints import load_checkpoint
 from jepakit.data import textured_shapes
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+IMAGES = "a few images"  # stands for the file
 TINY = {
-    "ijepa": ["--eval-images", "100", "--steps", "60", "--batch-size", "8", "--knn-every", "1000"],
-    "hjepa": ["--eval-images", "100", "--steps", "60", "--batch-size", "8"],
-    "lejepa": ["--eval-images", "100", "--steps", "60", "--batch-size", "8"],
+    "ijepa": ["--data", IMAGES, "--eval-images", "100", "--batch-size", "8", "--knn-every", "1000"],
+    "hjepa": ["--data", IMAGES, "--eval-images", "100", "--batch-size", "8"],
+    "lejepa": ["--data", IMAGES, "--eval-images", "100", "--batch-size", "8"],
+    "arc_jepa": ["--puzzles", "40", "--candidates", "40", "--batch-size", "8"],
 }
 
 pytestmark = [pytest.mark.slow, pytest.mark.parametrize("name", TINY)]
@@ -39,11 +41,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def start(name: str, data: str, out: Path, *options: str) -> subprocess.Popen[str]:
-    command = [sys.executable, str(EXAMPLES / f"{name}.py"), "--data", data, "--out", str(out)]
+    command = [sys.executable, str(EXAMPLES / f"{name}.py"), "--out", str(out), "--steps", "60"]
+    command += [data if word == IMAGES else word for word in TINY[name]]
     # As a user runs it, and on one thread, so that sums have one order.
     settings = {"JEPAKIT_TYPECHECK": "0", "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
     return subprocess.Popen(
-        [*command, *TINY[name], "--device", "cpu", "--save-every", "2", *options],
+        [*command, "--device", "cpu", "--save-every", "2", *options],
         env={**os.environ, **settings},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -127,6 +127,13 @@ def test_ablations_are_accepted(benchmarks, monkeypatch) -> None:
             accepted(ROOT / "examples/ijepa.py", [*ablations.BASE, *options], monkeypatch)
 
 
+def test_rows_of_the_grid_puzzles_are_accepted(benchmarks, monkeypatch) -> None:
+    arc = load(benchmarks / "arc.py")
+    assert len({tuple(options) for options in arc.ROWS.values()}) == len(arc.ROWS)
+    for options in arc.ROWS.values():
+        accepted(ROOT / "examples/arc_jepa.py", options, monkeypatch)
+
+
 SCRIPTS = [*sorted((ROOT / "examples").rglob("*.py")), ROOT / "benchmarks" / "supervised.py"]
 
 
