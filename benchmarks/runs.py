@@ -249,14 +249,15 @@ def cells_with_std(runs: Sequence[Sequence[float]]) -> str:
     return f"{cells(runs)} | {spread(stds, digits=2) if stds else ''}"
 
 
-def arguments(description: str, *, images: int) -> argparse.ArgumentParser:
-    """A parser with the options that all tables share."""
+def arguments(description: str, *, images: int | None = None) -> argparse.ArgumentParser:
+    """A parser with the options that all tables share; `--images` only with a default."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--data", required=True, help="dataset, as in the examples")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument(
-        "--images", type=int, default=images, help="number of training images of the first row"
-    )
+    if images is not None:
+        parser.add_argument(
+            "--images", type=int, default=images, help="number of training images of the first row"
+        )
     parser.add_argument("--parallel", type=int, default=2, help="number of runs at a time")
     parser.add_argument("--runs", type=Path, required=True, help="folder for the runs")
     parser.add_argument(

@@ -2,10 +2,8 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -76,44 +74,6 @@ def test_the_call_that_is_printed_takes_the_weights(finished: tuple[Path, str]) 
     call = next(line for line in printed.splitlines() if line.startswith("TokenViT("))
     encoder = eval(call, {"TokenViT": TokenViT, "Tubelets": Tubelets})
     encoder.load_state_dict(torch.load(out / "teacher.pth", weights_only=True))
-
-
-def test_killed_and_resumed_is_as_never_stopped(
-    finished: tuple[Path, str], data: str, tmp_path: Path
-) -> None:
-    """Traps: a schedule reset on resume; data and masks drawn anew after it."""
-    options = ("--data", data)
-    process = subprocess.Popen(
-        command(tmp_path, *options), env=environment(), stdout=subprocess.DEVNULL
-    )
-    while not (tmp_path / "checkpoint.pt").exists() and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    stopped_at = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"]
-    assert stopped_at < 24, "the run ended before it could be killed"
-    printed = run(tmp_path, *options, "--resume")
-    assert f"resuming at step {stopped_at}" in printed
-    resumed = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-    straight = torch.load(finished[0] / "checkpoint.pt", weights_only=True)
-    assert resumed["curves"] == straight["curves"]
-    for part in ("student", "teacher", "centres"):
-        for name, tensor in straight[part].items():
-            if isinstance(tensor, torch.Tensor):
-                assert torch.equal(resumed[part][name], tensor), name
-    assert resumed["teacher"]["_extra_state"] == {"step": 24}
-
-
-def test_resume_with_other_settings_is_refused(finished: tuple[Path, str], data: str) -> None:
-    done = subprocess.run(
-        command(finished[0], "--data", data, "--resume", "--lr", "0.5"),
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode != 0
-    assert "lr=0.002, now it is 0.5" in done.stderr
 
 
 def test_the_result_can_be_traced(finished: tuple[Path, str]) -> None:

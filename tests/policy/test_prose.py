@@ -15,7 +15,7 @@ PAGES = [
     ROOT / "CHANGELOG.md",
     *sorted((ROOT / "docs").rglob("*.md")),
     *sorted((ROOT / "docs").glob("*.py")),
-    *sorted((ROOT / "examples").glob("*.py")),
+    *sorted((ROOT / "examples").rglob("*.py")),
     *sorted((ROOT / "benchmarks").glob("*.py")),
 ]
 TESTS = sorted((ROOT / "tests").rglob("*.py"))

