@@ -92,6 +92,10 @@ def main() -> None:
     console, out, device = Console(), Path(args.out), torch.device(args.device)
     out.mkdir(parents=True, exist_ok=True)
     train, test = load_images(args.data, image_size=args.image_size)
+    if len(train[0]) == 1:  # the tables at the end compare features by labels
+        raise SystemExit(
+            f"--data {args.data}: must have labels, such as a subfolder for each class"
+        )
     statistics, (channels, *size) = PixelStatistics.from_dataset(train), train[0][0].shape
     normalize = standardise_each if args.standardise == "image" else statistics
     steps = args.epochs * (len(train) // args.batch_size) if args.steps is None else args.steps

@@ -47,6 +47,10 @@ def main() -> None:
     console, out, device = Console(), Path(args.out), torch.device(args.device)
     out.mkdir(parents=True, exist_ok=True)
     train, test = load_images(args.data, image_size=args.image_size)
+    if len(train[0]) == 1:  # the tables at the end compare features by labels
+        raise SystemExit(
+            f"--data {args.data}: must have labels, such as a subfolder for each class"
+        )
     normalize, (channels, *size) = PixelStatistics.from_dataset(train), train[0][0].shape
     if channels == 1 and (args.colour or args.grey):
         raise SystemExit(f"--colour, --grey: the images of {args.data} have a single channel")

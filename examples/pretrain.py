@@ -55,6 +55,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import jepakit
 from jepakit import CollapseMonitor, EMATeacher, MaskCollator, MaskedPredictor, MaskedViT, Masks
+from jepakit.checkpoints import load_checkpoint, save_checkpoint
 from jepakit.data import PixelStatistics, ResumableBatches, load_images, random_crops
 from jepakit.evaluation import Features, extract_features, knn_accuracy
 from jepakit.interop import timm_state_dict
@@ -83,6 +84,8 @@ def main() -> None:
     ranks = join(args.device)
     train_set, eval_sets, image_shape = load_data(args)
     args.steps = args.steps or args.epochs * (len(train_set) // args.batch_size)
+    if args.steps == 0:
+        ranks.fail(f"--batch-size {args.batch_size}: must be at most the {len(train_set)} images")
     if args.batch_size % (ranks.size * args.accumulate):
         ranks.fail(
             f"--batch-size {args.batch_size}: must be a multiple of {ranks.size} processes times "
@@ -279,7 +282,15 @@ def stream_batches(
             seed=args.seed + epoch,
         )
         samples = shards.shuffle(1000).map(partial(decode, args=args, epoch=epoch))
-        yield from DataLoader(samples, batch_size, drop_last=True, collate_fn=collate, **options)
+        number = 0
+        for batch in DataLoader(samples, batch_size, drop_last=True, collate_fn=collate, **options):
+            yield batch
+            number += 1
+        if number == 0:  # for ever, otherwise
+            raise ValueError(
+                f"--data {args.data}: a pass has no batch of {batch_size} images for a loader "
+                "process of this rank; give more images, or lower --batch-size or --workers"
+            )
 
 
 def decode(sample: dict[str, Any], args: argparse.Namespace, epoch: int) -> dict[str, Any]:
@@ -538,10 +549,7 @@ class Checkpoints:
         dcp.save(sharded_state(run), checkpoint_id=unfinished)
         if self.ranks.rank == 0:
             state = {"step": step, "args": vars(run.args), "knn": run.knn}
-            with open(unfinished / "run.pt", "wb") as file:
-                torch.save(state | {"monitor": run.monitor.state_dict()}, file)
-                file.flush()
-                os.fsync(file.fileno())
+            save_checkpoint(unfinished / "run.pt", state | {"monitor": run.monitor.state_dict()})
             os.replace(unfinished, final)
             for old in sorted(self.folder.glob("step-*"))[:-NUM_KEPT]:
                 os.replace(old, old.with_suffix(".tmp"))  # never half of a folder that is read
@@ -554,7 +562,10 @@ class Checkpoints:
         if not complete:
             return 0
         run, path = self.run, complete[-1]
-        state = torch.load(path / "run.pt", weights_only=True)
+        try:
+            state = load_checkpoint(path / "run.pt", keys=("step", "args", "knn", "monitor"))
+        except (ValueError, FileNotFoundError) as error:
+            self.ranks.fail(f"--resume: {error}; or remove {path}, and the one before it is read")
         for name, value in vars(run.args).items():
             saved = state["args"].get(name)
             if name not in MAY_DIFFER and saved != value:

@@ -54,6 +54,10 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     sizes = dict(num_frames=args.num_frames, frame_step=args.frame_step, image_size=args.image_size)
     train, test = load_clips(args.data, **sizes)
+    if len(train[0]) == 1:  # the tables at the end compare features by labels
+        raise SystemExit(
+            f"--data {args.data}: must have labels, such as a subfolder for each class"
+        )
     channels, *size = train[0][0].shape
     torch.manual_seed(args.seed)
     steps = args.epochs * (len(train) // args.batch_size) if args.steps is None else args.steps

@@ -70,7 +70,7 @@ def main() -> None:
         num_heads=args.heads,
     ).to(device)
     model = nn.ModuleDict({"encoder": encoder, "predictor": predictor})
-    untrained = copy.deepcopy(encoder)
+    untrained = copy.deepcopy(encoder).eval()
     optimizer = torch.optim.AdamW(param_groups(model, args.weight_decay))
     lr = jepakit.warmup_cosine(
         args.lr, args.lr / 100, warmup_steps=args.steps // 10, steps=args.steps
@@ -210,7 +210,9 @@ def main() -> None:
     policies: dict[str, Policy] = {
         "planner": planner,
         "straight line": lambda position, goal, _: straight_line(position, goal, args.replan),
-        "random": lambda position, *_: 2 * torch.rand(len(position), args.replan, 2) - 1,
+        "random": lambda position, *_: (
+            2 * torch.rand(len(position), args.replan, 2, device=position.device) - 1
+        ),
     }
     paths = {
         name: follow(policy, start, goal, args.max_steps, args.image_size)
@@ -573,6 +575,12 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.image_size % 8:
         parser.error(f"--image-size {args.image_size}: must be a multiple of 8")
+    if not 1 <= args.hold <= args.plan_steps:
+        parser.error(f"--hold {args.hold}: must be from 1 to --plan-steps {args.plan_steps}")
+    if not 2 <= args.elites <= args.candidates:
+        parser.error(f"--elites {args.elites}: must be from 2 to --candidates {args.candidates}")
+    if args.tasks < 4:
+        parser.error(f"--tasks {args.tasks}: must be at least 4, of which one is in the same room")
     if args.frames <= max(HORIZON, args.plan_steps):
         parser.error(f"--frames {args.frames}: must be above --plan-steps and {HORIZON}")
     return args

@@ -1,14 +1,17 @@
 """Laws of checkpoints: a file is whole or an error, and a stop leaves one behind."""
 
+import argparse
 import errno
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -103,18 +106,42 @@ def test_a_flipped_bit_is_found_or_changes_nothing(
     assert "a.pt" in loaded if isinstance(loaded, str) else equal(loaded, some_state())
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_state_that_diverged_is_not_saved(bad: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float8_e5m2, torch.complex64])
+def test_a_state_that_diverged_is_not_saved(dtype: torch.dtype, tmp_path: Path) -> None:
     """Trap: the last good checkpoint is replaced by one full of NaN."""
     path, state = tmp_path / "a.pt", some_state()
     save_checkpoint(path, state)
-    state["model"] = {"weight": torch.tensor([1.0, bad])}
-    with pytest.raises(ValueError, match=r"model\.weight holds values that are not finite"):
+    state["model"] = {"weight": torch.tensor([1.0, float("nan")]).to(dtype)}
+    with pytest.raises(ValueError, match=r"model\.weight holds NaN"):
         save_checkpoint(path, state)
     assert equal(load_checkpoint(path), some_state())
     torch.save(state, path)
-    with pytest.raises(ValueError, match=r"a\.pt.*model\.weight holds values"):
+    with pytest.raises(ValueError, match=r"a\.pt.*model\.weight holds NaN"):
         load_checkpoint(path)
+
+
+@pytest.mark.parametrize("save", [save_checkpoint, check_can_save])
+@pytest.mark.parametrize(
+    "entry", [Path("x"), argparse.Namespace(a=1), np.float64(1), np.ones(2), defaultdict(int)]
+)
+def test_what_could_not_be_read_is_not_saved(save: Any, entry: Any, tmp_path: Path) -> None:
+    """Trap: a run of days whose checkpoints no one can load."""
+    with pytest.raises(TypeError, match=r"state: args\.out is a .*must be a tensor, a number"):
+        save(tmp_path / "a.pt", {"args": {"out": entry}})
+    assert not list(tmp_path.iterdir())
+
+
+def test_infinity_is_no_divergence(tmp_path: Path) -> None:
+    """A causal mask in a buffer is full of it."""
+    save_checkpoint(tmp_path / "a.pt", {"mask": torch.full((2, 2), -torch.inf)})
+    assert load_checkpoint(tmp_path / "a.pt")["mask"].isinf().all()
+
+
+@pytest.mark.parametrize("save", [save_checkpoint, check_can_save])
+def test_a_folder_is_no_file(save: Any, tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError, match="is a folder"):
+        save(tmp_path, {"step": 1})
+    assert not list(tmp_path.parent.glob("*.partial"))
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:

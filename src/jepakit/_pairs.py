@@ -23,7 +23,9 @@ class Pairs:
         ValueError: If names, shapes or sharding differ.
     """
 
-    def __init__(self, teacher: nn.Module, student: nn.Module) -> None:
+    def __init__(
+        self, teacher: nn.Module, student: nn.Module, before: "Pairs | None" = None
+    ) -> None:
         parameters = clean_names(teacher.named_parameters())
         ours = parameters | clean_names(teacher.named_buffers())
         theirs = clean_names(student.named_parameters()) | clean_names(student.named_buffers())
@@ -48,7 +50,8 @@ class Pairs:
                 self._averaged[1].append(source)
         self._names = averaged_names + converted_names
         self._one_device = len({ours[name].device for name in self._names}) < 2
-        self._finite: tuple[Tensor, Any] | None = None  # a result on its way from CUDA
+        # A result on its way from CUDA, kept over new pairs: sharded tensors need some each step.
+        self._finite: tuple[Tensor, Any] | None = None if before is None else before._finite
         # Tensors made in inference mode count no changes; they cannot be trained either.
         self._trained = [theirs[name] for name in parameters if not theirs[name].is_inference()]
         tensors = (*ours.values(), *theirs.values())
@@ -99,7 +102,13 @@ class Pairs:
             _local(mine).copy_(_local(source))
 
     def _check_finite(self, sources: list[Tensor]) -> None:
-        """One reduction over all parameters, whose result is read at once on the CPU."""
+        """One reduction over all parameters, whose result is read at once on the CPU.
+
+        On CUDA it is read once it has arrived; on other devices, where to read it would wait for all
+        that is queued, nothing is checked.
+        """
+        if sources[0].device.type not in ("cpu", "cuda"):
+            return
         norms: Sequence[Tensor] = torch._foreach_norm(sources)
         if not self._one_device:
             norms = [norm.cpu() for norm in norms]
@@ -108,7 +117,6 @@ class Pairs:
             if not finite:
                 self._raise_not_finite(sources)
             return
-        # On CUDA, to read it would wait for all that is queued. It is read once it has arrived.
         if self._finite is None:
             arriving = torch.empty_like(finite, device="cpu", pin_memory=True)
             arriving.copy_(finite, non_blocking=True)

@@ -1,7 +1,9 @@
 """Checkpoints of a training loop: files that are whole, and a stop that leaves one behind."""
 
+import errno
 import os
 import signal
+from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -28,11 +30,13 @@ def save_checkpoint(path: _Path, state: Mapping[str, Any]) -> None:
 
     Args:
         path: The file, in a folder that exists.
-        state: Names with state dicts, numbers, texts, lists and the like.
+        state: Names with tensors, numbers, texts, None, and dicts, lists and tuples of these, such
+            as state dicts. Nothing else is read back, since it could run code.
 
     Raises:
-        ValueError: A tensor of the state is not finite. A run that has diverged must not replace
-            the checkpoint that it could continue from.
+        TypeError: The state holds something else, such as a `Path` or a NumPy number.
+        ValueError: A tensor of the state holds NaN. A run that has diverged must not replace the
+            checkpoint that it could continue from.
         OSError: The file cannot be written; `path` is as it was.
 
     Example:
@@ -44,7 +48,6 @@ def save_checkpoint(path: _Path, state: Mapping[str, Any]) -> None:
         10
     """
     path = Path(path)
-    _check_finite(f"state for {path}", state)
     partial = _write_beside(path, state)
     partial.replace(path)
     with suppress(OSError):  # systems where a folder cannot be opened keep renames anyway
@@ -66,6 +69,7 @@ def check_can_save(path: _Path, state: Mapping[str, Any]) -> None:
         state: A state like those to be saved.
 
     Raises:
+        TypeError, ValueError: As in `save_checkpoint`.
         OSError: The file cannot be written.
 
     Example:
@@ -96,7 +100,7 @@ def load_checkpoint(
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: The file is empty, truncated, damaged or of another kind, lacks one of `keys`,
-            or holds a tensor that is not finite.
+            or holds a tensor with NaN.
 
     Example:
         >>> import tempfile
@@ -117,7 +121,7 @@ def load_checkpoint(
             f"path={path!r}: must hold {', '.join(missing)}, but has {held}; it is of another "
             "version or another script, so start a new run"
         )
-    _check_finite(f"path={path!r}", state)
+    _check_no_nan(f"path={path!r}", state)
     return state
 
 
@@ -174,11 +178,16 @@ class StopRequest:
 
 def _write_beside(path: Path, state: Mapping[str, Any]) -> Path:
     """Write a state to the disk under another name in the same folder, or leave nothing."""
+    state = dict(state)
+    _check_entries(state)
+    _check_no_nan(f"state for {path}", state)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "is a folder, not a file for a checkpoint", str(path))
     partial = path.with_name(f"{path.name}.partial")
     try:
         # Opened here: errors of torch's own writer name neither the cause nor the file.
         with open(partial, "wb") as file:
-            torch.save(dict(state), file)
+            torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
     except BaseException as error:
@@ -189,22 +198,38 @@ def _write_beside(path: Path, state: Mapping[str, Any]) -> Path:
     return partial
 
 
-def _check_finite(what: str, state: Any) -> None:
-    for name, tensor in _tensors(state):
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise ValueError(
-                f"{what}: {name} holds values that are not finite; continue from an earlier "
-                "checkpoint, with a lower learning rate"
+# What `torch.load` reads without running code; subclasses, such as NumPy's float64, it does not.
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
+
+
+def _check_entries(state: Mapping[str, Any]) -> None:
+    for name, value in _entries(state):
+        if not isinstance(value, Tensor) and type(value) not in _PLAIN:
+            raise TypeError(
+                f"state: {name} is a {type_name(value)}: must be a tensor, a number, a text or a "
+                "plain dict, list or tuple of these; reading anything else could run code"
             )
 
 
-def _tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """All tensors of nested containers, with the names that lead to them."""
-    if isinstance(value, Tensor):
-        yield name, value
-    elif isinstance(value, Mapping):
+def _check_no_nan(what: str, state: Mapping[str, Any]) -> None:
+    for name, value in _entries(state):
+        if not isinstance(value, Tensor) or value.layout != torch.strided:
+            continue
+        eight_bits = value.is_floating_point() and value.element_size() == 1  # have no `isnan`
+        if (value.float() if eight_bits else value).isnan().any():
+            raise ValueError(
+                f"{what}: {name} holds NaN; continue from an earlier checkpoint, with a lower "
+                "learning rate"
+            )
+
+
+def _entries(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """All entries of nested containers, with the names that lead to them."""
+    if type(value) in (dict, OrderedDict):
         for key, inner in value.items():
-            yield from _tensors(inner, f"{name}.{key}" if name else str(key))
-    elif isinstance(value, list | tuple):
+            yield from _entries(inner, f"{name}.{key}" if name else str(key))
+    elif type(value) in (list, tuple, set):
         for index, inner in enumerate(value):
-            yield from _tensors(inner, f"{name}[{index}]")
+            yield from _entries(inner, f"{name}[{index}]")
+    else:
+        yield name, value

@@ -111,7 +111,9 @@ class EMATeacher(nn.Module):
         Raises:
             FloatingPointError: If a parameter of the student is NaN or infinite. The teacher stays
                 as it was, except on CUDA: there a check at once would wait for the GPU, so the
-                error comes one or two updates later, and the teacher is that of a checkpoint.
+                error comes one or two updates later, and the teacher is that of a checkpoint. On
+                devices other than CPU and CUDA nothing is checked.
+                Buffers are copied whatever they hold.
             TypeError: If the teacher was cast to half precision.
             ValueError: If student and teacher differ in names, shapes or sharding, for example
                 because only one was resized; `jepakit.optim.set_image_size` resizes both.
@@ -134,7 +136,7 @@ class EMATeacher(nn.Module):
         for part in (*fsdp_parts(self), *fsdp_parts(student)):
             part.reshard()
         if self._pairs is None or not self._pairs.still_hold(self.module, student):
-            self._pairs = Pairs(self.module, student)
+            self._pairs = Pairs(self.module, student, before=self._pairs)
         self._warn_of_micro_batches(self._pairs)
         if momentum < 1:  # not `lerp` with weight 0, since 0 * NaN is NaN
             self._pairs.average(1.0 - momentum)

@@ -45,8 +45,9 @@ def check_monitor(group: dist.ProcessGroup) -> None:
     torch.testing.assert_close(
         torch.tensor(own.history), torch.tensor(whole.history), rtol=1e-6, atol=1e-9
     )
-    assert own.update(torch.full((4, DIM), torch.nan if rank == 0 else 1.0)) is None
-    assert len(own.history) == 30  # NaN on one rank is known to all
+    found = own.update(torch.full((4, DIM), torch.nan if rank == 0 else 1.0))
+    assert found and found.kind == "not finite"  # NaN on one rank is known to all
+    assert len(own.history) == 30
 
 
 def main(rank: int, world_size: int) -> None:
