@@ -104,8 +104,8 @@ class Pairs:
     def _check_finite(self, sources: list[Tensor]) -> None:
         """One reduction over all parameters, whose result is read at once on the CPU.
 
-        On CUDA it is read once it has arrived; on other devices, where to read it would wait for all
-        that is queued, nothing is checked.
+        On CUDA it is read once it has arrived. On other devices, where reading it would wait for
+        all that is queued, nothing is checked.
         """
         if sources[0].device.type not in ("cpu", "cuda"):
             return
