@@ -31,7 +31,7 @@ def save_checkpoint(path: _Path, state: Mapping[str, Any]) -> None:
     Args:
         path: The file, in a folder that exists.
         state: Names with tensors, numbers, texts, None, and dicts, lists and tuples of these, such
-            as state dicts. Nothing else is read back, since it could run code.
+            as state dicts. Nothing else is loaded, since it could run code.
 
     Raises:
         TypeError: The state holds something else, such as a `Path` or a NumPy number.
