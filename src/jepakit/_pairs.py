@@ -96,41 +96,42 @@ class Pairs:
             averages.append(mine)
             sources.append(source)
         if averages:
-            self._check_finite(sources)
+            self._check_finite(averages, sources)
             torch._foreach_lerp_(averages, sources, weight)
         for mine, source in self._copied:
             _local(mine).copy_(_local(source))
 
-    def _check_finite(self, sources: list[Tensor]) -> None:
+    def _check_finite(self, averages: list[Tensor], sources: list[Tensor]) -> None:
         """One reduction over all parameters, whose result is read at once on the CPU.
 
         On CUDA it is read once it has arrived. On other devices, where reading it would wait for
         all that is queued, nothing is checked.
         """
+        if self._finite is not None:
+            arrived, event = self._finite
+            if not event.query():
+                return
+            self._finite = None
+            if not arrived:
+                self._raise_not_finite(averages)  # which have taken it over since
         if sources[0].device.type not in ("cpu", "cuda"):
             return
         norms: Sequence[Tensor] = torch._foreach_norm(sources)
         if not self._one_device:
             norms = [norm.cpu() for norm in norms]
         finite = torch.stack(list(norms)).isfinite().all()
-        if not finite.is_cuda:
-            if not finite:
-                self._raise_not_finite(sources)
-            return
-        if self._finite is None:
+        if finite.is_cuda:
             arriving = torch.empty_like(finite, device="cpu", pin_memory=True)
             arriving.copy_(finite, non_blocking=True)
-            event: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
             self._finite = arriving, event
-        elif self._finite[1].query():
-            earlier, self._finite = self._finite[0], None
-            if not earlier:
-                self._raise_not_finite(sources)
+        elif not finite:
+            self._raise_not_finite(sources)
 
-    def _raise_not_finite(self, sources: list[Tensor]) -> None:
+    def _raise_not_finite(self, tensors: Sequence[Tensor]) -> None:
         # None are found where the square of a large number was infinite, not the number.
-        bad = [n for n, x in zip(self._names, sources, strict=True) if not x.isfinite().all()]
+        bad = [n for n, x in zip(self._names, tensors, strict=True) if not x.isfinite().all()]
         if bad:
             raise FloatingPointError(
                 f"student: {bad[0]} and {len(bad) - 1} other parameters are not finite; continue "

@@ -109,11 +109,10 @@ class EMATeacher(nn.Module):
         """Move towards the `student`, wrapped or not, by one step, then count the step.
 
         Raises:
-            FloatingPointError: If a parameter of the student is NaN or infinite. The teacher stays
-                as it was, except on CUDA: there a check at once would wait for the GPU, so the
-                error comes one or two updates later, and the teacher is that of a checkpoint. On
-                devices other than CPU and CUDA nothing is checked.
-                Buffers are copied whatever they hold.
+            FloatingPointError: If a parameter of the student is NaN or infinite; buffers are copied
+                whatever they hold. On the CPU the teacher stays as it was. On CUDA a check at once
+                would wait for the GPU, so the error comes an update or two later, when only a
+                checkpoint has the teacher. On other devices nothing is checked.
             TypeError: If the teacher was cast to half precision.
             ValueError: If student and teacher differ in names, shapes or sharding, for example
                 because only one was resized; `jepakit.optim.set_image_size` resizes both.

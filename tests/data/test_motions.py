@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from jepakit.data import moving_textures
+from jepakit.data import motions, moving_textures
 from jepakit.evaluation import Features, knn_accuracy, linear_probe
 
 
@@ -70,3 +70,43 @@ def test_the_motions_are_what_their_names_say(clips):
         along = (dx * right + dy * down)[members]
         across = (dx * down + dy * right)[members].abs()
         assert (along > across).float().mean() > 0.9
+
+
+def test_every_motion_has_a_path_of_its_own():
+    """Trap: two classes with the same motion, such as a circle that has become a line."""
+    generator = torch.Generator().manual_seed(0)
+    count = 300
+    labels = torch.arange(len(motions._MOTIONS)).repeat_interleave(count)
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return low + (high - low) * torch.rand(len(labels), *shape, generator=generator)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(len(labels), *shape, generator=generator)
+
+    moved, turned = motions._motion(labels, uniform, normal)
+    found = zip(motions._MOTIONS, moved.split(count), turned.split(count), strict=True)
+    for name, paths, angles in found:
+        turns = {"clockwise": 1, "anticlockwise": -1}.get(name, 0)
+        assert (angles.diff().sign() == turns).all(), name
+        x, y = paths.unbind(1)
+        if turns:
+            assert not paths.any(), name
+            continue
+        axis = {"right": x, "left": -x, "down": y, "up": -y}.get(name)
+        if axis is not None:
+            assert (axis.diff() > 0).all(), name
+            continue
+        # Of two directions, what the smaller one of the variances is of the larger one.
+        centred = paths - paths.mean(dim=2, keepdim=True)
+        smaller, larger = torch.linalg.eigvalsh(centred @ centred.mT).unbind(1)
+        roundness = (smaller / larger).median()
+        if name in ("to and fro", "up and down"):
+            assert roundness < 1e-3, name
+            along, across = (x, y) if name == "to and fro" else (y, x)
+            assert (along.std(1) > across.std(1)).all(), name
+        else:
+            assert roundness > 0.2, name
+        steps = paths.diff(dim=2).norm(dim=1)
+        smooth = (steps.std(1) / steps.mean(1)).median()
+        assert (smooth < 0.05) == (name == "circle"), name

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+from jepakit import EMATeacher
 from jepakit.evaluation import JoinedClips, TimeSteps, attentive, attentive_probe
 from jepakit.nn import TokenViT, Tubelets
 
@@ -113,6 +114,8 @@ def test_wrong_shapes_are_named(encoder) -> None:
         JoinedClips(encoder)(torch.randn(2, 3, 4, 8, 12))
     with pytest.raises(ValueError, match=r"clips \(2, 3, 8, 12\): must be \[b c t h w\]"):
         TimeSteps(encoder)(torch.randn(2, 3, 8, 12))
+    with pytest.raises(TypeError, match="encoder=EMATeacher: must have grid_size_of"):
+        TimeSteps(EMATeacher(encoder, 0.5))(torch.randn(2, 3, 4, 8, 12))
     with pytest.raises(ValueError, match="repeats=0: must be at least 1"):
         TimeSteps(encoder, repeats=0)
     flat = TensorDataset(torch.randn(6, 4), torch.arange(6) % 2)

@@ -4,6 +4,7 @@ import time
 
 import pytest
 from tests.policy.test_arguments import CASES
+from tests.time_limit import time_limit
 
 # One argument at a time becomes this; those of more than a few positions or blocks.
 ABSURD = {"grid_size": 10**6, "depth": 10**9}
@@ -21,7 +22,7 @@ def test_refused_within_a_second(name: str, argument: str) -> None:
     value = given[argument]
     absurd = (ABSURD[argument],) * len(value) if isinstance(value, tuple) else ABSURD[argument]
     began = time.process_time()
-    with pytest.raises(ValueError, match=rf"{argument}=.*: must"):
+    with time_limit(5), pytest.raises(ValueError, match=rf"{argument}=.*: must"):
         call(**{**given, argument: absurd})
     assert time.process_time() - began < 1
 

@@ -5,16 +5,14 @@ element tensors can be converted to Python scalars", an overflow in a layer of t
 does not end.
 """
 
-import signal
 import traceback
-from collections.abc import Iterator
-from types import FrameType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from tests.policy.test_arguments import CASES
+from tests.time_limit import TookTooLong, time_limit
 
 VALUES: dict[str, Any] = {
     "None": None, "a text": "abc", "bytes": b"1", "-1": -1, "0": 0, "0.5": 0.5, "2.5": 2.5,
@@ -34,26 +32,7 @@ EXCEPT = {
     ("TokenSet.full", "batch_shape", "1 to 39"): "too many elements for torch, which says so",
 }
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.no_hook,
-    pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="needs an alarm to end a hang"),
-]
-
-
-class Hang(BaseException):
-    """Ends a call that takes too long; no `except Exception` catches it."""
-
-
-@pytest.fixture
-def alarm() -> Iterator[None]:
-    def ring(number: int, frame: FrameType | None) -> None:
-        raise Hang
-
-    before = signal.signal(signal.SIGALRM, ring)
-    yield
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    signal.signal(signal.SIGALRM, before)
+pytestmark = [pytest.mark.slow, pytest.mark.no_hook]
 
 
 def obscure(error: Exception, argument: str, given: dict[str, Any]) -> str:
@@ -65,7 +44,6 @@ def obscure(error: Exception, argument: str, given: dict[str, Any]) -> str:
     return "" if any(name in str(error) for name in names) else f"names no argument: {error}"
 
 
-@pytest.mark.usefixtures("alarm")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", CASES)
 def test_taken_or_refused_by_name(name: str) -> None:
@@ -76,16 +54,14 @@ def test_taken_or_refused_by_name(name: str) -> None:
             if {(name, argument, kind), (name, argument, "*")} & EXCEPT.keys():
                 continue
             torch.manual_seed(0)
-            signal.setitimer(signal.ITIMER_REAL, SECONDS)
             try:
-                call(**{**given, argument: value})
-            except Hang:
+                with time_limit(SECONDS):
+                    call(**{**given, argument: value})
+            except TookTooLong:
                 found.append(f"{argument}={kind}: runs for more than {SECONDS} s")
             except Exception as error:
                 if text := obscure(error, argument, given):
                     found.append(f"{argument}={kind}: {text}")
-            finally:
-                signal.setitimer(signal.ITIMER_REAL, 0)
     assert not found, "\n".join(found)
 
 

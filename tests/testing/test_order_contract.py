@@ -157,3 +157,8 @@ def test_positions_alone_start_nearly_blind() -> None:
 def test_bad_arguments(arguments: dict, text: str) -> None:
     with pytest.raises(ValueError, match=text):
         assert_order_contract(Own(), DIM, **arguments)
+
+
+def test_sequences_longer_than_the_pool_takes_are_refused() -> None:
+    with pytest.raises(ValueError, match="max_steps=5: must be at most the pool's max_len=4"):
+        assert_order_contract(TemporalPool(DIM, max_len=4), DIM)

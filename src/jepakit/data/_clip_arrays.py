@@ -7,8 +7,8 @@ import torch
 from einops import rearrange
 from torch.utils.data import TensorDataset
 
-from jepakit.data._folders import Split
 from jepakit.data._image_arrays import check_labels, load_parts, read_array, resized
+from jepakit.data._split import Split
 
 
 def load_clip_arrays(path: str, num_frames: int | None, image_size: int | None) -> Split:

@@ -8,15 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import Dataset, Subset
 
+from jepakit.data._split import Split
+
 _TEST_FOLDERS = ("val", "validation", "test")
 _TEST_FRACTION = 5  # of a folder without a test part, one file in so many is for test
-
-
-class Split(NamedTuple):
-    """A training and a test set."""
-
-    train: Dataset[Any]
-    test: Dataset[Any]
 
 
 class FileKind(NamedTuple):

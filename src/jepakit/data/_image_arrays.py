@@ -12,8 +12,8 @@ from jaxtyping import UInt8
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from jepakit.data._folders import Split
 from jepakit.data._image_files import read_image
+from jepakit.data._split import Split
 
 
 def load_arrays(path: str, image_size: int | None) -> Split:

@@ -7,9 +7,10 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from jepakit._checks import as_int, type_name
-from jepakit.data._folders import Split, load_folder
+from jepakit.data._folders import load_folder
 from jepakit.data._image_arrays import load_arrays, to_dataset
 from jepakit.data._image_files import IMAGES, ImageFiles
+from jepakit.data._split import Split
 from jepakit.data.textures import textured_shapes
 
 __all__ = ["load_images"]

@@ -16,7 +16,7 @@ class JoinedClips(nn.Module):
     """Features of several clips of a video, joined as if they were one clip.
 
     Hand it to `attentive_probe` as `encode`, with items `[s, c, t, h, w]`: the head attends to the
-    features of all clips at once. With `num_views` in the probe, items are
+    features of all clips at once. With `views=True` in the probe, items are
     `[v, s, c, t, h, w]`, and predictions are averaged over the views. All clips are encoded on
     their own, at once.
 
@@ -62,6 +62,7 @@ class TimeSteps(nn.Module):
             give one vector for each frame, 1 one for each step.
 
     Raises:
+        TypeError: In a call, if the encoder has no `grid_size_of`.
         ValueError: In a call, if the features are not those of a grid of three axes.
 
     Example:
@@ -85,6 +86,9 @@ class TimeSteps(nn.Module):
         if clips.dim() != 5:
             raise ValueError(f"clips {tuple(clips.shape)}: must be [b c t h w]")
         encoder: Any = unwrap(self.encoder)
+        if not hasattr(encoder, "grid_size_of"):
+            kind = type(encoder).__name__
+            raise TypeError(f"encoder={kind}: must have grid_size_of; of a teacher pass its module")
         grid = encoder.grid_size_of(clips.shape[2:])
         features = self.encoder(clips)
         if len(grid) != 3 or features.shape[1] != grid[0] * grid[1] * grid[2]:

@@ -241,12 +241,17 @@ def run_after(
     return block._add_branches(x, block.attn.attend(q, keys, values, key_mask)), new
 
 
-def init_predictor(module: nn.Module, blocks: Iterable[nn.Module]) -> None:
-    """I-JEPA's initialisation of linear layers: a std of 0.02, less in residual projections."""
+def init_linear(module: nn.Module) -> None:
+    """The usual initialisation of a transformer's linear layers: a std of 0.02, biases of 0."""
     for part in module.modules():
         if isinstance(part, nn.Linear):
             nn.init.trunc_normal_(part.weight, std=0.02)
             nn.init.zeros_(part.bias)
+
+
+def init_predictor(module: nn.Module, blocks: Iterable[nn.Module]) -> None:
+    """I-JEPA's initialisation of linear layers: a std of 0.02, less in residual projections."""
+    init_linear(module)
     with torch.no_grad():
         for layer, part in enumerate(blocks, start=1):
             block = cast(Block, part)

@@ -19,7 +19,7 @@ from jepakit._checks import (
 )
 from jepakit._rows import everything_valid, zero_invalid
 from jepakit.nn._padding import additive_key_mask
-from jepakit.nn.blocks import Block
+from jepakit.nn.blocks import Block, init_linear
 from jepakit.nn.positions import sincos_table
 
 __all__ = ["AttentionPool", "SetEncoder", "TemporalPool"]
@@ -227,10 +227,7 @@ class SetEncoder(nn.Module):
         self.blocks = nn.ModuleList(
             Block(self.dim, num_heads, mlp_ratio=mlp_ratio) for _ in range(depth)
         )
-        for module in self.blocks.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+        init_linear(self.blocks)
         self.pool = AttentionPool(self.dim, num_heads=num_heads)
 
     def forward(

@@ -26,7 +26,7 @@ from jepakit._checks import (
 from jepakit._wrapped import clean_names, unwrap
 from jepakit.nn._padding import additive_key_mask, zero_padding
 from jepakit.nn._positioned import Positioned
-from jepakit.nn.blocks import Block, drop_path_rates
+from jepakit.nn.blocks import Block, drop_path_rates, init_linear
 from jepakit.nn.embeddings import PatchEmbedding, Tubelets, check_channels, grid_of
 from jepakit.tokens import TokenSet, mean_tokens, take_tokens
 from jepakit.tokens._arguments import check_context
@@ -171,10 +171,7 @@ class TokenViT(Positioned):
 
     def _initialise(self) -> None:
         # As timm, which leaves the embedding as torch initialises a convolution.
-        for module in self.blocks.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+        init_linear(self.blocks)
         if self.registers is not None:
             nn.init.normal_(self.registers, std=1e-6)
         if self.position == "learned":

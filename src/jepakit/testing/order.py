@@ -50,6 +50,7 @@ def assert_order_contract(
         seed: For the features.
 
     Raises:
+        ValueError: If the pool has a `max_len` below `max_steps`.
         AssertionError: Names the violated law, what was found, and where.
 
     Example:
@@ -75,7 +76,10 @@ def assert_order_contract(
         parameters = list(pool.parameters())
     like = parameters[0].detach() if parameters else torch.empty(0)
     features = torch.randn(batch_size, max_steps, dim, generator=generator).to(like)
-    room = min(2, getattr(pool, "max_len", max_steps + 2) - max_steps)
+    max_len = getattr(pool, "max_len", max_steps + 2)
+    if max_steps > max_len:
+        raise ValueError(f"max_steps={max_steps}: must be at most the pool's max_len={max_len}")
+    room = min(2, max_len - max_steps)
     case = _Case(pool, generator, tolerance, features, room, min_change)
 
     _check_reversal(case)
