@@ -28,9 +28,16 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
+    "sphinx_gallery.gen_gallery",
 ]
 # The tables are included by the page on timm's models.
-exclude_patterns = ["_build", "_pictures", "timm_models_table.md", "timm_others_table.md"]
+exclude_patterns = [
+    "_build",
+    "_pictures",
+    "tutorials/source",
+    "timm_models_table.md",
+    "timm_others_table.md",
+]
 default_role = "py:obj"  # `name` in a docstring links where it can and is code where it cannot
 
 myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
@@ -45,6 +52,23 @@ napoleon_custom_sections = ["Source"]
 python_maximum_signature_line_length = 80
 add_module_names = False
 toc_object_entries_show_parents = "hide"
+
+# The scripts in tutorials/source run in every build that finds them changed; pages and pictures are written beside.
+sphinx_gallery_conf = {
+    "examples_dirs": "tutorials/source",
+    "gallery_dirs": "tutorials",
+    "filename_pattern": r"/\d_",
+    "within_subsection_order": "FileNameSortKey",
+    "abort_on_example_error": True,
+    "capture_repr": (),  # what is printed, and no last expression
+    "image_srcset": ["2x"],
+    "doc_module": ("jepakit",),
+    "backreferences_dir": "tutorials/used_in",
+    "min_reported_time": 1000,
+    "show_signature": False,
+    "download_all_examples": False,
+    "nested_sections": False,
+}
 
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
