@@ -53,7 +53,7 @@ python_maximum_signature_line_length = 80
 add_module_names = False
 toc_object_entries_show_parents = "hide"
 
-# The scripts in tutorials/source run in every build that finds them changed; pages and pictures are written beside.
+# Scripts in tutorials/source run in the build if they changed; pages are written beside them.
 sphinx_gallery_conf = {
     "examples_dirs": "tutorials/source",
     "gallery_dirs": "tutorials",

@@ -2,22 +2,22 @@
 I-JEPA in 30 lines
 ==================
 
-At the end of this page you have trained a small vision transformer without labels, in about 15 seconds on one CPU
-core, and measured that it learned something: the nearest neighbours of an image show the same texture
-more often than before training.
+At the end of this page you have trained a small vision transformer without labels, in about 15
+seconds on one CPU core, and measured that it learned something: the nearest neighbours of an
+image show the same texture more often than before training.
 
-In I-JEPA a *student* sees a part of an image, the *context*. A *predictor* predicts the features of hidden parts,
-the *targets*. The true features come from the *teacher*, a moving average of the student, which sees the whole
-image. No pixel is predicted and no label is used.
+In I-JEPA a *student* sees a part of an image, the *context*. A *predictor* predicts the features
+of hidden parts, the *targets*. The true features come from the *teacher*, a moving average of the
+student, which sees the whole image. No pixel is predicted and no label is used.
 """
 
 # %%
 # Data
 # ----
 #
-# :func:`jepakit.data.textured_shapes` draws images in code. Here they are of four kinds, stripes in four directions.
-# Labels serve for the evaluation only. Each image is standardised on its own, which
-# removes brightness and contrast.
+# :func:`jepakit.data.textured_shapes` draws images in code. Here they are of four kinds, stripes
+# in four directions. Labels serve for the evaluation only. Each image is standardised on its own,
+# which removes brightness and contrast.
 
 import timm
 import torch
@@ -50,13 +50,14 @@ print(f"{len(train)} training images, {len(test)} test images, each {list(train[
 # -----
 #
 # The backbone is a timm model. :class:`~jepakit.MaskedViT` runs it on the visible patches alone,
-# :class:`~jepakit.EMATeacher` is its moving average, and :class:`~jepakit.MultiBlockMask` draws which patches are
-# visible and which are predicted.
+# :class:`~jepakit.EMATeacher` is its moving average, and :class:`~jepakit.MultiBlockMask` draws
+# which patches are visible and which are predicted.
 #
-# Two settings are for a short run of a small model. Initial weights and positions are larger than timm's
-# defaults, which suit models ten times as wide. And the targets are centred and whitened
-# (:class:`~jepakit.losses.TargetCentering`), where I-JEPA's published code uses layer normalisation: then no
-# direction of the features is too small to be learned within some hundred steps.
+# Two settings are for a short run of a small model. Initial weights and positions are larger than
+# timm's defaults, which suit models ten times as wide. And the targets are centred and whitened
+# (:class:`~jepakit.losses.TargetCentering`), where I-JEPA's published code uses layer
+# normalisation: then no direction of the features is too small to be learned within some hundred
+# steps.
 
 STEPS = 320
 torch.manual_seed(0)
@@ -78,8 +79,8 @@ whiten = TargetCentering(encoder.grid_size, 64, scale="whiten")
 sampler = jepakit.MultiBlockMask(encoder.grid_size, num_targets=3, target_scale=(0.15, 0.25))
 
 # %%
-# A look at the masks before training. Above are the images, in the middle what the student sees of them, and below the
-# blocks whose features are predicted, each with an outline of its own.
+# A look at the masks before training. Above are the images, in the middle what the student sees
+# of them, and below the blocks whose features are predicted, each with an outline of its own.
 
 shown = torch.stack([test[i][0] for i in range(6)])
 figure = plot_masks(shown / 255, sampler(6, generator=torch.Generator().manual_seed(0)))
@@ -88,7 +89,8 @@ figure = plot_masks(shown / 255, sampler(6, generator=torch.Generator().manual_s
 # Training
 # --------
 #
-# With the parts above, this is the whole loop: fewer than 30 lines, with the evaluation in between.
+# With the parts above, this is the whole loop: fewer than 30 lines, with the evaluation in
+# between.
 
 
 def accuracy(encode):
@@ -130,10 +132,10 @@ for step, (images, _) in enumerate(DataLoader(train, batch_sampler=batches)):
         curves["kNN accuracy"].append((step, accuracy(teacher.module.extract_features)))
 
 # %%
-# Loss, effective rank and kNN accuracy over the steps. The loss is near 1, the variance of whitened targets, and
-# falls only a little, since most of what is hidden cannot be predicted. It is the
-# third panel that shows whether anything is learned; watch the second for
-# :doc:`collapse <3_collapse>`.
+# Loss, effective rank and kNN accuracy over the steps. The loss is near 1, the variance of
+# whitened targets, and falls only a little, since most of what is hidden cannot be predicted. It
+# is the third panel that shows whether anything is learned; watch the second for :doc:`collapse
+# <3_collapse>`.
 
 figure = plot_curves(curves)
 
@@ -141,8 +143,8 @@ figure = plot_curves(curves)
 # What was learned
 # ----------------
 #
-# A number means little on its own, so compare it with raw pixels, with the encoder as it was before training, and with
-# chance.
+# A number means little on its own, so compare it with raw pixels, with the encoder as it was
+# before training, and with chance.
 
 rows = {
     "chance": test.tensors[1].bincount().max().item() / len(test),
@@ -154,8 +156,8 @@ for name, value in rows.items():
     print(f"{name:18} {value:6.1%}")
 
 # %%
-# The first test images and their nearest training images. A solid blue frame marks a neighbour of the
-# same class, a dashed orange one another class.
+# The first test images and their nearest training images. A solid blue frame marks a neighbour of
+# the same class, a dashed orange one another class.
 
 gallery, queries = TensorDataset(*train[:1000]), TensorDataset(*test[:5])
 neighbours = {}
@@ -180,5 +182,5 @@ figure = plot_neighbours(
 # Next
 # ----
 #
-# ``examples/ijepa.py`` is the same loop as one file to copy, on ten textures, CIFAR-10 or your own folder, with
-# checkpoints and more pictures. :doc:`2_masks` explains the masks.
+# ``examples/ijepa.py`` is the same loop as one file to copy, on ten textures, CIFAR-10 or your
+# own folder, with checkpoints and more pictures. :doc:`2_masks` explains the masks.

@@ -2,18 +2,20 @@
 Watching for collapse
 =====================
 
-At the end of this page you have seen features collapse in two ways while the loss fell or looked harmless, read
-what :class:`~jepakit.CollapseMonitor` reports, and followed its advice until it is silent.
+At the end of this page you have seen features collapse in two ways while the loss fell or looked
+harmless, read what :class:`~jepakit.CollapseMonitor` reports, and followed its advice until it is
+silent.
 
-A JEPA predicts features that it makes itself. The easiest features to predict are constant ones, so a falling loss is
-no evidence of learning. Watch the features instead.
+A JEPA predicts features that it makes itself. The easiest features to predict are constant ones,
+so a falling loss is no evidence of learning. Watch the features instead.
 """
 
 # %%
 # Three ways to train
 # -------------------
 #
-# One loop, three kinds of targets. Everything else is equal: initial weights, images, masks and learning rate.
+# One loop, three kinds of targets. Everything else is equal: initial weights, images, masks and
+# learning rate.
 
 import matplotlib.pyplot as plt
 import timm
@@ -80,8 +82,8 @@ def train(kind):
 # No teacher: everything becomes constant
 # ---------------------------------------
 #
-# First the mistake that every JEPA avoids: the targets are the student's own features, with gradient. Encoder and
-# predictor then agree on a constant.
+# First the mistake that every JEPA avoids: the targets are the student's own features, with
+# gradient. Encoder and predictor then agree on a constant.
 
 runs = {"no teacher": train("no teacher")}
 curves, reports = runs["no teacher"]
@@ -90,17 +92,18 @@ print(f"feature std  first {curves['feature std'][0]:.3f}, last {curves['feature
 print(reports[0])
 
 # %%
-# The loss is nearly 0, and it is worthless: the features of all images have become nearly the same. The monitor
-# compares the run with its own first steps, so no threshold has to be chosen. It reports the kind of collapse, when it
-# began, the numbers beside their reference, and what usually helps. In your own loop this is one line,
-# ``monitor.update(features.mean(dim=1))``, and it warns instead of recording.
+# The loss is nearly 0, and it is worthless: the features of all images have become nearly the
+# same. The monitor compares the run with its own first steps, so no threshold has to be chosen.
+# It reports the kind of collapse, when it began, the numbers beside their reference, and what
+# usually helps. In your own loop this is one line, ``monitor.update(features.mean(dim=1))``, and
+# it warns instead of recording.
 #
 # A teacher: fewer and fewer directions
 # -------------------------------------
 #
-# Now the targets come from a moving average, without gradient, and each is layer-normalised as in I-JEPA's
-# published code. Features cannot shrink to a constant as easily. But the learning rate is high for so small a
-# model and so short a momentum.
+# Now the targets come from a moving average, without gradient, and each is layer-normalised as in
+# I-JEPA's published code. Features cannot shrink to a constant as easily. But the learning rate
+# is high for so small a model and so short a momentum.
 
 runs["teacher"] = train("teacher")
 curves, reports = runs["teacher"]
@@ -110,14 +113,15 @@ print()
 print(reports[0] if reports else "no report")
 
 # %%
-# Neither the loss nor the standard deviation gives this away. The effective rank does: features still vary, but
-# along few directions.
+# Neither the loss nor the standard deviation gives this away. The effective rank does: features
+# still vary, but along few directions.
 #
 # The cure
 # --------
 #
-# One of the suggested remedies is a regulariser on pooled features that decorrelates their dimensions. C-JEPA adds VICReg
-# (:func:`~jepakit.losses.vicreg`) to I-JEPA's loss, with a small weight:
+# One of the suggested remedies is a regulariser on pooled features that decorrelates their
+# dimensions. C-JEPA adds VICReg (:func:`~jepakit.losses.vicreg`) to I-JEPA's loss, with a small
+# weight:
 
 runs["teacher and VICReg"] = train("teacher and VICReg")
 curves, reports = runs["teacher and VICReg"]
@@ -127,8 +131,8 @@ print()
 print(reports[0] if reports else "no report")
 
 # %%
-# All three runs, with a dot where the monitor first reported. Judged by the loss alone, the run that collapsed
-# completely looks best. (The loss of the third is shown without VICReg.)
+# All three runs, with a dot where the monitor first reported. Judged by the loss alone, the run
+# that collapsed completely looks best. (The loss of the third is shown without VICReg.)
 
 colours = {"no teacher": "#D55E00", "teacher": "#CC79A7", "teacher and VICReg": "#0072B2"}
 figure, panels = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
@@ -148,6 +152,6 @@ _ = panels[0].legend()
 # Next
 # ----
 #
-# That nothing has collapsed does not show that anything useful is learned: compare probes with those of
-# the untrained encoder, as in :doc:`1_ijepa`. The formulas of the monitor are in
+# That nothing has collapsed does not show that anything useful is learned: compare probes with
+# those of the untrained encoder, as in :doc:`1_ijepa`. The formulas of the monitor are in
 # :class:`~jepakit.diagnostics.CollapseMonitor`, other diagnostics on :doc:`/parts/diagnostics`.

@@ -2,16 +2,18 @@
 Continue from a pretrained backbone
 ===================================
 
-At the end of this page you can put a pretrained timm model (DINOv3, SigLIP, ...) into a JEPA and train it further, and
-you have measured on a small model how quickly a careless start destroys the weights, and what keeps them.
+At the end of this page you can put a pretrained timm model (DINOv3, SigLIP, ...) into a JEPA and
+train it further, and you have measured on a small model how
+far a careless start moves its features, and what keeps them in place.
 """
 
 # %%
 # Any plain vision transformer of timm
 # ------------------------------------
 #
-# With network access the line is ``timm.create_model(name, pretrained=True, num_classes=0)``. This page is built
-# without it, so the large models below have random weights; everything printed here is the same with trained ones.
+# With network access the line is ``timm.create_model(name, pretrained=True, num_classes=0)``.
+# This page is built without it, so the large models below have random weights; everything printed
+# here is the same with trained ones.
 
 import copy
 
@@ -41,14 +43,16 @@ for name in ("vit_small_patch16_dinov3", "vit_base_patch16_siglip_224"):
     print(f"    the teacher starts as an exact copy: {equal}")
 
 # %%
-# Class and register tokens (the prefix) are computed and attended to, but neither masked nor predicted. The
-# checkpoint's own mean and std of the pixels are in ``timm.data.resolve_model_data_config(backbone)``.
+# Class and register tokens (the prefix) are computed and attended to, but neither masked nor
+# predicted. The checkpoint's own mean and std of the pixels are in
+# ``timm.data.resolve_model_data_config(backbone)``.
 #
 # A stand-in for pretrained weights
 # ---------------------------------
 #
-# To measure what is destroyed, weights are needed that hold something. This is DINOv3's architecture in small, trained
-# with labels for a few seconds; from here on it plays the part of the downloaded checkpoint.
+# To measure what is destroyed, weights are needed that hold something. This is DINOv3's
+# architecture in small, trained with labels for a few seconds; from here on it plays the part of
+# the downloaded checkpoint.
 
 
 def four_classes(dataset):
@@ -74,8 +78,8 @@ def accuracy(encoder):
 
 
 pretrained = timm.create_model(
-    "vit_small_patch16_dinov3", num_classes=0, weight_init="jax",
-    img_size=48, patch_size=8, embed_dim=64, depth=3, num_heads=2, init_values=0.1,
+    "vit_small_patch16_dinov3", num_classes=0, init_values=0.3,
+    img_size=48, patch_size=8, embed_dim=64, depth=3, num_heads=2,
 )  # fmt: skip
 encoder = jepakit.MaskedViT(pretrained)
 random_accuracy = accuracy(encoder)
@@ -93,17 +97,18 @@ print(f"kNN accuracy: random weights {random_accuracy:.1%}, stand-in {start_accu
 # Two starts
 # ----------
 #
-# The predictor is new and random. In the first steps its gradients are noise to the encoder, and at the learning
-# rate of a training from scratch this noise is large. The careful start has four parts:
+# The predictor is new and random. In the first steps its gradients are noise to the encoder, and
+# at the learning rate of a training from scratch this noise is large. The careful start has four
+# parts:
 #
 # 1. The teacher starts as a copy, with a high momentum.
 # 2. The predictor is trained alone first, on the frozen encoder.
 # 3. The encoder's learning rate is a twentieth of the predictor's.
 # 4. It is smaller still for earlier blocks (layer decay, by timm's ``param_groups_layer_decay``).
 #
-# Measured are the kNN accuracy and the *agreement*: the mean cosine similarity of an image's features
-# with those of the pretrained weights. Features are centred by the pretrained mean first, since the vectors of all images
-# share a large part.
+# Measured are the kNN accuracy and the *agreement*: the mean cosine similarity of an image's
+# features with those of the pretrained weights. Features are centred by the pretrained mean
+# first, since the vectors of all images share a large part.
 
 held_out = standardise(test.tensors[0][:256])
 original = copy.deepcopy(encoder).eval()
@@ -161,8 +166,8 @@ careless, careless_curve = continue_training(careful=False)
 careful, careful_curve = continue_training(careful=True)
 
 # %%
-# The check that belongs into every such run, before any long training: how far did the features move in the
-# first steps?
+# The check that belongs into every such run, before any long training: how far did the features
+# move in the first steps?
 
 print(f"{'':24}{'agreement':>10}{'kNN':>8}")
 print(f"{'pretrained':24}{agreement(original):10.3f}{start_accuracy:8.1%}")
@@ -170,15 +175,16 @@ for name, student in (("careless, 100 steps", careless), ("careful, 40 + 100 ste
     print(f"{name:24}{agreement(student):10.3f}{accuracy(student):8.1%}")
 
 # %%
-# Agreement with the pretrained features over the steps. On the right the encoder is frozen for the first 40 steps,
-# so there it is exactly 1.
+# Agreement with the pretrained features over the steps. On the right the encoder is frozen for
+# the first 40 steps, so there it is exactly 1.
 
 figure = plot_curves({"careless start": careless_curve, "careful start": careful_curve})
 for panel in figure.axes:
     panel.set_ylim(-0.05, 1.1)
 
 # %%
-# How far features should move in the end is another question: without any change nothing new is learned. But that
-# should come from the data over thousands of steps, and not from a random predictor in the first hundred. With a real
-# checkpoint, run the same check on a few hundred of your own images, and lower the encoder's learning rate until the
-# agreement after the first steps stays near 1.
+# How far features should move in the end is another question: without any change nothing new is
+# learned. But that should come from the data over thousands of steps, and not from a random
+# predictor in the first hundred. With a real checkpoint, run the same check on a few hundred of
+# your own images, and lower the encoder's learning rate until the agreement after the first steps
+# stays near 1.

@@ -2,16 +2,17 @@
 Clips
 =====
 
-At the end of this page you have trained an encoder of clips on textures that differ in nothing but the way they move,
-and compared it with single frames, raw pixels and the untrained encoder.
+At the end of this page you have trained an encoder of clips on textures that differ in nothing
+but the way they move, and compared it with single frames, raw pixels and the untrained encoder.
 """
 
 # %%
 # A set in which only motion counts
 # ---------------------------------
 #
-# The clips of :func:`jepakit.data.moving_textures` are random textures; the label is their motion. Here four classes are
-# kept: to the right, down, left and up. Every single frame has the same distribution in all classes.
+# The clips of :func:`jepakit.data.moving_textures` are random textures; the label is their
+# motion. Here four classes are kept: to the right, down, left and up. Every single frame has the
+# same distribution in all classes.
 
 import matplotlib.pyplot as plt
 import torch
@@ -36,7 +37,7 @@ def standardise(clips):
     return F.instance_norm(clips.float() / 255, eps=1e-3)
 
 
-train, test = (four_classes(dataset) for dataset in moving_textures(4000, 1500))
+train, test = (four_classes(dataset) for dataset in moving_textures(5000, 1500))
 print(
     f"{len(train)} training clips, each {list(train[0][0].shape)}: channels, frames, rows, columns"
 )
@@ -55,12 +56,14 @@ for row, label in zip(panels, (0, 3), strict=True):
 # The same loop on a grid of three axes
 # -------------------------------------
 #
-# :class:`~jepakit.nn.TokenViT` is the encoder for what timm has no model for. It cuts a clip into *tubelets*, here of
-# 2 frames by 8 by 8 pixels, so the grid is 4x4x4. Sampler, predictor, teacher and loss are those for images.
+# :class:`~jepakit.nn.TokenViT` is the encoder for what timm has no model for. It cuts a clip into
+# *tubelets*, here of 2 frames by 8 by 8 pixels, so the grid is 4x4x4. Sampler, predictor, teacher
+# and loss are those for images.
 #
-# Tubelets are hidden at random: to predict one from those before, after and beside it takes the motion.
+# Tubelets are hidden at random: to predict one from those before, after and beside it takes the
+# motion.
 
-STEPS = 300
+STEPS = 450
 torch.manual_seed(0)
 encoder = TokenViT(
     (4, 4, 4), 64, depth=3, num_heads=2, embed=Tubelets((2, 8, 8), 64, 1), position="sincos"
@@ -107,12 +110,13 @@ for step, (clips, _) in enumerate(DataLoader(train, batch_sampler=batches)):
     teacher.update(encoder)
     if step % 10 == 0 or step == STEPS - 1:
         curves["loss"].append((step, loss.item()))
-    if step % 75 == 0 or step == STEPS - 1:
+    if step % 150 == 0 or step == STEPS - 1:
         curves["kNN accuracy"].append((step, accuracy(teacher.module.extract_features)))
 
 # %%
-# Loss and kNN accuracy over the steps. The accuracy rises while the loss falls by a few hundredths only: the texture
-# in a hidden tubelet is random and cannot be predicted, its motion can.
+# Loss and kNN accuracy over the steps. The accuracy rises while the loss falls by a few
+# hundredths only: the texture in a hidden tubelet is random and cannot be predicted, its motion
+# can.
 
 figure = plot_curves(curves)
 
@@ -135,5 +139,5 @@ for name, value in rows.items():
 # Next
 # ----
 #
-# V-JEPA's own masks, videos from files, inflated image models and published weights are on :doc:`/video`;
-# ``examples/vjepa.py`` is this loop as one file, on all ten motions.
+# V-JEPA's own masks, videos from files, inflated image models and published weights are on
+# :doc:`/video`; ``examples/vjepa.py`` is this loop as one file, on all ten motions.

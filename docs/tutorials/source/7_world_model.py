@@ -2,16 +2,17 @@
 A world model
 =============
 
-At the end of this page you have trained an encoder and a predictor of the next step together, from images and actions
-alone, and let the model imagine several steps ahead and choose actions that lead to a goal.
+At the end of this page you have trained an encoder and a predictor of the next step together,
+from images and actions alone, and let the model imagine several steps ahead and choose actions
+that lead to a goal.
 """
 
 # %%
 # A world of one dot
 # ------------------
 #
-# A dot moves in a square, by actions of two numbers. Trajectories are random walks; the model sees images and actions,
-# never the position.
+# A dot moves in a square, by actions of two numbers. Trajectories are random walks; the model
+# sees images and actions, never the position.
 
 import matplotlib.pyplot as plt
 import torch
@@ -55,9 +56,10 @@ for panel, image in zip(panels, render(positions[0]), strict=True):
 # Two parts, one loss
 # -------------------
 #
-# The encoder gives one vector for each image. :class:`~jepakit.nn.CausalPredictor` predicts the next vector from those so
-# far and the action. There is no teacher, so something else has to keep the vectors from becoming constant:
-# :func:`~jepakit.losses.sigreg` compares the features of each step with a normal distribution (as in LeWorldModel).
+# The encoder gives one vector for each image. :class:`~jepakit.nn.CausalPredictor` predicts the
+# next vector from those so far and the action. There is no teacher, so something else has to keep
+# the vectors from becoming constant: :func:`~jepakit.losses.sigreg` compares the features of each
+# step with a normal distribution (as in LeWorldModel).
 
 STEPS, WIDTH = 300, 32
 
@@ -97,8 +99,8 @@ models = {"without SIGReg": train(0.0), "with SIGReg": train(0.1)}
 # Do the features hold the position?
 # ----------------------------------
 #
-# The position is read off the features by a linear regression, fitted on training images and tested on others. An R2 of 1
-# is exact, 0 is no better than the mean position.
+# The position is read off the features by a linear regression, fitted on training images and
+# tested on others. An R2 of 1 is exact, 0 is no better than the mean position.
 
 
 @torch.no_grad()
@@ -125,15 +127,15 @@ for name, (encoder, _) in models.items():
     print(f"{name:16}{position_r2(encoder):12.3f}{spread:8.4f}{rank:7.1f}")
 
 # %%
-# Compare the standard deviations: without SIGReg the features have shrunk, which makes them easy to predict. A linear
-# regression can undo a scale, so its R2 alone would not show that.
+# Without SIGReg the features have shrunk, which makes them easy to predict, and the position is read
+# off them less exactly. (The rank alone would not show it: it does not depend on scale.)
 #
 # Imagined futures
 # ----------------
 #
-# ``rollout`` feeds predictions back: from one image and eight actions, the features of the next eight steps. Its error is
-# compared with the guess that nothing changes, in units of the variance of the features (1 is the error of the
-# mean).
+# ``rollout`` feeds predictions back: from one image and eight actions, the features of the next
+# eight steps. Its error is compared with the guess that nothing changes, in units of the variance
+# of the features (1 is the error of the mean).
 
 encoder, predictor = models["with SIGReg"]
 with torch.no_grad():
@@ -153,8 +155,8 @@ for name, values in errors.items():
 # Planning
 # --------
 #
-# Given an image of the goal, draw 300 plans of three actions, roll all of them out in one call, take the first action of
-# the plan that ends closest to the goal's features, and look again.
+# Given an image of the goal, draw 300 plans of three actions, roll all of them out in one call,
+# take the first action of the plan that ends closest to the goal's features, and look again.
 
 
 @torch.no_grad()
@@ -198,5 +200,5 @@ _ = panels[0].legend(fontsize="small")
 # Next
 # ----
 #
-# ``examples/world_model.py`` adds walls, a better planner and pictures decoded from the features; a predictor on a
-# frozen encoder, as in V-JEPA 2-AC, is on :doc:`/parts/sequences`.
+# ``examples/world_model.py`` adds walls, a better planner and pictures decoded from the features;
+# a predictor on a frozen encoder, as in V-JEPA 2-AC, is on :doc:`/parts/sequences`.

@@ -2,17 +2,18 @@
 Your own encoder, and the contracts
 ===================================
 
-At the end of this page you have written an encoder for time series from torch's own layers, planted two mistakes that are
-common in JEPA code, and seen :mod:`jepakit.testing` find both.
+At the end of this page you have written an encoder for time series from torch's own layers,
+planted two mistakes that are common in JEPA code, and seen :mod:`jepakit.testing` find both.
 """
 
 # %%
 # What an encoder has to be
 # -------------------------
 #
-# No base class. It has ``grid_size`` and ``embed_dim``, is called as ``encoder(inputs)`` or ``encoder(inputs, context)``,
-# and returns one vector for each entry of the context. Hidden parts must have no influence, and padding comes out as
-# zeros. Here is a first attempt, for series of 64 values in 16 patches. It looks right, and has a leak.
+# No base class. It has ``grid_size`` and ``embed_dim``, is called as ``encoder(inputs)`` or
+# ``encoder(inputs, context)``, and returns one vector for each entry of the context. Hidden parts
+# must have no influence, and padding comes out as zeros. Here is a first attempt, for series of
+# 64 values in 16 patches. It looks right, and has a leak.
 
 import matplotlib.pyplot as plt
 import torch
@@ -59,14 +60,15 @@ leaky = LeakyEncoder()
 report(leaky)
 
 # %%
-# The output has the right shape, and a training would run. Its loss would even fall faster, since the "hidden" part
-# is in the features of the visible one. The contract names the law that is violated, and where.
+# The output has the right shape, and a training would run. Its loss would even fall faster, since
+# the "hidden" part is in the features of the visible one. The contract names the law that is
+# violated, and where.
 #
 # Second attempt
 # --------------
 #
-# Hidden patches are dropped before the first block. Now contexts of unequal length are padded, and there is a second
-# mistake:
+# Hidden patches are dropped before the first block. Now contexts of unequal length are padded,
+# and there is a second mistake:
 
 
 class PaddedEncoder(Encoder):
@@ -106,7 +108,8 @@ report(encoder)
 # The leak in a picture
 # ---------------------
 #
-# The gradient of the first visible patch's features with respect to the series shows which inputs they depend on.
+# The gradient of the first visible patch's features with respect to the series shows which inputs
+# they depend on.
 
 series = torch.sin(torch.linspace(0, 20, 64)).expand(1, 1, -1).clone()
 visible = torch.zeros(1, 16, dtype=torch.bool)
@@ -129,59 +132,35 @@ for panel, (name, model) in zip(panels, {"leaky": leaky, "fixed": encoder}.items
 _ = panels[0].set_ylabel("absolute gradient")
 
 # %%
-# Gradient of one visible patch's features; hidden inputs are shaded. In the leaky encoder they have an influence, in the
-# fixed one exactly none.
+# Gradient of one visible patch's features; hidden inputs are shaded. In the leaky encoder they
+# have an influence, in the fixed one exactly none.
 #
 # The rest of the library takes it as it is
 # -----------------------------------------
 #
-# Samplers, predictor, teacher and losses need no more than the contract. Some steps on waves of random frequency and phase:
+# Samplers, predictor, teacher and losses need no more than the contract. One step of training:
 
-
-def waves(count):
-    frequency, phase = 0.1 + 0.5 * torch.rand(count, 1, 1), 6.3 * torch.rand(count, 1, 1)
-    return torch.sin(frequency * torch.arange(64.0) + phase)
-
-
-torch.manual_seed(0)
 sampler = jepakit.RandomMask(encoder.grid_size, target_ratio=0.5)
 predictor = jepakit.MaskedPredictor(
     encoder.grid_size, 32, predictor_embed_dim=32, depth=1, num_heads=2, joint=True
 )
 teacher = jepakit.EMATeacher(encoder, momentum=0.99)
-optimizer = torch.optim.AdamW([*encoder.parameters(), *predictor.parameters()], lr=2e-3)
-monitor = jepakit.CollapseMonitor(action="raise")
-for step in range(200):
-    series = waves(64)
-    masks = sampler(len(series))
-    features = teacher(series)
-    target = jepakit.take_tokens(jepakit.normalize_targets(features), masks.targets)
-    pred = predictor(encoder(series, masks.context), masks.context, masks.targets)
-    loss = jepakit.masked_smooth_l1(pred, target, masks.targets.valid)
-    loss.backward()
-    optimizer.step()
-    optimizer.zero_grad()
-    teacher.update(encoder)
-    monitor.update(features.mean(dim=1))
-    if step % 50 == 0 or step == 199:
-        print(f"step {step:3}  loss {loss.item():.3f}")
+optimizer = torch.optim.AdamW([*encoder.parameters(), *predictor.parameters()], lr=1e-3)
 
-# %%
-# Whether the loss of a prediction is good is a question of what it is compared with. On new waves, the fraction of
-# the targets' variance that is explained:
-
-from jepakit.diagnostics import explained_variance
-
-with torch.no_grad():
-    series = waves(256)
-    masks = sampler(len(series))
-    target = jepakit.take_tokens(jepakit.normalize_targets(teacher(series)), masks.targets)
-    pred = predictor(encoder(series, masks.context), masks.context, masks.targets)
-print(f"{explained_variance(pred, target, masks.targets.valid):.1%}")
+series = torch.randn(8, 1, 64)
+masks = sampler(len(series))
+target = jepakit.take_tokens(jepakit.normalize_targets(teacher(series)), masks.targets)
+pred = predictor(encoder(series, masks.context), masks.context, masks.targets)
+loss = jepakit.masked_smooth_l1(pred, target, masks.targets.valid)
+loss.backward()
+optimizer.step()
+teacher.update(encoder)
+print(f"loss {loss.item():.3f}, teacher at step {teacher.step}")
 
 # %%
 # Next
 # ----
 #
-# There is a contract for samplers, predictors, pools, losses and teachers, too: :doc:`/parts/testing`. Put the
-# call into your own tests.
+# There are contracts for samplers, predictors, pools, losses and teachers, too:
+# :doc:`/parts/testing`. Put the call into your own tests, and watch a longer training as in
+# :doc:`3_collapse`: the contracts say nothing about collapse.
