@@ -115,6 +115,9 @@ def variance_loss(
             gradient as in `masked_mse`. First derivatives only: a second one, as in a gradient
             penalty, lacks the part that passes between ranks and the part through the mean.
 
+    Raises:
+        TypeError: If the features are not floating point.
+
     Example:
         >>> import torch
         >>> variance_loss(torch.tensor([[0.0, 0.5], [2.0, 0.5]]), eps=0.01)
@@ -150,6 +153,9 @@ def covariance_loss(
 
     Args:
         features, valid, process_group: As in `variance_loss`.
+
+    Raises:
+        TypeError: If the features are not floating point.
 
     Example:
         >>> import torch
