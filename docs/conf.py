@@ -35,6 +35,15 @@ extensions = [
 ]
 # The tables are included by the page on timm's models.
 exclude_patterns = ["_build", "_pictures", "timm_models_table.md", "timm_others_table.md"]
+nitpicky = True
+# Words in single backticks of a docstring are links where they can be.
+nitpick_ignore_regex = [
+    ("py:obj", ".*"),
+    # Shapes of jaxtyping, and aliases and type variables in annotations.
+    ("py:class", "Float|Bool|Int|Integer|UInt8|Shaped|ProcessGroup|st.SearchStrategy"),
+    ("py:class", "_Path|SignName|Reduction|Device|RotaryPairs|KeyMask|Rotary|M|M_co"),
+    ("py:class", "UniformSampler"),
+]
 default_role = "py:obj"  # `name` in a docstring links where it can and is code where it cannot
 
 myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
@@ -50,6 +59,7 @@ autosummary_context = {
 intersphinx_mapping = {
     "python": ("https://docs.python.org/3/", "_inventories/python.inv"),
     "torch": ("https://docs.pytorch.org/docs/stable/", "_inventories/torch.inv"),
+    "matplotlib": ("https://matplotlib.org/stable/", "_inventories/matplotlib.inv"),
     "timm": ("https://huggingface.co/docs/timm/main/", "_inventories/timm.inv"),
 }
 autodoc_member_order = "bysource"
@@ -70,6 +80,7 @@ html_theme = "furo"
 html_title = f"jepakit {release}"
 html_static_path = ["_static"]
 html_css_files = ["jepakit.css"]
+html_js_files = ["filter.js"]
 html_show_sourcelink = False
 html_theme_options = {
     "light_css_variables": {"color-brand-primary": "#1f66ad", "color-brand-content": "#1f66ad"},

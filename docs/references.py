@@ -57,6 +57,7 @@ OTHERS = {
     "Mapping": "collections.abc.Mapping",
     "Sequence": "collections.abc.Sequence",
     "Path": "pathlib.Path",
+    "Figure": "matplotlib.figure.Figure",
 }
 # Methods that torch calls, and fields without a text of their own.
 NOISE = {"extra_repr", "get_extra_state", "set_extra_state"}
