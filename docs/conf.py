@@ -38,7 +38,7 @@ exclude_patterns = ["_build", "_pictures", "timm_models_table.md", "timm_others_
 nitpicky = True
 # Words in single backticks of a docstring are links where they can be.
 nitpick_ignore_regex = [
-    ("py:obj", ".*"),
+    ("py:obj", "(?s).*"),
     # Shapes of jaxtyping, and aliases and type variables in annotations.
     ("py:class", "Float|Bool|Int|Integer|UInt8|Shaped|ProcessGroup|st.SearchStrategy"),
     ("py:class", "_Path|SignName|Reduction|Device|RotaryPairs|KeyMask|Rotary|M|M_co"),
