@@ -134,6 +134,7 @@ def setup(app: Sphinx) -> None:
     app.connect("builder-inited", lambda app: pictures.draw_all(Path(app.srcdir) / "_pictures"))
     app.connect("autodoc-process-signature", docstrings.signature)
     app.connect("autodoc-skip-member", references.skip)
+    app.connect("autodoc-process-docstring", references.describe)
     app.connect("missing-reference", references.resolve, priority=400)  # before intersphinx
     app.add_post_transform(references.LinkNames)
     # Before napoleon, which rewrites the sections.

@@ -59,6 +59,8 @@ OTHERS = {
     "Path": "pathlib.Path",
     "Figure": "matplotlib.figure.Figure",
 }
+# Types without a docstring of their own.
+ALIASES = {"jepakit.diagnostics.CollapseKind": ["Kind of a `Collapse`, its field `kind`.", ""]}
 # Methods that torch calls, and fields without a text of their own.
 NOISE = {"extra_repr", "get_extra_state", "set_extra_state"}
 
@@ -100,10 +102,18 @@ def _members(cls: type) -> list[str]:
     return [name for name in vars(cls) if not name.startswith("_") and name not in NOISE]
 
 
+@cache
+def listed() -> set[str]:
+    """Full names of other libraries that the inventories hold, such as `torch.compile`."""
+    files = sorted((Path(__file__).parent / "_inventories").glob("*.inv"))
+    lines = [line.split()[0] for file in files for line in file.read_text().splitlines()]
+    return {name for name in lines if "." in name}
+
+
 def full_name(text: str) -> str | None:
     """The page's name for a code literal such as `MaskedViT` or `take_tokens()`."""
     text = text.removesuffix("()")
-    return names().get(text) or (OTHERS.get(text) if re.search("[A-Z.]", text) else None)
+    return names().get(text) or OTHERS.get(text) or (text if text in listed() else None)
 
 
 class LinkNames(SphinxPostTransform):
@@ -155,6 +165,10 @@ def resolve(app: Any, env: Any, node: addnodes.pending_xref, content: Any) -> An
 def skip(app: Any, what: str, name: str, obj: Any, skipped: bool, options: Any) -> bool | None:
     doc = getattr(obj, "__doc__", None) or ""
     return True if name in NOISE or doc.startswith("Alias for field number") else None
+
+
+def describe(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    lines[:0] = ALIASES.get(name, [])
 
 
 def alts(folder: Path) -> dict[str, str]:

@@ -64,6 +64,7 @@ def test_pictures_of_the_reference_are_drawn_and_have_an_alt_text(references: Mo
         ("take_tokens()", "jepakit.tokens.take_tokens"),
         ("EMATeacher.update", "jepakit.teacher.EMATeacher.update"),
         ("TensorDataset", "torch.utils.data.TensorDataset"),
+        ("timm.create_model", "timm.create_model"),
         ("masks.context", None),
         ("predictor", None),
         ("MaskedViT.extra_repr", None),
