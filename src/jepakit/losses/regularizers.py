@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from jepakit._checks import as_int, as_number, check_rows, check_same_shape
+from jepakit._checks import as_int, as_number, check_floating, check_rows, check_same_shape
 from jepakit._distributed import gather_rows, row_counts, rows_before, sum_over_ranks
 from jepakit._precision import float32_or_wider, full_precision
 from jepakit._rows import centred_rows, everything_valid, to_rows, zero_invalid
@@ -125,6 +125,7 @@ def variance_loss(
     """
     target_std = as_number("target_std", target_std, positive=True)
     eps = as_number("eps", eps, positive=True)
+    check_floating("features", features)
     with full_precision(features):
         centred, count = centred_rows("features", features, valid, process_group)
         squares = sum_over_ranks(centred.square().sum(dim=0), process_group)
@@ -158,6 +159,7 @@ def covariance_loss(
     Source:
         VICReg (arXiv:2105.04906), no difference: the sum is divided by $d$ once.
     """
+    check_floating("features", features)
     with full_precision(features):
         centred, count = centred_rows("features", features, valid, process_group)
         products = sum_over_ranks(centred.T @ centred, process_group)
