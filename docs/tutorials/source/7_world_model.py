@@ -127,8 +127,8 @@ for name, (encoder, _) in models.items():
     print(f"{name:16}{position_r2(encoder):12.3f}{spread:8.4f}{rank:7.1f}")
 
 # %%
-# Without SIGReg the features have shrunk, which makes them easy to predict, and the position is read
-# off them less exactly. (The rank alone would not show it: it does not depend on scale.)
+# Without SIGReg the features have shrunk, which makes them easy to predict, and the position is
+# read off them less exactly. (The rank alone would not show it: it does not depend on scale.)
 #
 # Imagined futures
 # ----------------
