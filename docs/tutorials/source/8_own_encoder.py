@@ -3,7 +3,8 @@ Your own encoder, and the contracts
 ===================================
 
 At the end of this page you have written an encoder for time series from torch's own layers,
-planted two mistakes that are common in JEPA code, and seen :doc:`jepakit.testing </parts/testing>` find both.
+planted two mistakes that are common in JEPA code, and seen :doc:`jepakit.testing
+</parts/testing>` find both.
 """
 
 # %%
