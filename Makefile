@@ -24,13 +24,14 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check $(if $(CONST
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test quick lint types doctest docs wheel-smoke clean
+.PHONY: help demo test quick lint types doctest docs linkcheck wheel-smoke clean
 
 help:
 	@echo "make demo         train on embedded images (a few minutes on 2 cores)"
 	@echo "make test         all tests; ARGS='-k masking' picks some"
 	@echo "make quick        tests that are not marked slow; COVERAGE=1 reports the lines they run"
 	@echo "make lint types doctest docs wheel-smoke   the other checks of .ci/run"
+	@echo "make linkcheck    every link from the pages to the web, over the network"
 	@echo "make clean        remove what was built; environments stay"
 
 $(BIN)/python:
@@ -67,6 +68,7 @@ quick: $(VENV)/.dev
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 
 types: $(VENV)/.dev
 	$(BIN)/mypy
@@ -78,9 +80,13 @@ doctest: $(VENV)/.dev
 docs: $(VENV)/.dev
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
+# Needs the network, so `.ci/run` leaves it out; links within the pages are checked by `make docs`.
+linkcheck: $(VENV)/.dev
+	$(BIN)/python -m sphinx --keep-going -q -b linkcheck docs docs/_build/linkcheck
+
 wheel-smoke: $(VENV)/.dev
 	$(BIN)/python .ci/smoke_wheel.py
 
 clean:
-	rm -rf build dist .coverage docs/_build docs/_pictures .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf build dist .coverage docs/_build docs/_pictures docs/api/generated .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find src tests docs examples benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true

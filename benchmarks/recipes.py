@@ -3,7 +3,8 @@
     python benchmarks/recipes.py cifar10-ijepa --data-folder data
     python benchmarks/recipes.py fashion-lejepa --seeds 0 1 2 --parallel 2
 
-A recipe holds a script, its options and a dataset file. Its numbers are written to
+A recipe holds a script, its options and a dataset file; with `pictures = true` those of its first
+seed are kept. Its numbers are written to
 `benchmarks/results/<recipe>.json`; the tables of the docs are generated from all result files.
 """
 
@@ -73,7 +74,8 @@ def main() -> None:
     rows = [row(args.recipe, recipe, runs) | {"data": Path(args.data).name}]
     save(args, rows, table, runs[0]["settings"]["device"])
     if args.write is not None:
-        keep_pictures(args.runs / f"{name}-{args.seeds[0]}", args.write)
+        if recipe.get("pictures"):
+            keep_pictures(args.runs / f"{name}-{args.seeds[0]}", args.write)
         OVERVIEW.write_text(overview())
 
 

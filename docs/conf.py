@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import docstrings
 import pictures
+import references
 import source_tree
 from docutils import nodes
 from docutils.parsers.rst import directives
@@ -26,16 +27,48 @@ version = release = jepakit.__version__
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.intersphinx",
     "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
     "sphinx_copybutton",
+    "sphinx_gallery.gen_gallery",
 ]
 # The tables are included by the page on timm's models.
-exclude_patterns = ["_build", "_pictures", "timm_models_table.md", "timm_others_table.md"]
+exclude_patterns = [
+    "_build",
+    "_pictures",
+    "tutorials/source",
+    "timm_models_table.md",
+    "timm_others_table.md",
+]
+nitpicky = True
+# Words in single backticks of a docstring are links where they can be.
+nitpick_ignore_regex = [
+    ("py:obj", "(?s).*"),
+    # Shapes of jaxtyping, and aliases and type variables in annotations.
+    ("py:class", "Float|Bool|Int|Integer|UInt8|Shaped|ProcessGroup|st.SearchStrategy"),
+    ("py:class", "_Path|SignName|Reduction|Device|RotaryPairs|KeyMask|Rotary|M|M_co"),
+    ("py:class", "UniformSampler"),
+]
 default_role = "py:obj"  # `name` in a docstring links where it can and is code where it cannot
 
 myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3
 
+templates_path = ["_templates"]
+# One page for each name in the tables of docs/api, written to docs/api/generated.
+autosummary_context = {
+    "pictures": references.PICTURES,
+    "alts": references.alts(Path(__file__).parent),
+}
+# The names that these pages link to, in files: the build needs no network.
+intersphinx_mapping = {
+    "python": ("https://docs.python.org/3/", "_inventories/python.inv"),
+    "torch": ("https://docs.pytorch.org/docs/stable/", "_inventories/torch.inv"),
+    "matplotlib": ("https://matplotlib.org/stable/", "_inventories/matplotlib.inv"),
+    "timm": ("https://huggingface.co/docs/timm/main/", "_inventories/timm.inv"),
+}
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # signatures carry them; docstrings.py writes those
 napoleon_google_docstring = True
@@ -46,6 +79,23 @@ python_maximum_signature_line_length = 80
 add_module_names = False
 toc_object_entries_show_parents = "hide"
 
+# Scripts in tutorials/source run in the build if they changed; pages are written beside them.
+sphinx_gallery_conf = {
+    "examples_dirs": "tutorials/source",
+    "gallery_dirs": "tutorials",
+    "filename_pattern": r"/\d_",
+    "within_subsection_order": "FileNameSortKey",
+    "abort_on_example_error": True,
+    "capture_repr": (),  # what is printed, and no last expression
+    "image_srcset": ["2x"],
+    "doc_module": ("jepakit",),
+    "backreferences_dir": "tutorials/used_in",
+    "min_reported_time": 1000,
+    "show_signature": False,
+    "download_all_examples": False,
+    "nested_sections": False,
+}
+
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
@@ -54,6 +104,7 @@ html_theme = "furo"
 html_title = f"jepakit {release}"
 html_static_path = ["_static"]
 html_css_files = ["jepakit.css"]
+html_js_files = ["filter.js"]
 html_show_sourcelink = False
 html_theme_options = {
     "light_css_variables": {"color-brand-primary": "#1f66ad", "color-brand-content": "#1f66ad"},
@@ -106,5 +157,9 @@ def setup(app: Sphinx) -> None:
     )
     app.connect("builder-inited", lambda app: pictures.draw_all(Path(app.srcdir) / "_pictures"))
     app.connect("autodoc-process-signature", docstrings.signature)
+    app.connect("autodoc-skip-member", references.skip)
+    app.connect("autodoc-process-docstring", references.describe)
+    app.connect("missing-reference", references.resolve, priority=400)  # before intersphinx
+    app.add_post_transform(references.LinkNames)
     # Before napoleon, which rewrites the sections.
     app.connect("autodoc-process-docstring", docstrings.math, priority=400)

@@ -22,6 +22,8 @@ SYNONYMS = {
     r"\\(big|Big|bigg|Bigg)(?=[)\]])": r"\\\1r",
     r"\\(big|Big|bigg|Bigg)(?![a-z])": r"",
 }
+# Characters that docutils writes and few fonts have, by ones that most have.
+GLYPHS = str.maketrans({"\N{REVERSE SOLIDUS OPERATOR}": "\N{SET MINUS}"})
 LOGGER = logging.getLogger(__name__)
 Def = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -124,7 +126,7 @@ def _mathml(node: nodes.Element, *, as_block: bool) -> str:
     for name, known in SYNONYMS.items():
         tex = re.sub(name, known, tex)
     try:
-        return tex2mathml(tex, as_block=as_block)
+        return tex2mathml(tex, as_block=as_block).translate(GLYPHS)
     except MathError as error:
         LOGGER.warning("%s in %s", error, node.astext(), location=node)
         return f"<code>{html.escape(node.astext())}</code>"

@@ -19,6 +19,7 @@ The result is a plain timm checkpoint of the teacher, `teacher.safetensors` in `
 """
 
 import argparse
+import hashlib
 import importlib.util
 import io
 import itertools
@@ -157,6 +158,16 @@ class Ranks:
         values = [value]
         dist.broadcast_object_list(values, src=0)
         return values[0]
+
+    def checksums(self, folder: Path) -> dict[str, str]:
+        """A digest of each tensor file of a folder; every rank reads its share of them."""
+        found = {}
+        for path in self.first(sorted(folder.glob("*.distcp")))[self.rank :: self.size]:
+            with path.open("rb") as file:
+                found[path.name] = hashlib.file_digest(file, "blake2b").hexdigest()
+        parts: list[Any] = [None] * self.size
+        dist.all_gather_object(parts, found)
+        return {name: digest for part in parts for name, digest in part.items()}
 
 
 def join(kind: str) -> Ranks:
@@ -547,8 +558,9 @@ class Checkpoints:
         run, final = self.run, self.folder / f"step-{step:09d}"
         unfinished = final.with_suffix(".tmp")
         dcp.save(sharded_state(run), checkpoint_id=unfinished)
+        checksums = self.ranks.checksums(unfinished)  # torch writes none
         if self.ranks.rank == 0:
-            state = {"step": step, "args": vars(run.args), "knn": run.knn}
+            state = {"step": step, "args": vars(run.args), "knn": run.knn, "checksums": checksums}
             save_checkpoint(unfinished / "run.pt", state | {"monitor": run.monitor.state_dict()})
             os.replace(unfinished, final)
             for old in sorted(self.folder.glob("step-*"))[:-NUM_KEPT]:
@@ -563,9 +575,17 @@ class Checkpoints:
             return 0
         run, path = self.run, complete[-1]
         try:
-            state = load_checkpoint(path / "run.pt", keys=("step", "args", "knn", "monitor"))
+            keys = ("step", "args", "knn", "monitor", "checksums")
+            state = load_checkpoint(path / "run.pt", keys=keys)
         except (ValueError, FileNotFoundError) as error:
             self.ranks.fail(f"--resume: {error}; or remove {path}, and the one before it is read")
+        now = self.ranks.checksums(path)
+        if damaged := sorted(name for name, _ in state["checksums"].items() ^ now.items()):
+            rule = "missing, damaged or of another checkpoint"
+            self.ranks.fail(
+                f"--resume: {path / damaged[0]} is {rule}; remove {path}, and the one before it is "
+                "read"
+            )
         for name, value in vars(run.args).items():
             saved = state["args"].get(name)
             if name not in MAY_DIFFER and saved != value:

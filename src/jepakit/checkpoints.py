@@ -148,7 +148,7 @@ class StopRequest:
 
     @property
     def exit_code(self) -> int:
-        """Exit code of a process that a signal ended: 128 and its number; 0 without a request."""
+        """Exit code of a process that a signal ended, 128 and its number; 0 without a request."""
         return 0 if self.signal is None else 128 + self.signal
 
     def __bool__(self) -> bool:

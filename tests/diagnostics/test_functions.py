@@ -142,7 +142,9 @@ def test_alpha_arguments() -> None:
     x = torch.randn(20, 5)
     assert alpha_req(x[:, :1].expand(20, 5)).isnan()
     for first, last in ((3, 3), (1, 6), (5, None)):
-        with pytest.raises(ValueError, match="must be 1 <= first < last <= d, and d is 5"):
+        with pytest.raises(
+            ValueError, match="must be 1 <= first < last <= d, the width 5 of features"
+        ):
             alpha_req(x, first=first, last=last)
 
 

@@ -211,6 +211,24 @@ def test_resume_with_other_settings_is_refused(
     assert printed.count("has lr=0.001, now it is 0.5") == 1 and "Traceback" not in printed
 
 
+@pytest.mark.parametrize("damage", ["flipped", "missing"])
+def test_a_damaged_file_of_tensors_is_named(
+    interrupted: tuple[Path, str], textures: str, tmp_path: Path, damage: str
+) -> None:
+    """Trap: torch.distributed.checkpoint keeps no checksums, so a flipped bit is trained on."""
+    out = tmp_path / "copy"
+    shutil.copytree(interrupted[0] / "checkpoints", out / "checkpoints")
+    file = next(checkpoints(out)[0].glob("*.distcp"))
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.unlink()
+    if damage == "flipped":
+        file.write_bytes(content)
+    options = ["--data", textures, *TINY, "--out", str(out), "--resume"]
+    printed = start(2, tmp_path / "log", *options).wait(code=1)
+    assert printed.count(f"{file} is missing, damaged or of") == 1 and "Traceback" not in printed
+
+
 def test_a_batch_is_divided_evenly(textures: str, tmp_path: Path) -> None:
     options = ["--data", textures, *TINY, "--out", str(tmp_path), "--accumulate", "3"]
     printed = start(2, tmp_path / "log", *options).wait(code=1)

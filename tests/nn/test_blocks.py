@@ -117,3 +117,20 @@ def test_drop_path_drops_whole_samples_and_scales_the_others() -> None:
     assert set(kept.unique().tolist()) == {0.0, 4.0}
     assert (kept == kept[:, :1, :1]).all()
     assert torch.equal(block.eval().drop_path(torch.ones(2, 5, 8)), torch.ones(2, 5, 8))
+
+
+@pytest.mark.no_hook
+@pytest.mark.parametrize(
+    ("x", "rotary", "error", "message"),
+    [
+        (torch.zeros(2, 3, 8, dtype=torch.float64), None, TypeError, "x: are torch.float64"),
+        (torch.zeros(3, 8), None, ValueError, r"x \(3, 8\): must be \[batch, n, 8\]"),
+        (torch.zeros(2, 3, 6), None, ValueError, r"x \(2, 3, 6\): must be \[batch, n, 8\]"),
+        (torch.zeros(2, 3, 8), torch.ones(1, 1, 4), ValueError, r"rotary \(1, 1, 4\): must be \[1"),
+        (torch.zeros(2, 3, 8), torch.ones(1, 3, 8), ValueError, r"\[1 or 2, 3, 4\]"),
+    ],
+)
+def test_block_names_what_does_not_fit(x, rotary, error, message) -> None:
+    """Trap: a table for one entry, which would turn all entries alike."""
+    with pytest.raises(error, match=message):
+        Block(8, 2)(x, rotary=rotary)

@@ -54,6 +54,12 @@ def test_the_numbers_of_the_readme_are_those_of_a_run() -> None:
         knn, linear, rank, std = (statistics.mean(each) for each in zip(*row[key], strict=True))
         cells = f"{100 * knn:.1f} % | {100 * linear:.1f} % | {rank:.1f} | {std:.2f}"
         assert f"| {name} | {cells} |" in readme, f"README.md does not hold {cells!r}"
+    pixels, before, after = (
+        statistics.mean(run[0] for run in row[key]) for key in ("raw", "untrained", "trained")
+    )
+    front = " ".join((ROOT / "docs/index.md").read_text().split())
+    assert f"in {100 * pixels:.0f} % of all cases by raw pixels, in {100 * before:.0f} %" in front
+    assert f"in {100 * after:.0f} % by the trained teacher" in front
     found = [f"{100 * run['trained']:.0f}" for run in row["retrieval"]]
     first, second, third = found
     assert f"{first}, {second} and {third} % of all cases" in " ".join(readme.split())

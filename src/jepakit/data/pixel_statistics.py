@@ -85,8 +85,7 @@ class PixelStatistics:
         Args:
             images: Images with one channel for each mean.
         """
-        if images.dtype != torch.uint8:
-            raise TypeError(f"images: must be uint8, got {images.dtype}")
+        check_tensor("images", images, torch.uint8)
         if images.dim() != 4 or images.shape[1] != len(self.mean):
             raise ValueError(
                 f"images {tuple(images.shape)}: must have the shape [b, c, h, w] with "

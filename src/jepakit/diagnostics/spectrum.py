@@ -130,9 +130,12 @@ def alpha_req(
     """
     first = as_int("first", first, minimum=1)
     last = None if last is None else as_int("last", last, minimum=1)
+    check_floating("features", features)
     dim = features.shape[-1] if features.dim() else 0
     if not first < (dim if last is None else last) <= dim:
-        raise ValueError(f"{first=}, {last=}: must be 1 <= first < last <= d, and d is {dim}")
+        raise ValueError(
+            f"{first=}, {last=}: must be 1 <= first < last <= d, the width {dim} of features"
+        )
     rows = valid_rows("features", features, valid, minimum=2)
     return power_law_exponent(_centred_spectrum(rows), first, last)
 

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from jepakit._checks import as_int, as_number, check_rows, check_same_shape
+from jepakit._checks import as_int, as_number, check_floating, check_rows, check_same_shape
 from jepakit._distributed import gather_rows, row_counts, rows_before, sum_over_ranks
 from jepakit._precision import float32_or_wider, full_precision
 from jepakit._rows import centred_rows, everything_valid, to_rows, zero_invalid
@@ -115,6 +115,9 @@ def variance_loss(
             gradient as in `masked_mse`. First derivatives only: a second one, as in a gradient
             penalty, lacks the part that passes between ranks and the part through the mean.
 
+    Raises:
+        TypeError: If the features are not floating point.
+
     Example:
         >>> import torch
         >>> variance_loss(torch.tensor([[0.0, 0.5], [2.0, 0.5]]), eps=0.01)
@@ -125,6 +128,7 @@ def variance_loss(
     """
     target_std = as_number("target_std", target_std, positive=True)
     eps = as_number("eps", eps, positive=True)
+    check_floating("features", features)
     with full_precision(features):
         centred, count = centred_rows("features", features, valid, process_group)
         squares = sum_over_ranks(centred.square().sum(dim=0), process_group)
@@ -150,6 +154,9 @@ def covariance_loss(
     Args:
         features, valid, process_group: As in `variance_loss`.
 
+    Raises:
+        TypeError: If the features are not floating point.
+
     Example:
         >>> import torch
         >>> covariance_loss(torch.tensor([[1.0, 2.0], [-1.0, -2.0]]))  # (4^2 + 4^2) / 2
@@ -158,6 +165,7 @@ def covariance_loss(
     Source:
         VICReg (arXiv:2105.04906), no difference: the sum is divided by $d$ once.
     """
+    check_floating("features", features)
     with full_precision(features):
         centred, count = centred_rows("features", features, valid, process_group)
         products = sum_over_ranks(centred.T @ centred, process_group)

@@ -145,7 +145,7 @@ class ReferenceMultiBlockMask(UniformSampler[Masks]):
 
     @property
     def per_sample(self) -> bool:
-        """False: sizes and the context's length are those of the batch."""
+        """False, since sizes and the context's length are those of the batch."""
         return False
 
     @property

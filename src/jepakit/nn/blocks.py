@@ -12,7 +12,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from jepakit._checks import as_bool, as_choice, as_fraction, as_int, as_number
+from jepakit._checks import (
+    as_bool,
+    as_choice,
+    as_fraction,
+    as_int,
+    as_number,
+    check_floating,
+    check_weight_dtype,
+)
 from jepakit.nn.positions import rotate_adjacent, rotate_halves
 
 __all__ = ["Block"]
@@ -43,7 +51,9 @@ class Block(nn.Module):
             i + d / 2, or `"adjacent"`, 2i and 2i + 1.
 
     Raises:
-        ValueError: If `num_heads` does not divide `dim`.
+        ValueError: If `num_heads` does not divide `dim`; in the call, if `x` or `rotary` have
+            another shape.
+        TypeError: In the call, if `x` has another dtype than the weights.
 
     Example:
         >>> import torch
@@ -114,6 +124,7 @@ class Block(nn.Module):
                 with `"adjacent"`. None for no rotary positions.
             first: Number of entries in front whose output is not needed.
         """
+        self._check(x, rotary)
         if self.grad_checkpointing and torch.is_grad_enabled():
             out: Any = checkpoint(self._run, x, key_mask, rotary, first, use_reentrant=False)
             return cast(Tensor, out)
@@ -122,6 +133,24 @@ class Block(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """With `enable`, compute the block again in the backward pass and keep no activations."""
         self.grad_checkpointing = as_bool("enable", enable)
+
+    def _check(self, x: Tensor, rotary: Tensor | None) -> None:
+        check_floating("x", x)
+        dim, shape = self.attn.proj.in_features, tuple(x.shape)
+        if len(shape) != 3 or shape[2] != dim:
+            raise ValueError(f"x {shape}: must be [batch, n, {dim}], as wide as the block's dim")
+        check_weight_dtype("x", x, self.norm1)
+        if rotary is None:
+            return
+        check_floating("rotary", rotary)
+        head_dim = dim // self.attn.num_heads
+        width = head_dim if self.attn.rotary_pairs == "halves" else 2 * head_dim
+        sizes = tuple(rotary.shape)
+        if len(sizes) != 3 or sizes[0] not in (1, shape[0]) or sizes[1:] != (shape[1], width):
+            raise ValueError(
+                f"rotary {sizes}: must be [1 or {shape[0]}, {shape[1]}, {width}], cosines and "
+                f"sines for each entry of x {shape}"
+            )
 
     def _run(
         self, x: Features, key_mask: KeyMask | None, rotary: Rotary | None, first: int

@@ -139,9 +139,9 @@ class CausalPredictor(nn.Module):
         """
         self._check(features, valid)
         batch, num_steps, num_tokens, _ = features.shape
-        _check_vectors("actions", actions, "action_dim", self.action_dim, batch, num_steps)
+        _check_vectors("actions", actions, "action_dim", self.embed_action, batch, num_steps)
         _check_vectors(
-            "states", states, "state_dim", self.state_dim, batch, num_steps, or_fewer=True
+            "states", states, "state_dim", self.embed_state, batch, num_steps, or_fewer=True
         )
         time = torch.arange(num_steps, device=features.device)[None]
         tokens = self._tokens(features, actions, states, valid, time, num_steps)
@@ -187,18 +187,18 @@ class CausalPredictor(nn.Module):
         """
         self._check(features, valid)
         batch, num_steps, num_tokens, _ = features.shape
-        _check_plans("actions", actions, self.action_dim, batch)
+        _check_plans("actions", actions, self.embed_action, batch)
         candidates, horizon = actions.shape[1:3]
         if num_steps == 0:
             raise ValueError(f"features {tuple(features.shape)}: must have at least one step")
         if num_steps > 1 or past_actions is not None:
             _check_vectors(
-                "past_actions", past_actions, "action_dim", self.action_dim, batch, num_steps - 1
+                "past_actions", past_actions, "action_dim", self.embed_action, batch, num_steps - 1
             )
-        _check_vectors("states", states, "state_dim", self.state_dim, batch, num_steps)
+        _check_vectors("states", states, "state_dim", self.embed_state, batch, num_steps)
         num_known = 0
         if future_states is not None:
-            _check_plans("future_states", future_states, self.state_dim, batch, candidates)
+            _check_plans("future_states", future_states, self.embed_state, batch, candidates)
             num_known = future_states.shape[2]
             if states is None or num_known >= horizon:
                 rule = f"must be states of at most {horizon - 1} steps, with states of the past"
@@ -377,13 +377,14 @@ def _check_vectors(
     name: str,
     vectors: Tensor | None,
     argument: str,
-    dim: int,
+    embed: nn.Linear | None,
     batch: int,
     steps: int,
     *,
     or_fewer: bool = False,
 ) -> None:
-    """Raise unless there is a vector of width `dim` for each step; None if `dim` is 0."""
+    """Raise unless there is a vector that `embed` takes for each step; None if it is None."""
+    dim = 0 if embed is None else embed.in_features
     if vectors is None:
         if dim:
             raise ValueError(f"{name}=None: must be given, since {argument}={dim}")
@@ -396,15 +397,20 @@ def _check_vectors(
     if not fits or shape[0] != batch or shape[2] != dim:
         fewer = "at most " if or_fewer else ""
         raise ValueError(f"{name} {shape}: must be [{batch}, {fewer}{steps}, {dim}]")
+    if embed is not None:
+        check_weight_dtype(name, vectors, embed)
 
 
 def _check_plans(
-    name: str, plans: Tensor, dim: int, batch: int, candidates: int | None = None
+    name: str, plans: Tensor, embed: nn.Linear | None, batch: int, candidates: int | None = None
 ) -> None:
-    """Raise unless there are vectors of width `dim` for the steps of each candidate."""
+    """Raise unless there are vectors that `embed` takes for the steps of each candidate."""
+    dim = 0 if embed is None else embed.in_features
     check_floating(name, plans)
     shape = tuple(plans.shape)
     fits = len(shape) == 4 and shape[0] == batch and shape[3] == dim
     if not fits or 0 in shape[:3] or candidates not in (None, shape[1]):
         k = "k" if candidates is None else candidates
         raise ValueError(f"{name} {shape}: must be [{batch}, {k}, s, {dim}], with k and s above 0")
+    if embed is not None:
+        check_weight_dtype(name, plans, embed)

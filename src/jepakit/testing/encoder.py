@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from jepakit._checks import as_bool, as_grid_size, as_int, as_number
+from jepakit._checks import as_bool, as_grid_size, as_int, as_number, check_tensor
 from jepakit.testing._cases import (
     Case,
     emptied,
@@ -103,6 +103,7 @@ def assert_encoder_contract(
 def _read_interface(encoder: Any, images: Tensor) -> tuple[tuple[int, ...], int]:
     """Return grid and width of the encoder; raise unless the images fit the grid."""
     require_attributes("an encoder", encoder, ("grid_size", "embed_dim"))
+    check_tensor("images", images)
     grid_size = as_grid_size("encoder.grid_size", encoder.grid_size)
     dim = as_int("encoder.embed_dim", encoder.embed_dim, minimum=1)
     sides = zip(images.shape[2:], grid_size, strict=False)

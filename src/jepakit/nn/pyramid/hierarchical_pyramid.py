@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from jepakit._checks import as_choice, as_grid_size, as_int, check_features
+from jepakit._checks import as_choice, as_grid_size, as_int, check_features, check_weight_dtype
 from jepakit.nn._padding import zero_padding
 from jepakit.nn.pyramid._fusion import TopDown, initialise
 from jepakit.nn.pyramid._pools import (
@@ -235,6 +235,7 @@ class HierarchicalPyramid(nn.Module):
 
     def _check(self, features: Tensor, tokens: TokenSet | None) -> None:
         check_features(features, self.dim, "the dim that the pyramid was built with")
+        check_weight_dtype("features", features, self)
         if tokens is not None:
             check_positions("tokens", tokens, features)
             if tokens.grid_size != self.grid_size:
