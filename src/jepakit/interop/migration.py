@@ -1,5 +1,6 @@
 """`migrate_config`: jepakit code for a configuration file of I-JEPA or V-JEPA, key by key."""
 
+import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from textwrap import dedent
@@ -223,10 +224,8 @@ def _ijepa(reader: _Reader) -> MigratedConfig:
     pin_memory = bool(reader.carry("data.pin_mem", "pin_memory", False))
     root = reader.carry("data.root_path", "path of the images", "")
     folder = reader.carry("data.image_folder", "path of the images", "")
-    path = "/".join(part.strip("/") for part in (str(root)[1:], str(folder), "train") if part)
-    path = str(root)[:1] + path
-    half = reader.carry("meta.use_bfloat16", "torch.autocast", False)
-    half = bool(half)
+    path = posixpath.join(str(root), str(folder), "train")
+    half = bool(reader.carry("meta.use_bfloat16", "torch.autocast", False))
 
     sampler = []
     for argument, name, key, default in (
@@ -240,7 +239,8 @@ def _ijepa(reader: _Reader) -> MigratedConfig:
         value = tuple(value) if isinstance(value, Sequence) else value
         sampler.append(f"    {argument}={value},")
     if reader.carry("mask.num_enc_masks", "one context for each image", 1) != 1:
-        reader.without("the printed code has one context; call the sampler for each", *_CONTEXTS)
+        note = "the printed code has one context; call the sampler once for each"
+        reader.without(note, "mask.num_enc_masks")
     if reader.carry("mask.allow_overlap", "the context never contains its targets", False):
         reader.without("a context never contains its targets", "mask.allow_overlap")
 
@@ -342,9 +342,6 @@ for step, ((images, *_), masks) in enumerate(loader):
     return reader.migrated(code, _DIFFERENCES)
 
 
-_CONTEXTS = ("mask.num_enc_masks",)
-
-
 def _transform(reader: _Reader, crop: int) -> str:
     """Lines of the published transform before the normalisation."""
     scale = tuple(reader.carry("data.crop_scale", "RandomResizedCrop", (0.3, 1.0)))
@@ -400,7 +397,7 @@ def _vjepa(reader: _Reader) -> MigratedConfig:
     betas = tuple(reader.carry("optimization.betas", "AdamW", (0.9, 0.999)))
     eps = float(reader.carry("optimization.eps", "AdamW", 1e-8))
     per_epoch = reader.carry("optimization.ipe", "steps_per_epoch", None)
-    per_epoch = f"len(dataset) // {batch_size}" if per_epoch is None else per_epoch
+    per_epoch = "len(dataset) // (batch_size * world_size)" if per_epoch is None else per_epoch
     schedules = _schedules(reader)
     warmup = reader.values.get("optimization.warmup", 0)
     _other_vjepa_keys(reader)
