@@ -13,6 +13,7 @@ from PIL import Image
 
 import jepakit
 from jepakit.interop import ijepa_checkpoint, migrate_config, vjepa_checkpoint
+from jepakit.interop.__main__ import main
 
 # The values of configs/in1k_vith14_ep300.yaml in facebookresearch/ijepa.
 IJEPA: dict[str, Any] = {
@@ -284,13 +285,20 @@ def test_code_for_vjepa_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert vjepa_checkpoint(encoder, predictor, teacher, epoch=2)["epoch"] == 2
 
 
-def test_a_command_prints_the_code(tmp_path: Path) -> None:
+def test_a_command_prints_the_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     yaml = pytest.importorskip("yaml")
     path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(IJEPA))
-    command = [sys.executable, "-W", "error", "-m", "jepakit.interop"]
-    printed = subprocess.run([*command, str(path)], capture_output=True, text=True, check=True)
-    assert printed.stdout == str(migrate_config(IJEPA))
+    path.write_text(yaml.safe_dump(VJEPA))
+    assert main([str(path)]) == 0
+    assert capsys.readouterr().out == str(migrate_config(VJEPA))
+    assert main([]) == 2
+    assert "usage" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_package_is_a_command() -> None:
+    """Trap: `python -m` on a module that its package has imported warns."""
+    command = [sys.executable, "-W", "error::RuntimeWarning", "-m", "jepakit.interop"]
     usage = subprocess.run(command, capture_output=True, text=True, check=False)
     assert usage.returncode == 2
-    assert "usage" in usage.stderr
+    assert usage.stderr.startswith("usage: python -m jepakit.interop")
