@@ -35,6 +35,11 @@ class ConfigKey:
             launcher, the logger or the data. `"no counterpart"`: jepakit has nothing for it.
             `"unknown"`: the published code has no such key.
         note: Where it went, or why it did not.
+
+    Example:
+        >>> from jepakit.interop import ConfigKey
+        >>> ConfigKey("optimization.lr", 1e-3, "carried over", "peak of lr").name
+        'optimization.lr'
     """
 
     name: str
@@ -51,6 +56,17 @@ class MigratedConfig:
         code: Python code: parts, schedules, data and the training loop.
         keys: All keys of the file, in its order.
         differences: What the printed code does in another way than the published one.
+
+    Example:
+        >>> from jepakit.interop import ConfigKey, MigratedConfig
+        >>> key = ConfigKey("optimization.lr", 1e-3, "carried over", "peak of lr")
+        >>> print(MigratedConfig("lr = 1e-3", (key,), ()))
+        lr = 1e-3
+        # Keys of the file
+        # optimization.lr = 0.001: carried over; peak of lr
+        <BLANKLINE>
+        # Differences in any case
+        <BLANKLINE>
     """
 
     code: str
@@ -95,8 +111,8 @@ def migrate_config(config: Mapping[str, Any]) -> MigratedConfig:
         ['mask.num_heads']
 
     Source:
-        Keys and defaults as read by `src/train.py` of facebookresearch/ijepa and
-        `app/vjepa/train.py` of facebookresearch/jepa.
+        Keys and defaults as the published code of I-JEPA (arXiv:2301.08243) and of V-JEPA
+        (arXiv:2404.08471) reads them, in `src/train.py` and `app/vjepa/train.py`.
     """
     if not isinstance(config, Mapping):
         raise TypeError(f"config: must be a mapping, got {type_name(config)}")
