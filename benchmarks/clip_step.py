@@ -102,15 +102,15 @@ def cost_rows(batch_size: int, draws: int) -> Iterator[Row]:
 class Step:
     """Modules, loss and optimiser; a call trains for one step."""
 
-    def __init__(self, size: Size) -> None:
+    def __init__(self, size: Size, grid: tuple[int, int, int] = GRID) -> None:
         torch.manual_seed(0)
         embed = Tubelets(TUBELET, size.width)
         self.encoder = TokenViT(
-            GRID, size.width, size.depth, size.heads, embed=embed, position="sincos"
+            grid, size.width, size.depth, size.heads, embed=embed, position="sincos"
         )
         self.teacher = jepakit.EMATeacher(self.encoder, 0.998)
         self.predictor = jepakit.MaskedPredictor(
-            GRID,
+            grid,
             size.width,
             predictor_embed_dim=size.predictor_width,
             depth=size.predictor_depth,

@@ -213,7 +213,7 @@ SAMPLERS: dict[str, Callable[[], Any]] = {
         3, MultiBlockMask((10, 10), target_size_per="sample", context_length="pad")
     ),
     "union of multi-block": lambda: UnionMask(MultiBlockMask(IMAGE)),
-    "V-JEPA's sets": lambda: vjepa_masks(VIDEO),
+    "V-JEPA's sets": lambda: vjepa_masks(VIDEO, context_length="trim"),
     "complement of multi-block": lambda: ComplementMask(
         MultiBlockMask(IMAGE, context_length="pad")
     ),

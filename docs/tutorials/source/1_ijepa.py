@@ -2,7 +2,7 @@
 I-JEPA in 30 lines
 ==================
 
-At the end of this page you have trained a small vision transformer without labels, in about 15
+At the end of this page you have trained a small vision transformer without labels, in about 20
 seconds on one CPU core, and measured that it learned something: the nearest neighbours of an
 image show the same texture more often than before training.
 
