@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import timm
@@ -51,6 +52,7 @@ def run(out: Path, *options: str) -> None:
     finally:
         sys.argv = argv
         torch.set_num_threads(threads)
+        plt.close("all")  # matplotlib keeps figures, and warns of too many
 
 
 def result(out: Path) -> dict:

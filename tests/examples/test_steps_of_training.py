@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -32,6 +33,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
         monkeypatch.setattr(sys, "argv", [str(path), "--out", str(tmp_path), *TINY, *options])
         monkeypatch.setenv("MPLBACKEND", "agg")
         runpy.run_path(str(path), run_name="__main__")
+        plt.close("all")  # matplotlib keeps figures, and warns of too many
 
     return run
 
