@@ -4,8 +4,8 @@
 
 ViT-L/16 on tubelets of 2x16x16 at 224 pixels, a predictor of 12 blocks 384 wide, float32, fused
 attention, `vjepa_masks` with fixed contexts. Every storage that autograd keeps counts, the pixels
-of the contexts included, parameters not; for checkpointed blocks that is their input. Tensors are fake, so nothing
-is computed and the figures do not depend on the machine.
+of the contexts included, parameters not; for checkpointed blocks that is their input. Tensors are
+fake, so nothing is computed and the figures do not depend on the machine.
 """
 
 import argparse

@@ -183,7 +183,7 @@ def test_without_momentum_the_teacher_is_the_student(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_balance_temperature_and_codebook_throughout(finished: tuple[Path, str]) -> None:
+def test_balanced_loss_weights_temperature_and_codebook_throughout(finished: tuple[Path, str]) -> None:
     """Traps: a relational term that outweighs the loss, a temperature that runs away, and a
     codebook that a few codes of hold everything."""
     saved = json.loads((finished[0] / "result.json").read_text())
