@@ -44,7 +44,7 @@ class ConfigKey:
 
     name: str
     value: Any
-    outcome: Outcome
+    outcome: Literal["carried over", "set elsewhere", "no counterpart", "unknown"]
     note: str
 
 
