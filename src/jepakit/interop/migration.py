@@ -44,7 +44,7 @@ class ConfigKey:
 
     name: str
     value: Any
-    outcome: Outcome
+    outcome: Literal["carried over", "set elsewhere", "no counterpart", "unknown"]
     note: str
 
 
@@ -565,8 +565,8 @@ def _other_vjepa_keys(reader: _Reader) -> None:
     reader.elsewhere("the file is V-JEPA's", "app")
     reader.elsewhere(launcher, "nodes", "tasks_per_node")
     note = "load_clips takes a folder of videos; for a list of files write a Dataset"
-    names = ("dataset_type", "datasets", "datasets_weights", "clip_duration", "filter_short_videos")
-    reader.elsewhere(note, *(f"data.{name}" for name in names))
+    lists = ("dataset_type", "datasets", "datasets_weights", "clip_duration", "filter_short_videos")
+    reader.elsewhere(note, *(f"data.{name}" for name in lists))
     note = "load_clips decodes one clip of a video; for several write a Dataset"
     reader.elsewhere(note, "data.num_clips", "data.decode_one_clip")
     if reader.values.get("data.mask_type", "multiblock3d") == "multiblock3d":
@@ -574,15 +574,15 @@ def _other_vjepa_keys(reader: _Reader) -> None:
     else:
         reader.without("tubes: jepakit.masking.TubeMask in place of the sampler", "data.mask_type")
     note = "crop and mirror in your Dataset, all frames of a clip alike"
-    names = ("random_resize_aspect_ratio", "random_resize_scale")
-    reader.elsewhere(note, *(f"data_aug.{name}" for name in names))
+    crops = ("random_resize_aspect_ratio", "random_resize_scale")
+    reader.elsewhere(note, *(f"data_aug.{name}" for name in crops))
     note = "off in the published files; put it into your Dataset"
-    names = ("auto_augment", "motion_shift", "reprob")
-    reader.elsewhere(note, *(f"data_aug.{name}" for name in names))
+    unused = ("auto_augment", "motion_shift", "reprob")
+    reader.elsewhere(note, *(f"data_aug.{name}" for name in unused))
     reader.elsewhere("your logger, and jepakit.checkpoints", "logging.folder", "logging.write_tag")
     reader.elsewhere("your logger", "data.log_resource_utilization")
-    names = ("load_checkpoint", "read_checkpoint", "save_every_freq")
-    reader.elsewhere("load_vjepa and jepakit.checkpoints", *(f"meta.{name}" for name in names))
+    files = ("load_checkpoint", "read_checkpoint", "save_every_freq")
+    reader.elsewhere("load_vjepa and jepakit.checkpoints", *(f"meta.{name}" for name in files))
     reader.elsewhere("first_step of ResumableBatches", "meta.skip_batches")
     reader.without("the published pretraining does not read it", "meta.eval_freq")
     reader.without("attention always uses the fused kernels of torch", "meta.use_sdpa")
