@@ -24,10 +24,10 @@ FRAMES = (4, 8, 16, 32, 64)
 SIDE = 224
 
 
-def kept_bytes(frames: int, *, checkpointing: bool, size: Size = LARGE, batch_size: int = 1) -> int:
-    """Bytes for each clip."""
+def kept_bytes(frames: int, *, checkpointing: bool, size: Size = LARGE) -> int:
+    """Bytes for one clip."""
     grid = (frames // TUBELET[0], SIDE // TUBELET[1], SIDE // TUBELET[2])
-    sets = vjepa_masks(grid)(batch_size, generator=torch.Generator().manual_seed(0))
+    sets = vjepa_masks(grid)(1, generator=torch.Generator().manual_seed(0))
     with torch.device("meta"):
         step = Step(size, grid)
     modules = step.encoder, step.predictor, step.teacher
@@ -36,9 +36,9 @@ def kept_bytes(frames: int, *, checkpointing: bool, size: Size = LARGE, batch_si
     with fake_mode():
         for module in modules:
             to_fake(module)
-        clips = torch.zeros(batch_size, 3, frames, SIDE, SIDE)
+        clips = torch.zeros(1, 3, frames, SIDE, SIDE)
     with fake_mode_of(clips):
-        cost = count(lambda: step.loss(clips, sets), modules, batch_size)
+        cost = count(lambda: step.loss(clips, sets), modules, batch_size=1)
     return round(cost.saved_bytes)
 
 

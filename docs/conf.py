@@ -48,7 +48,7 @@ nitpick_ignore_regex = [
     ("py:obj", "(?s).*"),
     # Shapes of jaxtyping, and aliases and type variables in annotations.
     ("py:class", "Float|Bool|Int|Integer|UInt8|Shaped|ProcessGroup|st.SearchStrategy"),
-    ("py:class", "_Path|SignName|Reduction|Device|RotaryPairs|KeyMask|Rotary|Outcome|M|M_co"),
+    ("py:class", "_Path|SignName|Reduction|Device|RotaryPairs|KeyMask|Rotary|M|M_co"),
     ("py:class", "UniformSampler"),
 ]
 default_role = "py:obj"  # `name` in a docstring links where it can and is code where it cannot

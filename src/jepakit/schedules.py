@@ -55,8 +55,8 @@ class linear:
 
     Source:
         I-JEPA (arXiv:2301.08243): momentum from 0.996 to 1, linear per optimiser step over the
-        whole training. Its published code stretches training length by 1.25, so that 1 is never
-        reached; pass `steps=round(1.25 * total_steps)` for the same.
+        whole training. V-JEPA's configuration files stretch schedules by 1.25 (`ipe_scale`), so
+        that 1 is never reached; pass `steps=round(1.25 * total_steps)` for the same.
     """
 
     start: float

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 
 import jepakit
@@ -302,3 +303,16 @@ def test_the_package_is_a_command() -> None:
     usage = subprocess.run(command, capture_output=True, text=True, check=False)
     assert usage.returncode == 2
     assert usage.stderr.startswith("usage: python -m jepakit.interop")
+
+
+@pytest.mark.parametrize("config", [IJEPA, VJEPA], ids=["I-JEPA", "V-JEPA"])
+def test_omegaconf_holds_the_same_file(config: dict[str, Any]) -> None:
+    """Trap: a list of another type is no list, so that its entries are unknown."""
+    plain, wrapped = migrate_config(config), migrate_config(OmegaConf.create(config))
+    assert wrapped.code == plain.code
+    assert [key.outcome for key in wrapped.keys] == [key.outcome for key in plain.keys]
+
+
+def test_a_file_without_masks_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one entry in mask"):
+        migrate_config(VJEPA | {"mask": []})

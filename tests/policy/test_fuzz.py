@@ -6,6 +6,7 @@ does not end.
 """
 
 import traceback
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -35,12 +36,11 @@ EXCEPT = {
 pytestmark = [pytest.mark.slow, pytest.mark.no_hook]
 
 
-def obscure(error: Exception, argument: str, given: dict[str, Any]) -> str:
+def obscure(error: Exception, names: Collection[str]) -> str:
     """Empty for an error that a user can act on."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     if "/src/jepakit/" not in last.filename or not isinstance(error, TypeError | ValueError):
         return f"{type(error).__name__} of {last.filename}:{last.lineno}: {error}"
-    names = {argument, *given, "grid_size"}
     return "" if any(name in str(error) for name in names) else f"names no argument: {error}"
 
 
@@ -60,7 +60,7 @@ def test_taken_or_refused_by_name(name: str) -> None:
             except TookTooLong:
                 found.append(f"{argument}={kind}: runs for more than {SECONDS} s")
             except Exception as error:
-                if text := obscure(error, argument, given):
+                if text := obscure(error, {*given, "grid_size"}):
                     found.append(f"{argument}={kind}: {text}")
     assert not found, "\n".join(found)
 
@@ -75,6 +75,6 @@ def test_what_is_obscure_is_found() -> None:
             return error
         raise AssertionError
 
-    assert "RuntimeError" in obscure(raised("torch.ones(2) @ torch.ones(3)"), "dim", {})
-    assert "names no argument" in obscure(raised("raise ValueError('must be 3')"), "dim", {})
-    assert not obscure(raised("raise ValueError('dim=2: must be 3')"), "dim", {})
+    assert "RuntimeError" in obscure(raised("torch.ones(2) @ torch.ones(3)"), ["dim"])
+    assert "names no argument" in obscure(raised("raise ValueError('must be 3')"), ["dim"])
+    assert not obscure(raised("raise ValueError('dim=2: must be 3')"), ["dim"])

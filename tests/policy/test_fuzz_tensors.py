@@ -12,19 +12,18 @@ import functools
 import importlib
 import inspect
 import pkgutil
-import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+from tests.policy.test_fuzz import SECONDS, obscure
 from tests.policy.test_public_api import OBJECTS
 from tests.time_limit import time_limit
 from torch import Tensor
 
 import jepakit
 
-SECONDS = 10
 # Modules and models that the user brings: their own errors say more.
 EXCEPT = {
     "EMATeacher.forward": "calls the user's model",
@@ -100,15 +99,6 @@ def changes(tensor: Tensor) -> Iterator[tuple[str, Any]]:
     )
     yield "a list", tensor.detach().tolist()
     yield "an array", tensor.detach().numpy()
-
-
-def obscure(error: Exception, names: set[str]) -> str:
-    """Empty for an error that a user can act on."""
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    known = isinstance(error, TypeError | ValueError | AssertionError)
-    if "/src/jepakit/" not in last.filename or not known:
-        return f"{type(error).__name__} of {last.filename}:{last.lineno}: {str(error)[:200]}"
-    return "" if any(name in str(error) for name in names) else f"names no tensor: {error}"
 
 
 def test_taken_or_refused_by_name(calls: dict[str, Call]) -> None:

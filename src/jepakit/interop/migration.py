@@ -117,7 +117,7 @@ def migrate_config(config: Mapping[str, Any]) -> MigratedConfig:
     if not isinstance(config, Mapping):
         raise TypeError(f"config: must be a mapping, got {type_name(config)}")
     reader = _Reader(config)
-    if isinstance(config.get("mask"), Sequence):
+    if _is_list(config.get("mask")):
         return _vjepa(reader)
     return _ijepa(reader)
 
@@ -161,13 +161,17 @@ def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
     """Paths and values; a list is entered if it holds mappings, as V-JEPA's `mask` does."""
     if isinstance(value, Mapping) and value:
         items = [(str(key), item) for key, item in value.items()]
-    elif isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
+    elif _is_list(value) and value and all(isinstance(item, Mapping) for item in value):
         items = [(str(number), item) for number, item in enumerate(value)]
     else:
         yield path, value
         return
     for key, item in items:
         yield from _leaves(item, f"{path}.{key}" if path else key)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
 
 
 # What both have
@@ -252,7 +256,7 @@ def _ijepa(reader: _Reader) -> MigratedConfig:
         ("min_keep", "min_keep", "a floor of min_keep / N tokens", 10),
     ):
         value = reader.carry(f"mask.{name}", f"{key} of the sampler", default)
-        value = tuple(value) if isinstance(value, Sequence) else value
+        value = tuple(value) if _is_list(value) else value
         sampler.append(f"    {argument}={value},")
     if reader.carry("mask.num_enc_masks", "one context for each image", 1) != 1:
         note = "the printed code has one context; call the sampler once for each"
@@ -531,6 +535,8 @@ for step, ((clips, *_), sets) in enumerate(loader):
 def _mask_sets(reader: _Reader, num_frames: int) -> list[str]:
     """Source code of a sampler for each entry of `mask`."""
     numbers = sorted({int(name.split(".")[1]) for name in reader.values if name[:5] == "mask."})
+    if not numbers:
+        raise ValueError("config: must have at least one entry in mask")
     sets = []
     for number in numbers:
         name = f"mask.{number}"

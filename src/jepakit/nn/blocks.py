@@ -139,7 +139,7 @@ class Block(nn.Module):
         dim, shape = self.attn.proj.in_features, tuple(x.shape)
         if len(shape) != 3 or shape[2] != dim:
             raise ValueError(f"x {shape}: must be [batch, n, {dim}], as wide as the block's dim")
-        check_weight_dtype("x", x, self.norm1)
+        check_weight_dtype("x", x, self.attn.qkv)  # norms may be wider than the rest
         if rotary is None:
             return
         check_floating("rotary", rotary)

@@ -78,9 +78,8 @@ def plot_retrieval(
             f"nearest {tuple(nearest.shape)}: must be {[*masks.targets.shape[:2], 'k']}, for each "
             "target of masks"
         )
-    if nearest.dtype not in (torch.int64, torch.int32) or not (
-        nearest.min() >= -1 and nearest.max() < len(images)
-    ):
+    is_integer = nearest.dtype in (torch.int64, torch.int32)
+    if not is_integer or nearest.min() < -1 or nearest.max() >= len(images):
         raise ValueError(f"nearest: must be indices of the {len(images)} images, or -1")
     target = as_int("target", target, minimum=0, maximum=nearest.shape[1] - 1)
     pixels = to_pixels("images", images, mean, std)
