@@ -31,16 +31,26 @@ def test_bytes_of_checkpointed_blocks_are_those_of_their_inputs(script) -> None:
 
 
 @pytest.mark.no_hook
-def test_multiply_adds_are_those_that_torch_counts(script) -> None:
+def test_multiply_adds_grow_with_the_depths_as_torch_counts(script) -> None:
+    """One more block of the encoder or of the predictor, exactly.
+
+    The whole is an upper bound: the predictor's last block computes its output at targets alone.
+    """
     module = script("clip_step")
-    size = module.Size(64, 2, 32, 2, 2)
     sets = module.draw("fixed", 1, 0)
-    step = module.Step(size)
     clips = torch.randn(1, 3, 16, 224, 224)
-    unfused = sdpa_kernel(SDPBackend.MATH)  # the counter does not know every fused kernel
-    with unfused, FlopCounterMode(display=False) as counter:
-        step.loss(clips, sets).backward()
-    # The last block of the predictor computes its output at the targets alone.
-    assert math.isclose(
-        module.multiply_adds(sets, size), counter.get_total_flops() / 2, rel_tol=0.1
-    )
+
+    def both(encoder_depth: int, predictor_depth: int) -> tuple[float, float]:
+        size = module.Size(64, encoder_depth, 32, predictor_depth, 2)
+        step = module.Step(size)
+        unfused = sdpa_kernel(SDPBackend.MATH)  # the counter does not know every fused kernel
+        with unfused, FlopCounterMode(display=False) as counter:
+            step.loss(clips, sets).backward()
+        return module.multiply_adds(sets, size), counter.get_total_flops() / 2
+
+    formula, counted = both(1, 1)
+    assert counted < formula < 1.2 * counted
+    for depths in ((2, 1), (1, 2)):
+        more_by_formula, more_counted = both(*depths)
+        grown = more_by_formula - formula, more_counted - counted
+        assert math.isclose(*grown, rel_tol=1e-6), depths

@@ -1,6 +1,7 @@
 """Configuration files of I-JEPA and V-JEPA: every key is accounted for, the printed code runs."""
 
 import copy
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
@@ -224,10 +226,10 @@ def test_errors_name_the_key() -> None:
 
 
 def test_code_for_ijepa_trains(tmp_path: Path) -> None:
-    """The published values, of a smaller model on smaller images, for two steps."""
+    """The published values, of a smaller model on smaller images, for two passes of two steps."""
     (tmp_path / "train" / "class").mkdir(parents=True)
     rng = np.random.default_rng(0)
-    for number in range(2):
+    for number in range(4):
         pixels = rng.integers(0, 255, (120, 120, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / "train" / "class" / f"{number}.png")
     config = changed(
@@ -248,10 +250,14 @@ def test_code_for_ijepa_trains(tmp_path: Path) -> None:
     names: dict[str, Any] = {}
     exec(migrate_config(config).code, names)
     teacher, encoder, predictor = (names[name] for name in ("teacher", "encoder", "predictor"))
-    assert teacher.step == 2
+    assert teacher.step == 4
     assert torch.isfinite(names["loss"])
-    assert [names["lr"](step) for step in (0, 1, 2)] == [0.0002, 0.001, 1e-6]
-    assert names["weight_decay"](2) == 0.4
+    # The warm-up is one pass, in steps, and the last step has the last value.
+    assert [names["lr"](step) for step in (0, 2, 4)] == [0.0002, 0.001, 1e-6]
+    assert names["weight_decay"](4) == 0.4
+    groups = names["optimizer"].param_groups
+    assert [group["lr"] for group in groups] == [1e-6] * len(groups)
+    assert sorted({group["weight_decay"] for group in groups}) == [0.0, 0.4]
     assert teacher.momentum == 1.0
     assert names["sampler"].min_context_coverage == 10 / 64
     assert not encoder.backbone.pos_embed.requires_grad
@@ -282,8 +288,36 @@ def test_code_for_vjepa_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert teacher.step == 4
     assert torch.isfinite(names["loss"])
     assert predictor.num_mask_tokens == 2
+    blocks = [each.sampler for each in names["sampler"].samplers]
+    assert [each.num_targets for each in blocks] == [8, 2]
+    assert [each.target_scale for each in blocks] == [(0.15, 0.15), (0.7, 0.7)]
+    assert {each.target_aspect_ratio for each in blocks} == {(0.75, 1.5)}
     assert names["schedule_steps"] == 5
     assert vjepa_checkpoint(encoder, predictor, teacher, epoch=2)["epoch"] == 2
+
+
+@pytest.mark.parametrize(("exponent", "loss"), [(1.0, "masked_l1"), (2.0, "0.5 * masked_mse")])
+def test_the_loss_is_that_of_its_exponent(exponent: float, loss: str) -> None:
+    """The published loss is |z - h|^p / p, averaged."""
+    code = migrate_config(changed(VJEPA, loss={"loss_exp": exponent})).code
+    assert f"losses.append({loss}(pred, target, masks.targets.valid))" in code
+
+
+@pytest.mark.parametrize(
+    ("model", "patch"),
+    [("tiny", 16), ("small", 16), ("base", 16), ("large", 16), ("huge", 14), ("giant", 14)],
+)
+def test_models_have_the_size_of_their_name(model: str, patch: int) -> None:
+    with torch.device("meta"):
+        timms = timm.create_model(f"vit_{model}_patch{patch}_224", num_classes=0)
+    block = timms.blocks[0]
+    code = migrate_config(changed(IJEPA, meta={"model_name": f"vit_{model}"})).code
+    backbone = code[code.index("backbone = ") : code.index("encoder = ")]
+    found = dict(re.findall(r"(\w+)=([\d./ ]+),", backbone))
+    assert int(found["embed_dim"]) == timms.embed_dim
+    assert int(found["depth"]) == len(timms.blocks)
+    assert int(found["num_heads"]) == block.attn.num_heads
+    assert int(eval(found["mlp_ratio"]) * timms.embed_dim) == block.mlp.fc1.out_features
 
 
 def test_a_command_prints_the_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
